@@ -1,0 +1,90 @@
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+export LC_ALL := C
+# A checkout that belongs to another user has no version to stamp; nothing here needs one.
+export GOFLAGS += -buildvcs=false
+
+CLIENT := go.etcd.io/etcd/client/v3
+TOOL := go tool -modfile=tools.mod
+GOTEST := go test -race -shuffle=on -timeout=20m
+
+# What `check` runs, cheap first.
+CHECKS := lint api cover others fuzz
+# The packages whose tests count for the coverage of the package in the root.
+CONTRACT := . $(wildcard ./internal/compat)
+COVERAGE := 95
+FUZZTIME ?= 30s
+
+GREP := grep -rnIE --exclude-dir=.git --exclude-dir=.build
+
+# $(call none,command) fails when the command prints anything, or fails itself.
+none = out=$$($(1)); [ -z "$$out" ] || { echo "$$out"; exit 1; }
+# $(call nowhere,options,pattern) fails when a file of the tree matches.
+nowhere = $(call none,$(GREP) $(1) '$(2)' . || [ $$? = 1 ])
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: ## the demo program; flags in DEMOFLAGS, a cluster of yours in ENDPOINTS
+	go run ./internal/demo $(DEMOFLAGS)
+
+test: ## all tests, with the race detector, in random order
+	$(GOTEST) ./...
+
+check: export FUZZTIME := 10s
+check: ## everything that has to hold before a merge, with the seconds each part took
+	@for part in $(CHECKS); do \
+		start=$$SECONDS; $(MAKE) --no-print-directory $$part; \
+		echo "== $$part: $$((SECONDS - start)) s"; \
+	done
+
+lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, forbidden words, lengths
+	@echo "== formatting, imports, words, comments, lengths"
+	@$(call none,$(TOOL) gofumpt -l .)
+	@$(call none,go list -f '{{join .Imports "\n"}}' . | awk '/^[^\/]*\./ && \
+		$$0 != "$(CLIENT)" && !/^go\.etcd\.io\/etcd\/api\/v3\//')
+	@$(call nowhere,--exclude='*.sum',\b(TOD[O]|FIXM[E]|XX[X])\b)
+	@$(call nowhere,--include='*_test.go',time\.Sleep)
+	@$(call nowhere,--include='*.go',\.Skip(f|Now)?\b)
+	@go list -f '{{join .GoFiles "\n"}}' . | xargs awk -v long=1 -f testdata/lint.awk
+	@go list -f '{{$$d := .Dir}}{{range .GoFiles}}{{$$d}}/{{println .}}{{end}}' ./... | \
+		xargs awk -f testdata/lint.awk
+	go vet ./...
+	$(TOOL) staticcheck -checks=all ./...
+	go fix -diff ./...
+	go mod tidy -diff
+
+api: | .build ## the exported API against upstream's: only what testdata/api.except lists may differ
+	$(TOOL) apidiff $(CLIENT)/concurrency . >.build/api.txt
+	@awk '/^[^#]/ && !reason {print "no reason given: " $$0; bad = 1} \
+		{reason = /^#/} END {exit bad}' testdata/api.except
+	@sed -n '/^Compatible/,$$p' .build/api.txt
+	@diff -U0 --label accepted --label found <(grep '^[^#]' testdata/api.except | sort) \
+		<(sed -n '/^Incompatible/,/^Compatible/s/^- //p' .build/api.txt | sort)
+
+cover: | .build ## the tests of the contract, with their coverage of the package in the root
+	$(GOTEST) -coverpkg=. -coverprofile=.build/cover.out $(CONTRACT)
+	@go tool cover -func=.build/cover.out | awk '/^total/ || $$NF != "100.0%" {print} \
+		END {if ($$NF + 0 < $(COVERAGE)) {print "below $(COVERAGE) %"; exit 1}}'
+
+others: ## the tests that cover leaves out
+	go list ./... | grep -vxF "$$(go list $(CONTRACT))" | xargs -r $(GOTEST)
+
+fuzz: ## every fuzz target of the package in the root for FUZZTIME (30s)
+	@targets=$$(go test -list '^Fuzz' . | grep '^Fuzz') || { echo "no fuzz target"; exit 1; }; \
+	for target in $$targets; do \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; \
+	done
+
+interop: ## the demo, the contract and etcdctl's lock and elect, against the etcd on PATH
+	@for program in etcd etcdctl; do command -v $$program >/dev/null || { \
+		echo "interop needs $$program on PATH (Debian: etcd-server, etcd-client)"; exit 1; }; done
+	ETCD_BINARY=$$(command -v etcd) go run ./internal/demo $(DEMOFLAGS)
+	ETCD_BINARY=$$(command -v etcd) $(GOTEST) $(CONTRACT) ./internal/interop
+
+.build:
+	@mkdir -p $@
+
+.PHONY: help demo test check lint api cover others fuzz interop

@@ -1,0 +1,521 @@
+package concurrency
+
+import (
+	"context"
+	"slices"
+	"strconv"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// ticket is one life of a key: the same name deleted and put again is another
+// ticket. The zero ticket is none.
+//
+// Create revisions are the numbers on the tickets: etcd gives them in the order
+// of commits and never twice. The smallest one under a prefix is the head and
+// owns what the prefix names. Since nobody can ever come in ahead of a ticket
+// that exists, who is seen with nobody ahead owns for as long as the ticket lives.
+type ticket struct {
+	key string
+	rev int64 // create revision; 0 for a ticket that may have been drawn, by a call whose answer was lost
+}
+
+// stands is true in a transaction only while the ticket exists.
+func (t ticket) stands() v3.Cmp { return v3.Compare(v3.CreateRevision(t.key), "=", t.rev) }
+
+func ticketOf(kv *mvccpb.KeyValue) ticket { return ticket{string(kv.Key), kv.CreateRevision} }
+
+// queue is the line under a prefix as one session stands in it. A session has one
+// place in a line, whichever handles use it.
+type queue struct {
+	session *Session
+	prefix  string
+}
+
+func newQueue(s *Session, name string) queue {
+	if s == nil {
+		panic("concurrency: nil session")
+	}
+	return queue{s, name + "/"}
+}
+
+// key is the name of the session's place: upstream's, so that processes on either
+// package stand in one line.
+func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
+
+func (q queue) lease() *lease {
+	if q.session.lease == nil {
+		panic("concurrency: a session that NewSession did not return")
+	}
+	return q.session.lease
+}
+
+// view is what was seen of the line at one revision.
+type view struct {
+	mine   ticket
+	ahead  ticket // directly ahead of mine; none when the turn has come
+	header *pb.ResponseHeader
+}
+
+// acquire joins the line and waits for the turn; one that is not patient is
+// [ErrLocked] instead of waiting. The view that it returns is the proof that the
+// turn has come. An acquisition that fails leaves the line, unless other handles
+// of the session stand there with the same ticket or were given the turn with it.
+//
+// Its other errors: rpctypes.ErrLeaseNotFound when the lease was gone before,
+// [ErrSessionExpired] when the ticket or the lease is lost under way, ctx's own, and
+// permanent ones of etcd, bare.
+func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, error) {
+	l, key := q.lease(), join.key
+	switch err := l.loss(); err {
+	case nil:
+	case ErrSessionExpired:
+		return view{}, rpctypes.ErrLeaseNotFound // what etcd would say
+	default:
+		return view{}, err
+	}
+	l.enter(key, patient)
+	var v view
+	err := l.within(ctx, func(ctx context.Context) (err error) {
+		for {
+			v, err = q.join(ctx, join, patient)
+			if err == nil && patient {
+				v, err = q.wait(ctx, v)
+			}
+			// Not granted: another handle has begun to delete this very ticket.
+			if err != nil || l.grant(v.mine) {
+				return err
+			}
+		}
+	})
+	l.exit(key, patient)
+	if err == nil {
+		err = l.loss()
+	}
+	if err != nil {
+		if err != ErrSessionExpired { // else there is nothing to withdraw
+			q.withdraw(v.mine)
+		}
+		return view{}, err
+	}
+	return v, nil
+}
+
+// joinTxn is the transaction by which a session joins a line: it puts its key and
+// reads back who is ahead, or reads back the head of the line. Repeating it is
+// harmless: the repetition finds its own key.
+type joinTxn struct {
+	key       string // the session's
+	unless    v3.Cmp
+	then, els []v3.Op
+}
+
+// joinTxn puts the session's key if it does not exist.
+func (q queue) joinTxn(value string) joinTxn {
+	key := q.key()
+	return joinTxn{
+		key:    key,
+		unless: v3.Compare(v3.CreateRevision(key), "=", 0),
+		then:   []v3.Op{v3.OpPut(key, value, v3.WithLease(q.session.id)), v3.OpGet(q.prefix, newestTwo...)},
+		els:    []v3.Op{v3.OpGet(q.prefix, oldest...)},
+	}
+}
+
+// tryTxn puts the session's key only if nobody stands in line, the session itself
+// included.
+func (q queue) tryTxn(value string) joinTxn {
+	txn := q.joinTxn(value)
+	txn.unless = v3.Compare(v3.CreateRevision(q.prefix), "=", 0).WithPrefix()
+	return txn
+}
+
+// update makes a join that finds the session's key give it this value, if it has
+// another one, and change nothing else.
+func (j joinTxn) update(value string) joinTxn {
+	same := v3.Compare(v3.Value(j.key), "=", value)
+	j.els = append(j.els, v3.OpTxn([]v3.Cmp{same}, nil, j.then[:1]))
+	return j
+}
+
+// newestTwo selects the newest two keys of a line. Restricted to those no newer than
+// a ticket, they are that ticket and the one directly ahead.
+var newestTwo = []v3.OpOption{
+	v3.WithPrefix(), v3.WithKeysOnly(), v3.WithSort(v3.SortByCreateRevision, v3.SortDescend), v3.WithLimit(2),
+}
+
+// oldest selects the head of a line.
+var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
+
+// join carries out the transaction and shows the ticket drawn or found, and one that
+// is ahead of it. Unless it is patient, it is [ErrLocked] if one is. When it fails
+// and nobody knows whether it was carried out, the view holds a ticket without a
+// revision.
+func (q queue) join(ctx context.Context, txn joinTxn, patient bool) (v view, err error) {
+	for {
+		if v, err = q.joinOnce(ctx, txn); err != nil {
+			return v, err
+		}
+		switch {
+		case v.mine == ticket{} && !patient:
+			return v, ErrLocked
+		case v.mine == ticket{}:
+			// The session stands in line, with a ticket older than this call.
+			if v.mine, err = q.find(ctx, txn.key); err != nil {
+				return view{mine: ticket{key: txn.key}}, err
+			}
+			if v.mine == (ticket{}) {
+				continue // it has just gone
+			}
+		}
+		if !q.lease().condemned(v.mine) {
+			return v, nil
+		}
+		// The key found is being deleted, by a call that has no answer yet. Make sure
+		// of it, and draw a new ticket.
+		if _, err := q.remove(ctx, v.mine); err != nil {
+			return view{}, err
+		}
+	}
+}
+
+func (q queue) joinOnce(ctx context.Context, txn joinTxn) (view, error) {
+	var resp *v3.TxnResponse
+	unknown := false
+	err := retry(ctx, q.session.client, func(ctx context.Context) (err error) {
+		resp, err = q.session.client.Txn(ctx).If(txn.unless).Then(txn.then...).Else(txn.els...).Commit()
+		if err != nil && !definite(err) {
+			unknown = true
+			q.doubt(txn.key)
+		}
+		return err
+	})
+	switch {
+	case err != nil && unknown:
+		return view{mine: ticket{key: txn.key}}, err
+	case err != nil:
+		return view{}, err
+	}
+	return txn.joined(resp), nil
+}
+
+// joined reads the answer to a join. A key just put is the newest in line. Otherwise
+// the session's own ticket is known only if it is the head.
+func (j joinTxn) joined(resp *v3.TxnResponse) view {
+	v := view{header: resp.Header}
+	if !resp.Succeeded {
+		head := ticketOf(resp.Responses[0].GetResponseRange().Kvs[0])
+		if head.key == j.key {
+			v.mine = head
+		} else {
+			v.ahead = head
+		}
+		return v
+	}
+	line := resp.Responses[1].GetResponseRange().Kvs
+	v.mine = ticket{j.key, line[0].CreateRevision}
+	if len(line) > 1 {
+		v.ahead = ticketOf(line[1])
+	}
+	return v
+}
+
+// look shows, with one linearizable read, who stands directly ahead of mine. It
+// is [ErrSessionExpired] if mine does not stand in line any more.
+func (q queue) look(ctx context.Context, mine ticket) (view, error) {
+	var resp *v3.GetResponse
+	upTo := append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))
+	err := retry(ctx, q.session.client, func(ctx context.Context) (err error) {
+		resp, err = q.session.client.Get(ctx, q.prefix, upTo...)
+		return err
+	})
+	if err != nil {
+		return view{mine: mine}, err
+	}
+	v := view{mine: mine, header: resp.Header}
+	if len(resp.Kvs) == 0 || ticketOf(resp.Kvs[0]) != mine {
+		return v, ErrSessionExpired
+	}
+	if len(resp.Kvs) > 1 {
+		v.ahead = ticketOf(resp.Kvs[1])
+	}
+	return v, nil
+}
+
+// ownWatchDelay is how long a wait lasts before it watches its own key as well.
+// Quick hand-overs are spared that watch; a lost key is heard of this much later.
+const ownWatchDelay = 100 * time.Millisecond
+
+// wait returns the first view that shows nobody ahead. It ends earlier for three
+// reasons only: the ticket is gone, which is [ErrSessionExpired]; ctx has ended, of
+// itself or because the lease is known to be lost; a look met a permanent error.
+// Whatever else happens, it looks again.
+//
+// It watches two keys for their deletion. The one ahead is watched from now on,
+// because the server serves a watch that starts in the past only every 100 ms
+// (server/storage/mvcc/watchable_store.go). A deletion between the last look and
+// the watch's beginning would be missed, so that a beginning newer than the last
+// look calls for another look. The own key is watched from the revision after a
+// look that has shown it, which leaves no gap; there, 100 ms don't matter.
+func (q queue) wait(ctx context.Context, v view) (view, error) {
+	if v.ahead == (ticket{}) {
+		return v, nil
+	}
+	news := make(chan v3.WatchResponse)
+	var ahead, own *watcher
+	defer func() { ahead.stop(); own.stop() }()
+	late := time.NewTimer(ownWatchDelay)
+	defer late.Stop()
+	for breaks := 0; v.ahead != (ticket{}); {
+		if ahead == nil || ahead.key != v.ahead.key {
+			ahead.stop()
+			ahead = watch(ctx, q.session.client, news, v.ahead.key, v3.WithFilterPut(), v3.WithCreatedNotify())
+		}
+		select {
+		case resp := <-news:
+			switch {
+			case resp.Canceled:
+				ahead.stop()
+				own.stop()
+				ahead, own = nil, nil
+				late.Reset(ownWatchDelay)
+				pause(ctx, breaks)
+				breaks++
+			case resp.Header.Revision <= v.header.Revision:
+				breaks = 0
+				continue // nothing that the last look has not shown
+			}
+		case <-late.C:
+			own = watch(ctx, q.session.client, news, v.mine.key, v3.WithFilterPut(), v3.WithRev(v.header.Revision+1))
+			continue
+		case <-ctx.Done(): // which the look reports
+		}
+		var err error
+		if v, err = q.look(ctx, v.mine); err != nil {
+			return v, err
+		}
+	}
+	return v, nil
+}
+
+// remove deletes the ticket, and never a later one of the same name. The caller
+// has condemned it. Like every call of the queue it is repeated until it is
+// answered; a repetition that finds the ticket gone has done its work.
+func (q queue) remove(ctx context.Context, t ticket) (header *pb.ResponseHeader, err error) {
+	err = retry(ctx, q.session.client, func(ctx context.Context) error {
+		resp, err := q.session.client.Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
+		if err == nil {
+			header = resp.Header
+		}
+		return err
+	})
+	if err == nil {
+		q.lease().forget(t)
+	}
+	return header, err
+}
+
+// leave gives the turn back. A lease that is known to be lost leaves nothing to
+// delete, and no header. After any other error the ticket may or may not stand, this
+// session will not use it again, and leave may be repeated.
+func (q queue) leave(ctx context.Context, t ticket) (header *pb.ResponseHeader, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	q.lease().condemn(t)
+	err = q.lease().within(ctx, func(ctx context.Context) (err error) {
+		header, err = q.remove(ctx, t)
+		return err
+	})
+	if err == ErrSessionExpired {
+		return nil, nil
+	}
+	return header, err
+}
+
+// withdrawal is how long a call that has failed waits for its own clean-up, so that a
+// caller who gives up usually leaves no key behind when the call returns.
+const withdrawal = 500 * time.Millisecond
+
+// withdraw takes the ticket of a failed acquisition out of the line. The work has
+// a context of its own: the caller's has usually ended. It is not disturbed by,
+// and does not disturb, other acquisitions of the session (see [place]).
+func (q queue) withdraw(t ticket) {
+	if t == (ticket{}) {
+		return
+	}
+	awaitCleanUp(q.lease().cleanUp(func(ctx context.Context) {
+		if t.rev == 0 {
+			ctx, cancel := context.WithTimeout(ctx, withdrawal) // sweep has more time
+			defer cancel()
+			t, _ = q.find(ctx, t.key)
+		}
+		q.removeUnused(ctx, t)
+	}))
+}
+
+// removeUnused removes a ticket if no handle of the session waits with it or was given
+// the turn with it.
+func (q queue) removeUnused(ctx context.Context, t ticket) {
+	if t.rev != 0 && q.lease().condemnUnused(t) {
+		_, _ = q.remove(ctx, t) // the first error has been told
+	}
+}
+
+// doubt notes that a join had no answer. A server that had not read it yet, or could not
+// commit it yet, may carry it out much later, even when a repetition has been answered
+// and the lock been released again. So the key is looked for, and removed unless it is in
+// use, from time to time until the TTL has passed.
+func (q queue) doubt(key string) {
+	l := q.lease()
+	sweeping := false
+	l.edit(key, func(p *place) {
+		sweeping = !p.doubted.IsZero()
+		p.doubted = time.Now()
+	})
+	if sweeping {
+		return
+	}
+	l.background(func() {
+		_ = l.within(l.client.Ctx(), func(ctx context.Context) error {
+			q.sweep(ctx, key)
+			return nil
+		})
+	})
+}
+
+func (q queue) sweep(ctx context.Context, key string) {
+	l := q.lease()
+	for n := 0; ctx.Err() == nil; n++ {
+		left := l.timeToLive()
+		l.edit(key, func(p *place) {
+			if left -= time.Since(p.doubted); left <= 0 {
+				p.doubted = time.Time{}
+			}
+		})
+		if left <= 0 {
+			return
+		}
+		sleep(ctx, jitter(min(left, 50*time.Millisecond<<min(n, 6))))
+		look, cancel := context.WithTimeout(ctx, left)
+		if t, err := q.find(look, key); err == nil {
+			q.removeUnused(look, t)
+		}
+		cancel()
+	}
+}
+
+func awaitCleanUp(done <-chan struct{}) {
+	timer := time.NewTimer(withdrawal)
+	defer timer.Stop()
+	select {
+	case <-done:
+	case <-timer.C:
+	}
+}
+
+// find returns the ticket that stands under the key, or none.
+func (q queue) find(ctx context.Context, key string) (t ticket, err error) {
+	err = retry(ctx, q.session.client, func(ctx context.Context) error {
+		resp, err := q.session.client.Get(ctx, key, v3.WithKeysOnly())
+		if err == nil && len(resp.Kvs) > 0 {
+			t = ticketOf(resp.Kvs[0])
+		}
+		return err
+	})
+	return t, err
+}
+
+// place is what the handles of one session know together of their place in one
+// line. It settles who deletes the key that they share:
+//
+//   - The turn, once given, is given back by Unlock or Resign only: an acquisition
+//     that fails leaves a granted ticket alone.
+//   - A ticket for which others of the session still wait stays; the last of them
+//     to fail withdraws it.
+//   - A deletion marks its ticket before it is sent, and nobody is given the turn
+//     with a marked ticket, however late the deletion arrives.
+//
+// Whoever decides does so under the lease's mutex, so that no two decisions cross.
+type place struct {
+	waiting int   // acquisitions under way that may come to wait with the ticket
+	trying  int   // acquisitions under way that will not wait
+	granted int64 // create revision of the newest ticket that was given the turn
+	doomed  int64 // create revision of the newest ticket whose deletion was decided
+	removed int64 // create revision of the newest ticket whose deletion was answered
+
+	doubted time.Time // when a join was last not answered; zero: a sweep found it safe
+}
+
+// edit changes a place. A place is forgotten when nothing rests on it: a ticket
+// read before its deletion was answered may still be in the hands of an
+// acquisition under way.
+func (l *lease) edit(key string, change func(p *place)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.places[key]
+	if p == nil {
+		p = &place{}
+		l.places[key] = p
+	}
+	change(p)
+	if p.waiting+p.trying == 0 && p.granted == 0 && p.doomed <= p.removed && p.doubted.IsZero() {
+		delete(l.places, key)
+	}
+}
+
+func (l *lease) enter(key string, patient bool) { l.count(key, patient, +1) }
+func (l *lease) exit(key string, patient bool)  { l.count(key, patient, -1) }
+
+func (l *lease) count(key string, patient bool, n int) {
+	l.edit(key, func(p *place) {
+		if patient {
+			p.waiting += n
+		} else {
+			p.trying += n
+		}
+	})
+}
+
+// grant notes that t was given the turn, unless its deletion was decided.
+func (l *lease) grant(t ticket) (granted bool) {
+	l.edit(t.key, func(p *place) {
+		if granted = t.rev > p.doomed; granted {
+			p.granted = max(p.granted, t.rev)
+		}
+	})
+	return granted
+}
+
+func (l *lease) condemned(t ticket) (condemned bool) {
+	l.edit(t.key, func(p *place) { condemned = t.rev <= p.doomed })
+	return condemned
+}
+
+func (l *lease) condemn(t ticket) {
+	l.edit(t.key, func(p *place) { p.doomed = max(p.doomed, t.rev) })
+}
+
+// condemnUnused decides the deletion of a ticket that nobody waits with and that
+// was not given the turn.
+func (l *lease) condemnUnused(t ticket) (condemned bool) {
+	l.edit(t.key, func(p *place) {
+		if condemned = p.waiting == 0 && t.rev > p.granted; condemned {
+			p.doomed = max(p.doomed, t.rev)
+		}
+	})
+	return condemned
+}
+
+// forget notes that t is deleted.
+func (l *lease) forget(t ticket) {
+	l.edit(t.key, func(p *place) {
+		p.removed = max(p.removed, t.rev)
+		if p.granted <= t.rev {
+			p.granted = 0
+		}
+	})
+}

@@ -1,0 +1,86 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// RunLeader runs work whenever it leads the election that prefix names: it opens a session
+// with opts, campaigns with value, and calls work with a context that ends with ctx and
+// with the leadership. When the leadership is lost, because the session expired or the key
+// was deleted, it waits for work to return and starts again with a new session, after a
+// pause that grows while it is in vain. It never runs work twice at once, and resigns only
+// after work has returned, so that the next candidate leads at once.
+//
+// It blocks until one of these, and returns
+//
+//   - nil when work returned nil while it led;
+//   - work's error, when that is not about the loss: a loss makes any error that is the
+//     cause of work's context, or [context.Canceled], start again;
+//   - ctx's error when ctx ended, [context.Canceled] when the client was closed;
+//   - a permanent error of etcd's, with which the session or the campaign failed, or that of
+//     a bad option.
+//
+// When ctx has ended it waits for work, and for at most a second for the servers; what they
+// did not answer ends with the lease. A panic of work's passes through after the
+// resignation. RunLeader panics if client or work is nil.
+func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, work func(context.Context) error, opts ...SessionOption) error {
+	if client == nil {
+		panic("concurrency: RunLeader: nil client")
+	}
+	if work == nil {
+		panic("concurrency: nil function")
+	}
+	for n := 0; ; n++ {
+		led, again, err := leadOnce(ctx, client, prefix, value, work, opts)
+		switch {
+		case !again:
+			return err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case client.Ctx().Err() != nil:
+			return context.Canceled
+		case led:
+			n = 0
+		}
+		pause(ctx, n)
+	}
+}
+
+// leadOnce runs work for the life of one session at most. It reports whether work was run,
+// and whether to try again; if not, err is what to return.
+func leadOnce(
+	ctx context.Context, client *v3.Client, prefix, value string, work func(context.Context) error, opts []SessionOption,
+) (led, again bool, err error) {
+	// The session must outlive ctx, until work has returned and the candidacy is withdrawn.
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	opening := context.AfterFunc(ctx, cancel)
+	s, err := NewSession(client, append([]SessionOption{WithContext(life)}, opts...)...)
+	if opening(); err != nil {
+		return false, ctx.Err() != nil || transient(err) && err != context.Canceled, err
+	}
+	defer func() {
+		time.AfterFunc(withdrawal, cancel)
+		_ = s.Close() // what is not answered in time ends with the lease
+	}()
+	var failure error
+	var lost bool
+	err = NewElection(s, prefix).Lead(ctx, value, func(ctx context.Context) error {
+		led = true
+		failure = work(ctx)
+		cause := context.Cause(ctx)
+		lost = cause != nil &&
+			(failure == nil || errors.Is(failure, cause) || errors.Is(failure, context.Canceled))
+		return nil
+	})
+	if led {
+		return true, lost, failure
+	}
+	lost = errors.Is(err, ErrSessionExpired) || errors.Is(err, rpctypes.ErrLeaseNotFound)
+	return false, lost || transient(err), err
+}

@@ -1,0 +1,260 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// ErrHeld is returned by [Mutex.Do] and [Election.Lead] when this handle already holds
+// the lock or the leadership, or another Do or Lead of it is under way.
+var ErrHeld = errors.New("concurrency: already held by this handle")
+
+// ownership is what a Mutex and an Election have in common: a place in a line, and the
+// ticket by which it owns.
+type ownership struct {
+	queue    queue
+	released error // the cause with which a term ends that is given back
+
+	mu     sync.Mutex // guards the fields below; never held across a call
+	held   ticket     // none: not owned
+	header *pb.ResponseHeader
+	term   *term // of held, once somebody has asked for its context
+	busy   bool  // a Do or Lead is under way
+}
+
+// term is the time for which a ticket owns.
+type term struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+}
+
+// newTerm ends with parent at the latest.
+func newTerm(parent context.Context) *term {
+	ctx, cancel := context.WithCancelCause(parent)
+	return &term{ctx, cancel}
+}
+
+// acquire stands in line for the turn, see [queue.acquire]. Whether it succeeds or
+// proves that somebody else owns, held is up to date.
+func (o *ownership) acquire(ctx context.Context, join joinTxn, patient bool) error {
+	v, err := o.queue.acquire(ctx, join, patient)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	switch err {
+	case nil:
+		o.replace(v.mine)
+		o.header = v.header
+	case ErrLocked, ErrSessionExpired:
+		o.replace(ticket{})
+	}
+	return err
+}
+
+// release gives back what is owned by the ticket held. The term ends before anything
+// is sent. The header is nil if the lease is known to be lost.
+func (o *ownership) release(ctx context.Context, held ticket) (*pb.ResponseHeader, error) {
+	o.end(held)
+	header, err := o.queue.leave(ctx, held)
+	if err == nil {
+		o.drop(held)
+	}
+	return header, err
+}
+
+// drop notes that held is gone, and keeps a newer ticket.
+func (o *ownership) drop(held ticket) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held == held {
+		o.replace(ticket{})
+	}
+}
+
+// replace sets the ticket; the term of another one has ended. The caller has mu.
+func (o *ownership) replace(held ticket) {
+	if o.term != nil && o.held != held {
+		o.term.cancel(ErrSessionExpired)
+		o.term = nil
+	}
+	o.held = held
+}
+
+func (o *ownership) state() (ticket, *pb.ResponseHeader) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.held, o.header
+}
+
+func (o *ownership) ticket() ticket {
+	held, _ := o.state()
+	return held
+}
+
+// stands is true in a transaction only while what this handle owns is owned by it.
+func (o *ownership) stands() v3.Cmp {
+	if held := o.ticket(); held != (ticket{}) {
+		return held.stands()
+	}
+	return v3.Compare(v3.CreateRevision(o.queue.key()), "<", 0)
+}
+
+// context returns the context of the term, which the first caller starts. Nothing held
+// has one that has ended, with the cause of a release.
+func (o *ownership) context() context.Context {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held == (ticket{}) {
+		t := newTerm(context.Background())
+		t.cancel(o.released)
+		return t.ctx
+	}
+	if o.term == nil {
+		o.term = o.queue.follow(o.held)
+	}
+	return o.term.ctx
+}
+
+// end ends the term of held. Who asks from now on, while the release is under way, is
+// given a context that has ended.
+func (o *ownership) end(held ticket) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held != held {
+		return
+	}
+	if o.term == nil {
+		o.term = newTerm(context.Background())
+	}
+	o.term.cancel(o.released)
+}
+
+// follow starts the term of a ticket. It ends with the session, and with the deletion of
+// the key, which it watches for.
+func (q queue) follow(t ticket) *term {
+	term := newTerm(q.session.ctx)
+	q.lease().background(func() { term.cancel(q.standing(term.ctx, t)) })
+	return term
+}
+
+// standing returns [ErrSessionExpired] when the ticket is seen to be gone. It ends earlier
+// when ctx does, and with a permanent error that keeps it from reading the key: who
+// can't know does not own.
+func (q queue) standing(ctx context.Context, t ticket) error {
+	news := make(chan v3.WatchResponse)
+	for breaks := 0; ; breaks++ {
+		rev, err := q.confirm(ctx, t)
+		if err != nil {
+			return err
+		}
+		// From the revision after one at which it stood: no gap.
+		w := watch(ctx, q.session.client, news, t.key, v3.WithFilterPut(), v3.WithRev(rev+1))
+		select {
+		case resp := <-news:
+			if !resp.Canceled {
+				w.stop()
+				return ErrSessionExpired
+			}
+		case <-ctx.Done():
+		}
+		w.stop()
+		pause(ctx, breaks)
+	}
+}
+
+// confirm returns a revision at which the ticket stands.
+func (q queue) confirm(ctx context.Context, t ticket) (rev int64, err error) {
+	err = retry(ctx, q.session.client, func(ctx context.Context) error {
+		resp, err := q.session.client.Get(ctx, t.key, v3.WithKeysOnly())
+		switch {
+		case err != nil:
+			return err
+		case len(resp.Kvs) == 0 || ticketOf(resp.Kvs[0]) != t:
+			return ErrSessionExpired
+		}
+		rev = resp.Header.Revision
+		return nil
+	})
+	return rev, err
+}
+
+// during runs work while the turn lasts that acquire waits for, on a context that ends
+// with the term or with ctx.
+func (o *ownership) during(ctx context.Context, acquire func() error, work func(context.Context) error) (err error) {
+	if work == nil {
+		panic("concurrency: nil function")
+	}
+	if !o.reserve() {
+		return ErrHeld
+	}
+	defer o.unreserve()
+	if err := acquire(); err != nil {
+		return err
+	}
+	held, owned := o.ticket(), o.context()
+	ctx, cancel := context.WithCancelCause(ctx)
+	detach := context.AfterFunc(owned, func() { cancel(context.Cause(owned)) })
+	// Deferred, so that a panic of work's passes through after the release.
+	defer func() {
+		loss := context.Cause(owned)
+		detach()
+		released := o.surrender(ctx, held)
+		cancel(nil)
+		err = join(err, loss, released)
+	}()
+	return work(ctx)
+}
+
+// surrender releases held even if ctx has ended: then it goes on in the background, and
+// is waited for as long as the clean-up of a failed acquisition.
+func (o *ownership) surrender(ctx context.Context, held ticket) error {
+	answer := make(chan error, 1)
+	done := o.queue.lease().cleanUp(func(ctx context.Context) {
+		_, err := o.release(ctx, held)
+		answer <- err
+	})
+	select {
+	case <-done:
+	case <-ctx.Done():
+		awaitCleanUp(done)
+	}
+	select {
+	case err := <-answer:
+		return err
+	default:
+		return ctx.Err() // nil if the session was closed, which has deleted the key
+	}
+}
+
+// join is errors.Join, but a single error stays as it is and is told once.
+func join(errs ...error) error {
+	var all []error
+	for _, err := range errs {
+		if err != nil && !errors.Is(errors.Join(all...), err) {
+			all = append(all, err)
+		}
+	}
+	if len(all) == 1 {
+		return all[0]
+	}
+	return errors.Join(all...)
+}
+
+func (o *ownership) reserve() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.busy || o.held != (ticket{}) {
+		return false
+	}
+	o.busy = true
+	return true
+}
+
+func (o *ownership) unreserve() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.busy = false
+}

@@ -1,0 +1,498 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// ErrCommitUnknown is wrapped by the error of [NewSTM] when the commit was sent and
+// not answered: it may have been carried out, now or a little later, or not at all.
+var ErrCommitUnknown = errors.New("concurrency: the outcome of the commit is unknown")
+
+// ErrGuardFailed is returned by [NewSTM] when a comparison given with [WithGuard] was
+// false at the commit: nothing was committed.
+var ErrGuardFailed = errors.New("concurrency: a guard of the transaction does not hold")
+
+// STM is one attempt at a transaction, as its function sees it. It belongs to the
+// goroutine that runs the function, and is of no use after the function has
+// returned: its methods panic then.
+//
+// When a read fails, Get and Rev don't return: they end the function by a panic
+// that [NewSTM] recovers. A function that recovers it itself changes nothing: its
+// attempt is not committed.
+type STM interface {
+	// Get returns the value of the first key, "" if it does not exist, and adds all
+	// keys to the read set. A key that this attempt has written has the value that
+	// was written. Keys that are not in the read set yet are fetched in one call.
+	Get(key ...string) string
+	// Put adds a write to the write set. The last write of a key counts.
+	Put(key, val string, opts ...v3.OpOption)
+	// Rev returns the revision of the last modification of a key as it is in the
+	// store, 0 if it does not exist, and adds the key to the read set.
+	Rev(key string) int64
+	// Del adds the deletion of a key to the write set.
+	Del(key string)
+
+	// commit keeps the interface to this package's own implementation.
+	commit() (*v3.TxnResponse, error)
+}
+
+// Isolation says what an attempt may see and what makes it conflict.
+type Isolation int
+
+const (
+	// SerializableSnapshot is strict serializability: all reads are of one revision,
+	// and the commit conflicts with every later change of a key read. Once the
+	// attempt has read anything, it also conflicts with later changes of a key that
+	// it only writes; not with its deletion. It is the default.
+	SerializableSnapshot Isolation = iota
+	// Serializable is the same, except that keys only written don't conflict.
+	Serializable
+	// RepeatableReads reads each key once, at revisions of their own, and conflicts
+	// with later changes of a key read.
+	RepeatableReads
+	// ReadCommitted reads each key once, and conflicts with nothing.
+	ReadCommitted
+)
+
+// level is what an isolation level consists of.
+type level struct {
+	snapshot    bool // all reads are of one revision
+	checkReads  bool // keys read must be unchanged at the commit
+	checkWrites bool // keys only written must be unchanged since the snapshot
+}
+
+var levels = [...]level{
+	SerializableSnapshot: {snapshot: true, checkReads: true, checkWrites: true},
+	Serializable:         {snapshot: true, checkReads: true},
+	RepeatableReads:      {checkReads: true},
+	ReadCommitted:        {},
+}
+
+// STMOption configures [NewSTM].
+type STMOption func(*stmOptions)
+
+type stmOptions struct {
+	isolation Isolation
+	ctx       context.Context
+	prefetch  []string
+	guards    []v3.Cmp
+	maxOps    int
+}
+
+// WithIsolation sets the isolation level; [SerializableSnapshot] is the default.
+func WithIsolation(lvl Isolation) STMOption {
+	if lvl < 0 || int(lvl) >= len(levels) {
+		panic(fmt.Sprintf("concurrency: unknown isolation level %d", int(lvl)))
+	}
+	return func(o *stmOptions) { o.isolation = lvl }
+}
+
+// WithAbortContext sets the context that ends the transaction; the client's is the
+// default. It is looked at before every attempt and during pauses, and bounds every
+// call.
+func WithAbortContext(ctx context.Context) STMOption {
+	if ctx == nil {
+		panic("concurrency: WithAbortContext: nil context")
+	}
+	return func(o *stmOptions) { o.ctx = ctx }
+}
+
+// WithPrefetch adds keys to the read set of every attempt before its function runs.
+// They are fetched together, which saves a call for each.
+func WithPrefetch(keys ...string) STMOption {
+	return func(o *stmOptions) { o.prefetch = append(o.prefetch, keys...) }
+}
+
+// WithGuard makes the transaction commit only if all comparisons are true at its commit,
+// and return [ErrGuardFailed], without another attempt, if one is not. With
+// [Mutex.IsOwner] or [Election.IsLeader] a former owner can't commit. A transaction that
+// only reads is committed by a call too, then.
+func WithGuard(cmps ...v3.Cmp) STMOption {
+	if len(cmps) == 0 {
+		panic("concurrency: WithGuard: nothing to compare")
+	}
+	return func(o *stmOptions) { o.guards = append(o.guards, cmps...) }
+}
+
+// defaultMaxOps is the server's default for --max-txn-ops.
+const defaultMaxOps = 128
+
+// WithMaxTxnOps tells the limit of the servers on the operations of a transaction
+// (their flag --max-txn-ops), if it is not the default of 128. Larger read sets are
+// fetched in parts; larger commits fail before they are sent.
+func WithMaxTxnOps(n int) STMOption {
+	if n <= 0 {
+		panic(fmt.Sprintf("concurrency: WithMaxTxnOps: %d is not a limit", n))
+	}
+	return func(o *stmOptions) { o.maxOps = n }
+}
+
+// NewSTM runs apply as a transaction: its reads through the [STM] are isolated from
+// other transactions and its writes take effect together, when it has returned nil.
+// When the commit conflicts, apply is run again, on newer values, at once at first
+// and then after pauses that grow, until it commits; so apply may run many times,
+// and should have no effects but those through its STM. It runs on the caller's
+// goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere,
+// and nothing is committed.
+//
+// The response is that of the commit; the responses to the writes stand in the
+// order in which their keys were first written. A transaction that only read, at
+// [SerializableSnapshot] or [Serializable], needs no commit: its response is a
+// successful one with the header of its first read.
+//
+// Errors, with which nothing is committed unless said otherwise:
+//   - what apply returned, as it is;
+//   - the error of the abort context, as it is, unless it ended during the commit;
+//   - [ErrGuardFailed];
+//   - etcd's, as they are; rpctypes.ErrTooManyOps, wrapped with the numbers, if the
+//     commit has more writes or checked keys than the servers allow, see
+//     [WithMaxTxnOps];
+//   - one that wraps [ErrCommitUnknown] and the cause if the commit was sent but not
+//     answered. Such a commit is not repeated.
+//
+// It costs one call for each Get or Rev that fetches, and one for the commit. NewSTM
+// panics if c or apply is nil.
+func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnResponse, error) {
+	if c == nil {
+		panic("concurrency: NewSTM: nil client")
+	}
+	if apply == nil {
+		panic("concurrency: NewSTM: nil function")
+	}
+	o := stmOptions{ctx: c.Ctx(), maxOps: defaultMaxOps}
+	for _, opt := range so {
+		opt(&o)
+	}
+	var seen snapshot
+	for conflicts := 0; ; conflicts++ {
+		if conflicts > 1 {
+			// The others who lost propose again now. What was seen of the store grows old
+			// during the pause, so that it is not worth keeping.
+			pause(o.ctx, conflicts-2)
+			seen = snapshot{}
+		}
+		if err := o.ctx.Err(); err != nil {
+			return nil, err
+		}
+		a := &attempt{client: c, options: o, level: levels[o.isolation], snapshot: seen}
+		resp, err := a.run(apply)
+		if err != errConflict {
+			return resp, err
+		}
+		seen = a.snapshot
+	}
+}
+
+// snapshot is what is known of the store at one revision.
+type snapshot struct {
+	header *pb.ResponseHeader          // nil: nothing was read yet
+	known  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
+}
+
+// attempt is one run of the function. Reads fill its read set, Put and Del its write
+// set; compile turns both into a transaction.
+type attempt struct {
+	client  *v3.Client
+	options stmOptions
+	level   level
+
+	// The first read pins the snapshot, of levels that have one, by its header. An
+	// attempt that follows a conflict starts with the snapshot of the conflict's
+	// answer: its values and its revision, so that they agree with fresh reads.
+	snapshot
+
+	reads  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
+	writes []write                     // in the order in which their keys were first written
+
+	err  error // the first failure, after which nothing is read or committed
+	over bool  // the function has returned
+}
+
+type write struct {
+	key, value string
+	op         v3.Op
+}
+
+// errConflict ends an attempt that is to be followed by another.
+var errConflict = errors.New("conflict")
+
+// abort is the panic by which a failed read leaves the function.
+type abort struct{}
+
+func (a *attempt) run(apply func(STM) error) (resp *v3.TxnResponse, err error) {
+	a.reads = map[string]*mvccpb.KeyValue{}
+	defer func() {
+		a.over = true
+		if a.err == nil {
+			return // a panic of the function's passes through untouched
+		}
+		resp, err = nil, a.err
+		if r := recover(); r != nil && r != (abort{}) {
+			panic(r)
+		}
+	}()
+	a.fetch(a.options.prefetch)
+	if err := apply(a); err != nil || a.err != nil {
+		return nil, err
+	}
+	return a.commit()
+}
+
+func (a *attempt) Get(keys ...string) string {
+	a.check()
+	if len(keys) == 0 {
+		return ""
+	}
+	w := a.written(keys[0])
+	if w < 0 || len(keys) > 1 {
+		a.fetch(keys)
+	}
+	if w >= 0 {
+		return a.writes[w].value
+	}
+	return string(a.reads[keys[0]].GetValue())
+}
+
+func (a *attempt) Rev(key string) int64 {
+	a.check()
+	a.fetch([]string{key})
+	return a.reads[key].GetModRevision()
+}
+
+func (a *attempt) Put(key, val string, opts ...v3.OpOption) {
+	a.write(write{key, val, v3.OpPut(key, val, opts...)})
+}
+
+func (a *attempt) Del(key string) { a.write(write{key, "", v3.OpDelete(key)}) }
+
+func (a *attempt) write(w write) {
+	a.check()
+	if i := a.written(w.key); i >= 0 {
+		a.writes[i] = w
+	} else {
+		a.writes = append(a.writes, w)
+	}
+}
+
+// written returns the place of the key in the write set, or -1.
+func (a *attempt) written(key string) int {
+	return slices.IndexFunc(a.writes, func(w write) bool { return w.key == key })
+}
+
+// check keeps a function from going on with an attempt that has ended.
+func (a *attempt) check() {
+	if a.over {
+		panic("concurrency: an STM was used after its function had returned")
+	}
+	if a.err != nil {
+		panic(abort{})
+	}
+}
+
+// fail ends the attempt and its function.
+func (a *attempt) fail(err error) {
+	if a.options.ctx.Err() != nil {
+		err = a.options.ctx.Err()
+	}
+	a.err = err
+	panic(abort{})
+}
+
+// fetch adds the keys to the read set: from the snapshot of the last conflict where
+// that knows them, and otherwise with as few calls as the server's limit allows.
+func (a *attempt) fetch(keys []string) {
+	var missing []string
+	for _, key := range keys {
+		if _, ok := a.reads[key]; ok || slices.Contains(missing, key) {
+			continue
+		}
+		if kv, ok := a.known[key]; ok {
+			a.reads[key] = kv
+			continue
+		}
+		missing = append(missing, key)
+	}
+	for part := range slices.Chunk(missing, a.options.maxOps) {
+		header, kvs, err := a.read(part)
+		if err != nil {
+			a.fail(err)
+		}
+		for i, key := range part {
+			a.reads[key] = kvs[i]
+		}
+		if a.header == nil || !a.level.snapshot {
+			a.header = header
+		}
+	}
+}
+
+// read reads at the pinned revision, if there is one, from whichever member is
+// asked: serializable. A member that has not come so far refuses ("future
+// revision"), and then the linearizable read at the same revision makes it catch up.
+// What is not pinned is read linearizably. A pinned revision that was compacted away
+// is of no more use, which is a conflict.
+func (a *attempt) read(keys []string) (*pb.ResponseHeader, []*mvccpb.KeyValue, error) {
+	if a.header == nil || !a.level.snapshot {
+		return a.get(keys)
+	}
+	at := v3.WithRev(a.header.Revision)
+	header, kvs, err := a.get(keys, at, v3.WithSerializable())
+	if errors.Is(err, rpctypes.ErrFutureRev) {
+		header, kvs, err = a.get(keys, at)
+	}
+	if errors.Is(err, rpctypes.ErrCompacted) {
+		a.snapshot = snapshot{}
+		err = errConflict
+	}
+	return header, kvs, err
+}
+
+// get reads the keys in one call. A single one is a plain Get, which the client
+// repeats by itself when the connection fails.
+func (a *attempt) get(keys []string, opts ...v3.OpOption) (*pb.ResponseHeader, []*mvccpb.KeyValue, error) {
+	if len(keys) == 1 {
+		resp, err := a.client.Get(a.options.ctx, keys[0], opts...)
+		if err != nil {
+			return nil, nil, err
+		}
+		return resp.Header, []*mvccpb.KeyValue{only(resp.Kvs)}, nil
+	}
+	gets := make([]v3.Op, len(keys))
+	for i, key := range keys {
+		gets[i] = v3.OpGet(key, opts...)
+	}
+	resp, err := a.client.Txn(a.options.ctx).Then(gets...).Commit()
+	if err != nil {
+		return nil, nil, err
+	}
+	return resp.Header, values(resp.Responses), nil
+}
+
+func values(answers []*pb.ResponseOp) []*mvccpb.KeyValue {
+	kvs := make([]*mvccpb.KeyValue, len(answers))
+	for i, r := range answers {
+		kvs[i] = only(r.GetResponseRange().Kvs)
+	}
+	return kvs
+}
+
+func only(kvs []*mvccpb.KeyValue) *mvccpb.KeyValue {
+	if len(kvs) == 0 {
+		return nil
+	}
+	return kvs[0]
+}
+
+// compiled is the transaction that an attempt comes to.
+type compiled struct {
+	cmps      []v3.Cmp
+	then, els []v3.Op
+	keys      []string // those whose values els reads back, after the guards' result
+}
+
+// compile is a pure function of the level, the read set and the write set, and
+// gives the same transaction for the same ones: compares and reads stand in the
+// order of keys, after the guards, writes in that of their first writing. The Else
+// branch compares the guards by themselves, which tells them from a conflict.
+func (a *attempt) compile() compiled {
+	c := compiled{cmps: slices.Clone(a.options.guards)}
+	if len(a.options.guards) > 0 {
+		c.els = []v3.Op{v3.OpTxn(a.options.guards, nil, nil)}
+	}
+	want := map[string]v3.Cmp{}
+	if a.level.checkWrites && len(a.reads) > 0 {
+		for _, w := range a.writes {
+			want[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
+		}
+	}
+	if a.level.checkReads {
+		for key, kv := range a.reads {
+			want[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		c.cmps = append(c.cmps, want[key])
+	}
+	for _, w := range a.writes {
+		c.then = append(c.then, w.op)
+	}
+	if a.level.snapshot {
+		c.keys = slices.Sorted(maps.Keys(a.reads))
+		for _, key := range c.keys {
+			c.els = append(c.els, v3.OpGet(key))
+		}
+	}
+	return c
+}
+
+// commit returns errConflict, and leaves the snapshot for the next attempt, if a
+// compare failed.
+func (a *attempt) commit() (*v3.TxnResponse, error) {
+	if len(a.writes) == 0 && len(a.reads) > 0 && a.level.snapshot && len(a.options.guards) == 0 {
+		// All reads are of one revision, and the first was linearizable: that is
+		// where this transaction stands in the order of all.
+		return &v3.TxnResponse{Header: a.header, Succeeded: true}, nil
+	}
+	c, ctx := a.compile(), a.options.ctx
+	if max(len(c.cmps), len(c.then), len(c.els)) > a.options.maxOps {
+		return nil, fmt.Errorf("concurrency: a commit of %d writes and %d checked keys is over the limit of %d: %w",
+			len(c.then), len(c.cmps), a.options.maxOps, rpctypes.ErrTooManyOps)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	resp, err := a.client.Txn(ctx).If(c.cmps...).Then(c.then...).Else(c.els...).Commit()
+	switch {
+	case err != nil && definite(err):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", ErrCommitUnknown, err)
+	case resp.Succeeded:
+		return resp, nil
+	}
+	answers := resp.Responses
+	if len(a.options.guards) > 0 {
+		if !answers[0].GetResponseTxn().Succeeded {
+			return nil, ErrGuardFailed
+		}
+		answers = answers[1:]
+	}
+	a.snapshot = snapshot{}
+	if a.level.snapshot {
+		a.header, a.known = resp.Header, map[string]*mvccpb.KeyValue{}
+		for i, kv := range values(answers) {
+			a.known[c.keys[i]] = kv
+		}
+	}
+	return nil, errConflict
+}
+
+// NewSTMRepeatable runs a transaction at [RepeatableReads] that ctx can abort.
+//
+// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
+func NewSTMRepeatable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
+	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(RepeatableReads))
+}
+
+// NewSTMSerializable runs a transaction at [Serializable] that ctx can abort.
+//
+// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
+func NewSTMSerializable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
+	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(Serializable))
+}
+
+// NewSTMReadCommitted runs a transaction at [ReadCommitted] that ctx can abort.
+//
+// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
+func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
+	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(ReadCommitted))
+}
