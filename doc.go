@@ -25,6 +25,9 @@
 //   - A session is one participant. Two handles of one session and one name share the
 //     lock or the candidacy, and each is given it while the other has it. [NewLocker]
 //     excludes the goroutines that share it.
+//   - A lease belongs to one process at a time. Two that keep the same one alive, by
+//     [WithLease], are one participant without knowing of each other: what one cleans up
+//     after an unanswered call may be what the other holds.
 //   - A name owns its keys. A lock and an election of one name share the line, any
 //     foreign key under name + "/" counts as a participant, and so the keys of "a/b"
 //     stand in the line of "a".

@@ -38,8 +38,8 @@ func NewElection(s *Session, pfx string) *Election {
 // process that has been restarted and kept its lease with [WithLease]. Whether
 // they still lead shows with the next [Election.Proclaim]; an empty key or a
 // revision of zero makes a handle that does not lead. pfx is the name that was
-// given to [NewElection]; the name with its "/" added, as upstream's package wants
-// it, is understood too. It makes no call. ResumeElection panics if s is nil.
+// given to [NewElection], under which the key lies. If it doesn't, pfx is taken as the
+// prefix of all keys, as upstream's package does: the name with its "/" added. It makes no call. ResumeElection panics if s is nil.
 func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *Election {
 	e := NewElection(s, pfx)
 	if !strings.HasPrefix(leaderKey, e.queue.prefix) {
@@ -62,6 +62,11 @@ func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *
 //
 // It costs one call without a rival; a wait costs what that of a lock does.
 func (e *Election) Campaign(ctx context.Context, val string) error {
+	_, err := e.campaign(ctx, val)
+	return err
+}
+
+func (e *Election) campaign(ctx context.Context, val string) (ticket, error) {
 	return e.acquire(ctx, e.queue.joinTxn(val).update(val), true)
 }
 
@@ -70,12 +75,13 @@ func (e *Election) Campaign(ctx context.Context, val string) error {
 // every time. Other errors are ctx's and etcd's. It is not repeated: after an
 // error without an answer the value may be either.
 func (e *Election) Proclaim(ctx context.Context, val string) error {
+	need(ctx)
 	led := e.ticket()
 	if led == (ticket{}) {
 		return ErrElectionNotLeader
 	}
 	put := v3.OpPut(led.key, val, v3.WithLease(e.queue.session.id))
-	resp, err := e.queue.session.client.Txn(ctx).If(led.stands()).Then(put).Commit()
+	resp, err := e.queue.client().Txn(ctx).If(led.stands()).Then(put).Commit()
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return ctx.Err()
@@ -104,6 +110,9 @@ func (e *Election) Resign(ctx context.Context) error {
 	if header != nil {
 		e.note(header)
 	}
+	if err == ErrSessionExpired {
+		return nil
+	}
 	return err
 }
 
@@ -111,7 +120,8 @@ func (e *Election) Resign(ctx context.Context) error {
 // answer. It is [ErrElectionNoLeader] when nobody leads; other errors are ctx's and
 // etcd's.
 func (e *Election) Leader(ctx context.Context) (*v3.GetResponse, error) {
-	resp, err := e.queue.session.client.Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
+	need(ctx)
+	resp, err := e.queue.client().Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return nil, ctx.Err()
@@ -133,6 +143,8 @@ func (e *Election) Leader(ctx context.Context) (*v3.GetResponse, error) {
 // be read for a permanent reason, such as a missing permission. Until then
 // transient faults are ridden out.
 func (e *Election) Observe(ctx context.Context) <-chan *v3.GetResponse {
+	need(ctx)
+	e.queue.lease()
 	out := make(chan *v3.GetResponse)
 	go func() {
 		defer close(out)
@@ -158,6 +170,7 @@ type Leader struct {
 // [context.Canceled] when the client was closed, or a permanent one of etcd. A loop that
 // is left early leaves nothing running.
 func (e *Election) Leaders(ctx context.Context) iter.Seq2[Leader, error] {
+	need(ctx)
 	return func(yield func(Leader, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		out, end := make(chan *v3.GetResponse), make(chan error, 1)
@@ -211,7 +224,7 @@ func (e *Election) Ctx() context.Context { return e.context() }
 // leadership, and resigns when work has returned. For its errors and panics see
 // [Mutex.Do].
 func (e *Election) Lead(ctx context.Context, value string, work func(context.Context) error) error {
-	return e.during(ctx, func() error { return e.Campaign(ctx, value) }, work)
+	return e.during(ctx, func() (ticket, error) { return e.campaign(ctx, value) }, work)
 }
 
 func (e *Election) note(header *pb.ResponseHeader) {
@@ -236,10 +249,8 @@ type observer struct {
 // error, which it returns. While somebody leads it watches that key, otherwise the whole
 // prefix; as in wait, a watch that began later than the last look calls for another.
 func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, vacancies bool) error {
-	client := e.queue.session.client
-	bound, cancel := context.WithCancel(ctx)
+	bound, cancel := untilClosed(ctx, e.queue.client())
 	defer cancel()
-	defer context.AfterFunc(client.Ctx(), cancel)()
 	news := make(chan v3.WatchResponse)
 	var w *watcher
 	var watched string // the leader's key, or "" for the prefix
@@ -283,7 +294,7 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, vaca
 // watch watches, from now on, the leader's key, or for puts on any while there is
 // none.
 func (e *Election) watch(ctx context.Context, news chan<- v3.WatchResponse, leader string) *watcher {
-	client := e.queue.session.client
+	client := e.queue.client()
 	if leader != "" {
 		return watch(ctx, client, news, leader, v3.WithCreatedNotify())
 	}
@@ -292,7 +303,7 @@ func (e *Election) watch(ctx context.Context, news chan<- v3.WatchResponse, lead
 
 // look finds out who leads, at one revision.
 func (e *Election) look(ctx context.Context, o *observer) error {
-	client := e.queue.session.client
+	client := e.queue.client()
 	return retry(ctx, client, func(ctx context.Context) error {
 		resp, err := client.Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
 		if err != nil {

@@ -54,6 +54,14 @@ func (q queue) lease() *lease {
 	return q.session.lease
 }
 
+func (q queue) client() *v3.Client { return q.lease().client }
+
+func need(ctx context.Context) {
+	if ctx == nil {
+		panic("concurrency: nil context")
+	}
+}
+
 // view is what was seen of the line at one revision.
 type view struct {
 	mine   ticket
@@ -70,6 +78,7 @@ type view struct {
 // [ErrSessionExpired] when the ticket or the lease is lost under way, ctx's own, and
 // permanent ones of etcd, bare.
 func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, error) {
+	need(ctx)
 	l, key := q.lease(), join.key
 	switch err := l.loss(); err {
 	case nil:
@@ -86,8 +95,12 @@ func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, e
 			if err == nil && patient {
 				v, err = q.wait(ctx, v)
 			}
-			// Not granted: another handle has begun to delete this very ticket.
-			if err != nil || l.grant(v.mine) {
+			switch {
+			case err == nil && l.grant(v.mine):
+				return nil
+			case err == nil || err == ErrSessionExpired && l.condemned(v.mine):
+				// Another handle has deleted this very ticket, or begun to: draw a new one.
+			default:
 				return err
 			}
 		}
@@ -176,7 +189,7 @@ func (q queue) join(ctx context.Context, txn joinTxn, patient bool) (v view, err
 		}
 		// The key found is being deleted, by a call that has no answer yet. Make sure
 		// of it, and draw a new ticket.
-		if _, err := q.remove(ctx, v.mine); err != nil {
+		if _, err := q.remove(ctx, v.mine); err != nil && err != ErrSessionExpired {
 			return view{}, err
 		}
 	}
@@ -185,8 +198,8 @@ func (q queue) join(ctx context.Context, txn joinTxn, patient bool) (v view, err
 func (q queue) joinOnce(ctx context.Context, txn joinTxn) (view, error) {
 	var resp *v3.TxnResponse
 	unknown := false
-	err := retry(ctx, q.session.client, func(ctx context.Context) (err error) {
-		resp, err = q.session.client.Txn(ctx).If(txn.unless).Then(txn.then...).Else(txn.els...).Commit()
+	err := retry(ctx, q.client(), func(ctx context.Context) (err error) {
+		resp, err = q.client().Txn(ctx).If(txn.unless).Then(txn.then...).Else(txn.els...).Commit()
 		if err != nil && !definite(err) {
 			unknown = true
 			q.doubt(txn.key)
@@ -228,8 +241,8 @@ func (j joinTxn) joined(resp *v3.TxnResponse) view {
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	var resp *v3.GetResponse
 	upTo := append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))
-	err := retry(ctx, q.session.client, func(ctx context.Context) (err error) {
-		resp, err = q.session.client.Get(ctx, q.prefix, upTo...)
+	err := retry(ctx, q.client(), func(ctx context.Context) (err error) {
+		resp, err = q.client().Get(ctx, q.prefix, upTo...)
 		return err
 	})
 	if err != nil {
@@ -272,7 +285,7 @@ func (q queue) wait(ctx context.Context, v view) (view, error) {
 	for breaks := 0; v.ahead != (ticket{}); {
 		if ahead == nil || ahead.key != v.ahead.key {
 			ahead.stop()
-			ahead = watch(ctx, q.session.client, news, v.ahead.key, v3.WithFilterPut(), v3.WithCreatedNotify())
+			ahead = watch(ctx, q.client(), news, v.ahead.key, v3.WithFilterPut(), v3.WithCreatedNotify())
 		}
 		select {
 		case resp := <-news:
@@ -289,7 +302,7 @@ func (q queue) wait(ctx context.Context, v view) (view, error) {
 				continue // nothing that the last look has not shown
 			}
 		case <-late.C:
-			own = watch(ctx, q.session.client, news, v.mine.key, v3.WithFilterPut(), v3.WithRev(v.header.Revision+1))
+			own = watch(ctx, q.client(), news, v.mine.key, v3.WithFilterPut(), v3.WithRev(v.header.Revision+1))
 			continue
 		case <-ctx.Done(): // which the look reports
 		}
@@ -301,38 +314,41 @@ func (q queue) wait(ctx context.Context, v view) (view, error) {
 	return v, nil
 }
 
-// remove deletes the ticket, and never a later one of the same name. The caller
-// has condemned it. Like every call of the queue it is repeated until it is
-// answered; a repetition that finds the ticket gone has done its work.
+// remove deletes the ticket, and never a later one of the same name. The caller has
+// condemned it. Like every call of the queue it is repeated until it is answered; a
+// repetition that finds the ticket gone has done its work, a first call that does is
+// [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (header *pb.ResponseHeader, err error) {
-	err = retry(ctx, q.session.client, func(ctx context.Context) error {
-		resp, err := q.session.client.Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
+	calls, stood := 0, false
+	err = retry(ctx, q.client(), func(ctx context.Context) error {
+		calls++
+		resp, err := q.client().Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
 		if err == nil {
-			header = resp.Header
+			header, stood = resp.Header, resp.Succeeded
 		}
 		return err
 	})
-	if err == nil {
-		q.lease().forget(t)
+	if err != nil {
+		return nil, err
+	}
+	q.lease().forget(t)
+	if !stood && calls == 1 {
+		err = ErrSessionExpired
 	}
 	return header, err
 }
 
-// leave gives the turn back. A lease that is known to be lost leaves nothing to
-// delete, and no header. After any other error the ticket may or may not stand, this
-// session will not use it again, and leave may be repeated.
+// leave gives the turn back. It is [ErrSessionExpired] when that was lost before: the
+// ticket was gone, or the lease is known to be lost, which leaves no header. After any
+// other error the ticket may or may not stand, this session will not use it again, and
+// leave may be repeated.
 func (q queue) leave(ctx context.Context, t ticket) (header *pb.ResponseHeader, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
+	need(ctx)
 	q.lease().condemn(t)
 	err = q.lease().within(ctx, func(ctx context.Context) (err error) {
 		header, err = q.remove(ctx, t)
 		return err
 	})
-	if err == ErrSessionExpired {
-		return nil, nil
-	}
 	return header, err
 }
 
@@ -419,8 +435,8 @@ func awaitCleanUp(done <-chan struct{}) {
 
 // find returns the ticket that stands under the key, or none.
 func (q queue) find(ctx context.Context, key string) (t ticket, err error) {
-	err = retry(ctx, q.session.client, func(ctx context.Context) error {
-		resp, err := q.session.client.Get(ctx, key, v3.WithKeysOnly())
+	err = retry(ctx, q.client(), func(ctx context.Context) error {
+		resp, err := q.client().Get(ctx, key, v3.WithKeysOnly())
 		if err == nil && len(resp.Kvs) > 0 {
 			t = ticketOf(resp.Kvs[0])
 		}
@@ -490,6 +506,7 @@ func (l *lease) grant(t ticket) (granted bool) {
 	return granted
 }
 
+// condemned reports whether the deletion of t was decided.
 func (l *lease) condemned(t ticket) (condemned bool) {
 	l.edit(t.key, func(p *place) { condemned = t.rev <= p.doomed })
 	return condemned

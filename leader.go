@@ -35,6 +35,7 @@ func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, wor
 	if work == nil {
 		panic("concurrency: nil function")
 	}
+	need(ctx)
 	for n := 0; ; n++ {
 		led, again, err := leadOnce(ctx, client, prefix, value, work, opts)
 		switch {
@@ -56,13 +57,24 @@ func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, wor
 func leadOnce(
 	ctx context.Context, client *v3.Client, prefix, value string, work func(context.Context) error, opts []SessionOption,
 ) (led, again bool, err error) {
-	// The session must outlive ctx, until work has returned and the candidacy is withdrawn.
-	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	if err := ctx.Err(); err != nil {
+		return false, false, err
+	}
+	o := optionsOf(client, opts)
+	if err := o.ctx.Err(); err != nil && o.ctx != client.Ctx() { // given with WithContext
+		return false, false, err
+	}
+	// The session outlives ctx, until work has returned and the candidacy is withdrawn; the
+	// opening doesn't.
+	opening, opened := context.WithCancel(ctx)
+	defer context.AfterFunc(o.ctx, opened)()
+	var cancel context.CancelFunc
+	o.ctx, cancel = context.WithCancel(o.ctx)
 	defer cancel()
-	opening := context.AfterFunc(ctx, cancel)
-	s, err := NewSession(client, append([]SessionOption{WithContext(life)}, opts...)...)
-	if opening(); err != nil {
-		return false, ctx.Err() != nil || transient(err) && err != context.Canceled, err
+	s, err := open(opening, client, o)
+	opened()
+	if err != nil {
+		return false, transient(err), err
 	}
 	defer func() {
 		time.AfterFunc(withdrawal, cancel)

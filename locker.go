@@ -20,19 +20,29 @@ func NewLocker(s *Session, pfx string) sync.Locker { return &locker{mutex: NewMu
 type locker struct {
 	local sync.Mutex // held as long as the lock is, and before it
 	mutex *Mutex
+
+	mu     sync.Mutex // guards locked; never held across a call
+	locked bool       // local is held by who has the lock
 }
 
 func (l *locker) Lock() {
+	ctx := l.mutex.queue.client().Ctx()
 	l.local.Lock()
-	if err := l.mutex.Lock(l.mutex.queue.session.client.Ctx()); err != nil {
+	if err := l.mutex.Lock(ctx); err != nil {
 		l.local.Unlock()
 		panic(fmt.Errorf("concurrency: Locker.Lock: %w", err))
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.locked = true
 }
 
 func (l *locker) Unlock() {
-	err := l.mutex.Unlock(l.mutex.queue.session.client.Ctx())
-	if err != ErrLockReleased { // else it is not ours to unlock
+	err := l.mutex.Unlock(l.mutex.queue.client().Ctx())
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.locked {
+		l.locked = false
 		l.local.Unlock()
 	}
 	if err != nil {

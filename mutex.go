@@ -45,7 +45,8 @@ func NewMutex(s *Session, pfx string) *Mutex {
 // It costs one call, repeated over transient faults until ctx or the lease ends.
 // Its other errors are those of [Mutex.Lock]; what failure leaves behind, likewise.
 func (m *Mutex) TryLock(ctx context.Context) error {
-	return m.acquire(ctx, m.queue.tryTxn(""), false)
+	_, err := m.acquire(ctx, m.queue.tryTxn(""), false)
+	return err
 }
 
 // Lock takes the lock, waiting for all who came before. When it returns nil the
@@ -59,7 +60,8 @@ func (m *Mutex) TryLock(ctx context.Context) error {
 // don't end it: lost connections, elections among the servers, compactions, lost
 // answers. Permanent errors of etcd do and are returned as they are:
 // rpctypes.ErrLeaseNotFound says that the lease was gone before, and
-// rpctypes.ErrPermissionDenied that the user may not write here.
+// rpctypes.ErrPermissionDenied that the user may not write here. The closing of the
+// client ends it with [context.Canceled].
 //
 // A Lock that fails takes its key away again, in the background if that takes long:
 // at the latest the key goes with the lease.
@@ -68,11 +70,17 @@ func (m *Mutex) TryLock(ctx context.Context) error {
 // for everybody who leaves the line directly ahead, or on a store that is written
 // to meanwhile.
 func (m *Mutex) Lock(ctx context.Context) error {
+	_, err := m.lock(ctx)
+	return err
+}
+
+func (m *Mutex) lock(ctx context.Context) (ticket, error) {
 	return m.acquire(ctx, m.queue.joinTxn(""), true)
 }
 
 // Unlock releases the lock: it deletes the key of this handle's last Lock, and no
-// later one of the same session. It returns [ErrLockReleased] if the handle holds
+// later one of the same session. Another handle of the session that was given the lock
+// by the same key has lost it then. It returns [ErrLockReleased] if the handle holds
 // no lock, and nil if the lock was lost meanwhile, which the session tells.
 //
 // It costs one call, repeated over transient faults until ctx ends, which is then
@@ -85,6 +93,9 @@ func (m *Mutex) Unlock(ctx context.Context) error {
 		return ErrLockReleased
 	}
 	_, err := m.release(ctx, held)
+	if err == ErrSessionExpired {
+		return nil
+	}
 	return err
 }
 
@@ -130,5 +141,5 @@ func (m *Mutex) Ctx() context.Context { return m.context() }
 // is [ErrHeld] if this handle holds the lock already or another Do of it is under way.
 // A panic of work's passes through after the release. Do panics if work is nil.
 func (m *Mutex) Do(ctx context.Context, work func(context.Context) error) error {
-	return m.during(ctx, func() error { return m.Lock(ctx) }, work)
+	return m.during(ctx, func() (ticket, error) { return m.lock(ctx) }, work)
 }

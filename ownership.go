@@ -38,9 +38,9 @@ func newTerm(parent context.Context) *term {
 	return &term{ctx, cancel}
 }
 
-// acquire stands in line for the turn, see [queue.acquire]. Whether it succeeds or
-// proves that somebody else owns, held is up to date.
-func (o *ownership) acquire(ctx context.Context, join joinTxn, patient bool) error {
+// acquire stands in line for the turn, see [queue.acquire], and returns the ticket.
+// Whether it succeeds or proves that somebody else owns, held is up to date.
+func (o *ownership) acquire(ctx context.Context, join joinTxn, patient bool) (ticket, error) {
 	v, err := o.queue.acquire(ctx, join, patient)
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -51,15 +51,15 @@ func (o *ownership) acquire(ctx context.Context, join joinTxn, patient bool) err
 	case ErrLocked, ErrSessionExpired:
 		o.replace(ticket{})
 	}
-	return err
+	return v.mine, err
 }
 
 // release gives back what is owned by the ticket held. The term ends before anything
-// is sent. The header is nil if the lease is known to be lost.
+// is sent. For its results see [queue.leave].
 func (o *ownership) release(ctx context.Context, held ticket) (*pb.ResponseHeader, error) {
 	o.end(held)
 	header, err := o.queue.leave(ctx, held)
-	if err == nil {
+	if err == nil || err == ErrSessionExpired {
 		o.drop(held)
 	}
 	return header, err
@@ -151,10 +151,10 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 			return err
 		}
 		// From the revision after one at which it stood: no gap.
-		w := watch(ctx, q.session.client, news, t.key, v3.WithFilterPut(), v3.WithRev(rev+1))
+		w := watch(ctx, q.client(), news, t.key, v3.WithFilterPut(), v3.WithRev(rev+1))
 		select {
 		case resp := <-news:
-			if !resp.Canceled {
+			if len(resp.Events) > 0 {
 				w.stop()
 				return ErrSessionExpired
 			}
@@ -167,8 +167,8 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 
 // confirm returns a revision at which the ticket stands.
 func (q queue) confirm(ctx context.Context, t ticket) (rev int64, err error) {
-	err = retry(ctx, q.session.client, func(ctx context.Context) error {
-		resp, err := q.session.client.Get(ctx, t.key, v3.WithKeysOnly())
+	err = retry(ctx, q.client(), func(ctx context.Context) error {
+		resp, err := q.client().Get(ctx, t.key, v3.WithKeysOnly())
 		switch {
 		case err != nil:
 			return err
@@ -182,8 +182,8 @@ func (q queue) confirm(ctx context.Context, t ticket) (rev int64, err error) {
 }
 
 // during runs work while the turn lasts that acquire waits for, on a context that ends
-// with the term or with ctx.
-func (o *ownership) during(ctx context.Context, acquire func() error, work func(context.Context) error) (err error) {
+// with the term or with ctx, and in any case before the turn is given back.
+func (o *ownership) during(ctx context.Context, acquire func() (ticket, error), work func(context.Context) error) (err error) {
 	if work == nil {
 		panic("concurrency: nil function")
 	}
@@ -191,28 +191,36 @@ func (o *ownership) during(ctx context.Context, acquire func() error, work func(
 		return ErrHeld
 	}
 	defer o.unreserve()
-	if err := acquire(); err != nil {
+	held, err := acquire()
+	if err != nil {
 		return err
 	}
-	held, owned := o.ticket(), o.context()
-	ctx, cancel := context.WithCancelCause(ctx)
+	owned := o.context()
+	workCtx, cancel := context.WithCancelCause(ctx)
 	detach := context.AfterFunc(owned, func() { cancel(context.Cause(owned)) })
 	// Deferred, so that a panic of work's passes through after the release.
 	defer func() {
 		loss := context.Cause(owned)
 		detach()
+		cancel(o.released)
 		released := o.surrender(ctx, held)
-		cancel(nil)
+		if loss != nil && released == ErrSessionExpired {
+			released = nil // told by its cause
+		}
 		err = join(err, loss, released)
 	}()
-	return work(ctx)
+	return work(workCtx)
 }
 
 // surrender releases held even if ctx has ended: then it goes on in the background, and
-// is waited for as long as the clean-up of a failed acquisition.
+// is waited for as long as the clean-up of a failed acquisition. It is
+// [ErrSessionExpired] if the release showed that held was lost before.
 func (o *ownership) surrender(ctx context.Context, held ticket) error {
+	l := o.queue.lease()
 	answer := make(chan error, 1)
-	done := o.queue.lease().cleanUp(func(ctx context.Context) {
+	done := l.background(func() {
+		ctx, cancel := context.WithTimeout(l.client.Ctx(), l.timeToLive())
+		defer cancel()
 		_, err := o.release(ctx, held)
 		answer <- err
 	})
@@ -243,10 +251,12 @@ func join(errs ...error) error {
 	return errors.Join(all...)
 }
 
+// reserve reports whether nothing is held, and no Do or Lead under way. A ticket whose
+// deletion was decided and may have failed is not held.
 func (o *ownership) reserve() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.busy || o.held != (ticket{}) {
+	if o.busy || o.held != (ticket{}) && !o.queue.lease().condemned(o.held) {
 		return false
 	}
 	o.busy = true

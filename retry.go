@@ -17,18 +17,30 @@ import (
 // could not say so, hence only calls that may be repeated belong here.
 func retry(ctx context.Context, client *v3.Client, call func(context.Context) error) error {
 	for n := 0; ctx.Err() == nil; n++ {
+		// The client itself repeats a Get for seconds after it was closed.
+		if client.Ctx().Err() != nil {
+			return context.Canceled
+		}
 		err := call(ctx)
 		switch {
 		case err == nil:
 			return nil
-		case client.Ctx().Err() != nil:
-			return context.Canceled
 		case ctx.Err() == nil && !transient(err):
 			return err
 		}
 		pause(ctx, n)
 	}
 	return ctx.Err()
+}
+
+// untilClosed returns a context that ends with ctx and with the client.
+func untilClosed(ctx context.Context, client *v3.Client) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	detach := context.AfterFunc(client.Ctx(), cancel)
+	return ctx, func() {
+		detach()
+		cancel()
+	}
 }
 
 // pause waits before the n-th repetition, counted from zero: 10 ms at first,

@@ -96,21 +96,36 @@ func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {
 	if client == nil {
 		panic("concurrency: NewSession: nil client")
 	}
+	o := optionsOf(client, opts)
+	return open(o.ctx, client, o)
+}
+
+func optionsOf(client *v3.Client, opts []SessionOption) sessionOptions {
 	o := sessionOptions{ttl: defaultTTL, ctx: client.Ctx()}
 	for _, opt := range opts {
 		opt(&o)
 	}
+	return o
+}
+
+// open opens a session that lives at most as long as o.ctx; ctx bounds the opening.
+func open(ctx context.Context, client *v3.Client, o sessionOptions) (*Session, error) {
 	if client.Ctx().Err() != nil {
 		return nil, context.Canceled
 	}
-	if err := o.ctx.Err(); err != nil {
+	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	l, err := openLease(client, o)
-	if err != nil {
-		if o.ctx.Err() != nil {
-			err = o.ctx.Err()
-		}
+	bound, cancel := untilClosed(ctx, client)
+	defer cancel()
+	l, err := openLease(bound, client, o)
+	switch {
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, ctx.Err()
+	case client.Ctx().Err() != nil:
+		return nil, context.Canceled
+	default:
 		return nil, err
 	}
 	return &Session{client: client, id: l.id, ctx: l.ctx, done: l.done, lease: l}, nil
@@ -218,7 +233,7 @@ type lease struct {
 
 // openLease has a lease granted or takes over the one in o, and starts to keep
 // it alive.
-func openLease(client *v3.Client, o sessionOptions) (*lease, error) {
+func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease, error) {
 	asked := seconds(min(int64(o.ttl), math.MaxInt32))
 	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
 		return nil, marginError(o.margin, asked)
@@ -231,7 +246,7 @@ func openLease(client *v3.Client, o sessionOptions) (*lease, error) {
 	if l.id != v3.NoLease {
 		obtain = l.adopt
 	}
-	ctx, cancel := context.WithTimeout(o.ctx, asked)
+	ctx, cancel := context.WithTimeout(ctx, asked)
 	defer cancel()
 	sent := time.Now()
 	left, err := obtain(ctx, int64(o.ttl))
@@ -447,7 +462,9 @@ func (l *lease) revoke() error {
 	if revoked {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(l.parent, max(left, time.Second))
+	ctx, closed := untilClosed(l.parent, l.client)
+	defer closed()
+	ctx, cancel := context.WithTimeout(ctx, max(left, time.Second))
 	defer cancel()
 	err := retry(ctx, l.client, func(ctx context.Context) error {
 		_, err := l.client.Revoke(ctx, l.id)
@@ -468,6 +485,9 @@ func (l *lease) within(ctx context.Context, work func(context.Context) error) er
 	bound, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.lost, cancel)()
+	if l.ctx.Err() != nil { // the end of the client no longer ends lost
+		defer context.AfterFunc(l.client.Ctx(), cancel)()
+	}
 	err := work(bound)
 	switch {
 	case err == nil || err != bound.Err():

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math/rand/v2"
 	"slices"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -138,9 +140,10 @@ func WithMaxTxnOps(n int) STMOption {
 
 // NewSTM runs apply as a transaction: its reads through the [STM] are isolated from
 // other transactions and its writes take effect together, when it has returned nil.
-// When the commit conflicts, apply is run again, on newer values, at once at first
-// and then after pauses that grow, until it commits; so apply may run many times,
-// and should have no effects but those through its STM. It runs on the caller's
+// When the commit conflicts, apply is run again, on newer values, until it commits: at
+// once at first, then after pauses of a quarter of a second at most. Transactions of one
+// client that conflict take turns, for which each waits 50 ms at most. So apply may run
+// many times, and should have no effects but those through its STM. It runs on the caller's
 // goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere,
 // and nothing is committed.
 //
@@ -173,24 +176,39 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 		opt(&o)
 	}
 	var seen snapshot
+	var held *turn
+	defer func() { held.release() }()
 	for conflicts := 0; ; conflicts++ {
-		if conflicts > 1 {
-			// The others who lost propose again now. What was seen of the store grows old
-			// during the pause, so that it is not worth keeping.
-			pause(o.ctx, conflicts-2)
-			seen = snapshot{}
-		}
 		if err := o.ctx.Err(); err != nil {
 			return nil, err
 		}
-		a := &attempt{client: c, options: o, level: levels[o.isolation], snapshot: seen}
+		start := time.Now()
+		a := &attempt{client: c, options: o, level: levels[o.isolation], snapshot: seen, turn: held}
 		resp, err := a.run(apply)
-		if err != errConflict {
+		seen, held = a.snapshot, a.turn
+		switch {
+		case err == errOutdated:
+			conflicts--
+		case err != errConflict:
 			return resp, err
+		case conflicts >= pauseFrom && conflicts < pauseUntil:
+			// Those who conflicted would all propose again now, and all but one in vain.
+			// What was seen grows old meanwhile, and is of no more use.
+			sleep(o.ctx, rand.N(min(pauseSpan*time.Since(start), pauseMost)+1))
+			seen = snapshot{}
 		}
-		seen = a.snapshot
 	}
 }
+
+// A transaction that conflicts is run again at once at first, since most conflicts are
+// of two; then it pauses, for a random part of pauseSpan times what its attempt took;
+// and one that has conflicted very often tries again at once, on the values of the
+// conflict, by which it is ahead of all that begin.
+const (
+	pauseFrom, pauseUntil = 2, 6
+	pauseSpan             = 16
+	pauseMost             = 250 * time.Millisecond
+)
 
 // snapshot is what is known of the store at one revision.
 type snapshot struct {
@@ -213,6 +231,8 @@ type attempt struct {
 	reads  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
 	writes []write                     // in the order in which their keys were first written
 
+	turn *turn // among the transactions of this client that conflict; nil: none
+
 	err  error // the first failure, after which nothing is read or committed
 	over bool  // the function has returned
 }
@@ -220,10 +240,14 @@ type attempt struct {
 type write struct {
 	key, value string
 	op         v3.Op
+	plain      bool // without options
 }
 
 // errConflict ends an attempt that is to be followed by another.
-var errConflict = errors.New("conflict")
+var (
+	errConflict = errors.New("conflict")
+	errOutdated = errors.New("conflict known without asking")
+)
 
 // abort is the panic by which a failed read leaves the function.
 type abort struct{}
@@ -269,10 +293,10 @@ func (a *attempt) Rev(key string) int64 {
 }
 
 func (a *attempt) Put(key, val string, opts ...v3.OpOption) {
-	a.write(write{key, val, v3.OpPut(key, val, opts...)})
+	a.write(write{key, val, v3.OpPut(key, val, opts...), len(opts) == 0})
 }
 
-func (a *attempt) Del(key string) { a.write(write{key, "", v3.OpDelete(key)}) }
+func (a *attempt) Del(key string) { a.write(write{key: key, op: v3.OpDelete(key)}) }
 
 func (a *attempt) write(w write) {
 	a.check()
@@ -443,9 +467,19 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 		return &v3.TxnResponse{Header: a.header, Succeeded: true}, nil
 	}
 	c, ctx := a.compile(), a.options.ctx
-	if max(len(c.cmps), len(c.then), len(c.els)) > a.options.maxOps {
-		return nil, fmt.Errorf("concurrency: a commit of %d writes and %d checked keys is over the limit of %d: %w",
-			len(c.then), len(c.cmps), a.options.maxOps, rpctypes.ErrTooManyOps)
+	// The server counts what is nested, the guards in the Else branch, on top of the
+	// longest list around it (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
+	guards := len(a.options.guards)
+	if max(len(c.cmps), len(c.then), len(c.els))+guards > a.options.maxOps {
+		return nil, fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and %d guards is over the limit of %d: %w",
+			len(c.then), len(c.cmps)-guards, guards, a.options.maxOps, rpctypes.ErrTooManyOps)
+	}
+	if a.turn == nil && a.level.snapshot {
+		a.turn = takeTurn(ctx, a.client, c.keys, false)
+	}
+	if a.outdated() {
+		a.snapshot = a.turn.last
+		return nil, errOutdated
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -457,23 +491,55 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", ErrCommitUnknown, err)
 	case resp.Succeeded:
+		if a.turn != nil {
+			a.turn.last = a.left(resp)
+		}
 		return resp, nil
 	}
+	return nil, a.conflict(resp, c.keys)
+}
+
+// outdated reports whether the turn knows of a commit that has changed what was read.
+func (a *attempt) outdated() bool {
+	if len(a.reads) == 0 || a.turn.newer(a.snapshot).header == a.header {
+		return false
+	}
+	for key, kv := range a.reads {
+		if last, ok := a.turn.last.known[key]; ok && last.GetModRevision() != kv.GetModRevision() {
+			return true
+		}
+	}
+	return false
+}
+
+// conflict takes from the answer of a commit that failed what the next attempt starts
+// with, and waits for the turn among those of this client that conflict likewise.
+func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
 	answers := resp.Responses
 	if len(a.options.guards) > 0 {
 		if !answers[0].GetResponseTxn().Succeeded {
-			return nil, ErrGuardFailed
+			return ErrGuardFailed
 		}
 		answers = answers[1:]
 	}
 	a.snapshot = snapshot{}
-	if a.level.snapshot {
-		a.header, a.known = resp.Header, map[string]*mvccpb.KeyValue{}
-		for i, kv := range values(answers) {
-			a.known[c.keys[i]] = kv
+	if !a.level.snapshot {
+		return errConflict
+	}
+	a.header, a.known = resp.Header, map[string]*mvccpb.KeyValue{}
+	var changed []string
+	for i, kv := range values(answers) {
+		key := keys[i]
+		a.known[key] = kv
+		if kv.GetModRevision() != a.reads[key].GetModRevision() {
+			changed = append(changed, key)
 		}
 	}
-	return nil, errConflict
+	if a.turn == nil {
+		a.turn = takeTurn(a.options.ctx, a.client, changed, true)
+	}
+	a.snapshot = a.turn.newer(a.snapshot)
+	return errConflict
 }
 
 // NewSTMRepeatable runs a transaction at [RepeatableReads] that ctx can abort.

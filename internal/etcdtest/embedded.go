@@ -37,6 +37,7 @@ func (c *Cluster) launchEmbedded(i int) (server, error) {
 	cfg.InitialCluster = c.initialCluster()
 	cfg.TickMs, cfg.ElectionMs = c.timing()
 	cfg.UnsafeNoFsync = !c.fsync
+	cfg.BcryptCost = 4 // the least: passwords in tests guard nothing
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	if c.config != nil {
 		c.config(i, cfg)
