@@ -1,0 +1,1166 @@
+package concurrency_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+
+	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
+)
+
+// line is one lock and what a test needs around it: a client under faults with one
+// session, and an outside observer whose calls nobody counts.
+type line struct {
+	name    string
+	client  *clientv3.Client
+	faults  *fault.Faults
+	session *concurrency.Session
+	mutex   *concurrency.Mutex
+	outside *clientv3.Client
+}
+
+func newLine(tb testing.TB, opts ...concurrency.SessionOption) *line {
+	tb.Helper()
+	l := &line{name: prefix(tb), client: client(tb), outside: client(tb)}
+	l.faults = counted(tb, l.client)
+	l.session = session(tb, l.client, opts...)
+	l.mutex = l.handle()
+	return l
+}
+
+// handle is another handle of the same session.
+func (l *line) handle() *concurrency.Mutex { return concurrency.NewMutex(l.session, l.name) }
+
+// rival is a handle of a session of its own, on the observer's client.
+func (l *line) rival(tb testing.TB) *concurrency.Mutex {
+	tb.Helper()
+	return concurrency.NewMutex(session(tb, l.outside), l.name)
+}
+
+// held is a rival that holds the lock.
+func (l *line) held(tb testing.TB) *concurrency.Mutex {
+	tb.Helper()
+	m := l.rival(tb)
+	require.NoError(tb, m.Lock(context.Background()))
+	return m
+}
+
+// stand waits until n keys stand in line.
+func (l *line) stand(tb testing.TB, n int) {
+	tb.Helper()
+	etcdtest.WaitKeys(tb, l.outside, l.name+"/", n)
+}
+
+// delete takes a handle's key away by hand.
+func (l *line) delete(tb testing.TB, key string) {
+	tb.Helper()
+	resp, err := l.outside.Delete(context.Background(), key)
+	require.NoError(tb, err)
+	require.EqualValues(tb, 1, resp.Deleted)
+}
+
+// owns says what the handle's IsOwner says in a transaction.
+func (l *line) owns(tb testing.TB, m *concurrency.Mutex) bool {
+	tb.Helper()
+	resp, err := l.outside.Txn(context.Background()).If(m.IsOwner()).Commit()
+	require.NoError(tb, err)
+	return resp.Succeeded
+}
+
+// revision is the store's.
+func (l *line) revision(tb testing.TB) int64 {
+	tb.Helper()
+	resp, err := l.outside.Get(context.Background(), l.name)
+	require.NoError(tb, err)
+	return resp.Header.Revision
+}
+
+// waiting starts a Lock and returns when it waits, with both of its watches: the
+// second begins a while after the first.
+func (l *line) waiting(tb testing.TB, ctx context.Context, m *concurrency.Mutex, n int) *etcdtest.Call {
+	tb.Helper()
+	watches := l.faults.Count(fault.Watch)
+	call := etcdtest.Go(func() error { return m.Lock(ctx) })
+	l.stand(tb, n)
+	etcdtest.Eventually(tb, func() bool { return l.faults.Count(fault.Watch) == watches+2 }, "two watches")
+	return call
+}
+
+func TestNewMutex(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("its keys lie under the name and a slash, in one way", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.Equal(t, fmt.Sprintf("%s/%x", l.name, l.session.Lease()), l.mutex.Key())
+		require.Equal(t, l.mutex.Key(), string(etcdtest.Keys(t, l.outside, l.name+"/")[0].Key))
+	})
+	t.Run("an empty name stands for a slash", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		m := concurrency.NewMutex(l.session, "")
+		require.NoError(t, m.Lock(ctx))
+		require.Equal(t, fmt.Sprintf("/%x", l.session.Lease()), m.Key())
+		require.NoError(t, m.Unlock(ctx))
+		require.Empty(t, etcdtest.Keys(t, l.outside, "/"))
+	})
+	t.Run("makes no call", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.Reset()
+		l.handle()
+		require.Equal(t, "no calls", l.faults.String())
+	})
+	t.Run("panics if s is nil", func(t *testing.T) {
+		t.Parallel()
+		require.PanicsWithValue(t, "concurrency: nil session", func() {
+			concurrency.NewMutex(nil, "name")
+		})
+	})
+	t.Run("on the zero session cannot be used", func(t *testing.T) {
+		t.Parallel()
+		m := concurrency.NewMutex(&concurrency.Session{}, "name")
+		require.Empty(t, m.Key())
+		require.Nil(t, m.Header())
+		require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
+		for _, use := range []func(context.Context) error{m.Lock, m.TryLock} {
+			requireOurPanic(t, func() { use(ctx) })
+		}
+	})
+}
+
+// requireOurPanic checks that a caller's bug is told as one.
+func requireOurPanic(tb testing.TB, bug func()) {
+	tb.Helper()
+	defer func() {
+		tb.Helper()
+		text := fmt.Sprint(recover())
+		require.True(tb, strings.HasPrefix(text, "concurrency: "), "the panic is %q", text)
+	}()
+	bug()
+}
+
+func TestMutex(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("sessions take it in turn, first come, first served", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		var waiting []*concurrency.Mutex
+		var calls []*etcdtest.Call
+		for i := range 3 {
+			m := l.rival(t)
+			waiting = append(waiting, m)
+			calls = append(calls, etcdtest.Go(func() error { return m.Lock(ctx) }))
+			l.stand(t, 2+i)
+		}
+		before := l.mutex
+		for i, m := range waiting {
+			for _, call := range calls[i:] {
+				require.True(t, call.Running())
+			}
+			require.NoError(t, before.Unlock(ctx))
+			require.NoError(t, calls[i].Wait(t))
+			before = m
+		}
+	})
+	t.Run("two handles of one session share it", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		second := l.handle()
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.NoError(t, second.Lock(ctx))
+		require.Equal(t, l.mutex.Key(), second.Key())
+		l.stand(t, 1)
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.False(t, l.owns(t, second), "shared means released for both")
+		require.NoError(t, second.Unlock(ctx))
+	})
+	t.Run("methods may be called from any goroutine", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		rival := l.rival(t)
+		var wg sync.WaitGroup
+		for _, m := range []*concurrency.Mutex{l.mutex, rival} {
+			for range 3 {
+				wg.Go(func() {
+					for range 5 {
+						if assert.NoError(t, m.Lock(ctx)) {
+							m.IsOwner()
+							m.Key()
+							m.Header()
+							m.Unlock(ctx)
+						}
+					}
+				})
+			}
+		}
+		wg.Wait()
+		l.stand(t, 0)
+	})
+	t.Run("one winner in a line of many", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		inside, passed := 0, 0 // guarded by the lock alone: the race detector looks on
+		var wg sync.WaitGroup
+		for range 6 {
+			m := l.rival(t)
+			wg.Go(func() {
+				for range 5 {
+					if !assert.NoError(t, m.Lock(ctx)) {
+						return
+					}
+					inside++
+					assert.Equal(t, 1, inside)
+					passed++
+					inside--
+					assert.NoError(t, m.Unlock(ctx))
+				}
+			})
+		}
+		wg.Wait()
+		require.Equal(t, 30, passed)
+	})
+}
+
+func TestTryLock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("takes the lock if nobody holds it, in one call", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.Reset()
+		require.NoError(t, l.mutex.TryLock(ctx))
+		require.Equal(t, "Txn 1", l.faults.String())
+		require.True(t, l.owns(t, l.mutex))
+	})
+	t.Run("returns ErrLocked otherwise, having changed nothing, in one call", func(t *testing.T) {
+		t.Parallel()
+		// The store's revision takes a server that nobody else writes to.
+		c := etcdtest.New(t).Client(t)
+		f := counted(t, c)
+		held := concurrency.NewMutex(session(t, c), "lock")
+		require.NoError(t, held.Lock(ctx))
+		m := concurrency.NewMutex(session(t, c), "lock")
+		f.Reset()
+		require.Equal(t, concurrency.ErrLocked, m.TryLock(ctx))
+		require.Equal(t, "Txn 1", f.String())
+		now, err := c.Get(ctx, "lock")
+		require.NoError(t, err)
+		require.Equal(t, held.Header().Revision, now.Header.Revision)
+		require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
+		require.Empty(t, m.Key())
+		require.Nil(t, m.Header())
+	})
+	t.Run("or stands in line for it", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held, behind := l.held(t), l.rival(t)
+		call := etcdtest.Go(func() error { return behind.Lock(ctx) })
+		l.stand(t, 2)
+		require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("succeeds if the session holds the lock", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.NoError(t, l.mutex.TryLock(ctx))
+		require.NoError(t, l.handle().TryLock(ctx))
+		l.stand(t, 1)
+	})
+	t.Run("of many at once one wins", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		var calls []*etcdtest.Call
+		for range 6 {
+			m := l.rival(t)
+			calls = append(calls, etcdtest.Go(func() error { return m.TryLock(ctx) }))
+		}
+		won := 0
+		for _, call := range calls {
+			if err := call.Wait(t); err == nil {
+				won++
+			} else {
+				require.Equal(t, concurrency.ErrLocked, err)
+			}
+		}
+		require.Equal(t, 1, won)
+		l.stand(t, 1)
+	})
+	t.Run("leaves a sibling's wait alone", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		call := l.waiting(t, ctx, l.mutex, 2)
+		require.Equal(t, concurrency.ErrLocked, l.handle().TryLock(ctx))
+		l.stand(t, 2)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("repeated over transient faults, a lost answer too", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.LoseAnswer(fault.Txn, 1, nil)
+		l.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: leader changed")
+		require.NoError(t, l.mutex.TryLock(ctx))
+		require.True(t, l.owns(t, l.mutex))
+	})
+	t.Run("until ctx ends, which leaves no key", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		join := l.faults.HoldAnswer(fault.Txn, 1)
+		giveUp, cancel := context.WithCancel(ctx)
+		call := etcdtest.Go(func() error { return l.mutex.TryLock(giveUp) })
+		ended(t, join.Reached(), "the join")
+		l.stand(t, 1)
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		l.stand(t, 0)
+	})
+	t.Run("a loss is noticed", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		l.delete(t, l.mutex.Key())
+		l.held(t)
+		require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
+		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+	})
+}
+
+func TestLock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("one call on a free lock", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.Reset()
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.Equal(t, "Txn 1", l.faults.String())
+	})
+	t.Run("a wait for one holder on a quiet store costs two", func(t *testing.T) {
+		t.Parallel()
+		// A server of its own, where nobody else writes.
+		c := etcdtest.New(t).Client(t)
+		outside := etcdtest.Dial(t, c.Endpoints()...)
+		f := counted(t, c)
+		held := concurrency.NewMutex(session(t, outside), "lock")
+		m := concurrency.NewMutex(session(t, c), "lock")
+		require.NoError(t, held.Lock(ctx))
+		f.Reset()
+		call := etcdtest.Go(func() error { return m.Lock(ctx) })
+		etcdtest.Eventually(t, func() bool { return f.Count(fault.Watch) == 2 }, "watches of both keys")
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		require.Equal(t, "Get 1, Txn 1, Watch 2", f.String())
+	})
+	t.Run("and one more on a store that is written to meanwhile", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		l.faults.Reset()
+		l.faults.Before(fault.Watch, 1, func() {
+			_, err := l.outside.Put(ctx, "elsewhere/"+l.name, "")
+			assert.NoError(t, err)
+		})
+		looked := make(chan struct{})
+		l.faults.After(fault.Get, 1, func(error) { close(looked) })
+		call := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+		ended(t, looked, "looked again")
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		require.Equal(t, 3, l.faults.KV())
+	})
+	t.Run("when it returns nil the session held the lock at the revision of Header", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		call := l.waiting(t, ctx, l.mutex, 2)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		header := l.mutex.Header()
+		resp, err := l.outside.Get(ctx, l.name+"/",
+			append(clientv3.WithFirstCreate(), clientv3.WithRev(header.Revision))...)
+		require.NoError(t, err)
+		require.Equal(t, l.mutex.Key(), string(resp.Kvs[0].Key))
+		require.Greater(t, header.Revision, held.Header().Revision)
+	})
+	t.Run("succeeds if the session holds the lock already", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.NoError(t, l.mutex.Lock(ctx))
+		behind := l.rival(t)
+		call := etcdtest.Go(func() error { return behind.Lock(ctx) })
+		l.stand(t, 2)
+		require.NoError(t, l.handle().Lock(ctx))
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("holds it until its key is deleted", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		l.delete(t, l.mutex.Key())
+		l.held(t)
+		require.False(t, l.owns(t, l.mutex))
+		require.NoError(t, l.mutex.Unlock(ctx))
+		l.stand(t, 1)
+	})
+	t.Run("with ctx's error when ctx ends, its key gone", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.held(t)
+		for cause, give := range map[error]func() (context.Context, context.CancelFunc){
+			context.Canceled: func() (context.Context, context.CancelFunc) { return context.WithCancel(ctx) },
+			context.DeadlineExceeded: func() (context.Context, context.CancelFunc) {
+				return context.WithTimeout(ctx, time.Second)
+			},
+		} {
+			giveUp, cancel := give()
+			call := l.waiting(t, giveUp, l.mutex, 2)
+			if cause == context.Canceled {
+				cancel()
+			}
+			require.Equal(t, cause, call.Wait(t))
+			require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 1, "at once, on a server that answers")
+			cancel()
+		}
+	})
+	t.Run("with an ended ctx nothing is sent", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.Reset()
+		require.Equal(t, context.Canceled, l.mutex.Lock(cancelled()))
+		require.Equal(t, context.Canceled, l.mutex.TryLock(cancelled()))
+		require.Equal(t, "no calls", l.faults.String())
+	})
+	t.Run("a nil ctx is the caller's bug, and harms nobody", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		for _, call := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
+			requireOurPanic(t, func() { call(nil) })
+		}
+		giveUp, cancel := context.WithCancel(ctx)
+		call := l.waiting(t, giveUp, l.mutex, 2)
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		l.stand(t, 1)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, l.mutex.Lock(ctx))
+		//lint:ignore SA1012 the caller's bug is what is tested
+		requireOurPanic(t, func() { l.mutex.Unlock(nil) })
+	})
+	t.Run("within a second even if no server can be reached", func(t *testing.T) {
+		t.Parallel()
+		name := prefix(t)
+		p, c := proxied(t, server(t))
+		outside := client(t)
+		f := counted(t, c)
+		s := session(t, c)
+		require.NoError(t, concurrency.NewMutex(session(t, outside), name).Lock(ctx))
+		for _, stall := range []string{"while it joins", "while it waits"} {
+			giveUp, cancel := context.WithCancel(ctx)
+			if stall == "while it joins" {
+				p.Stall()
+			}
+			joined := f.Count(fault.Txn)
+			call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(giveUp) })
+			etcdtest.Eventually(t, func() bool { return f.Count(fault.Txn) > joined }, "the join")
+			if stall == "while it waits" {
+				etcdtest.WaitKeys(t, outside, name+"/", 2)
+				p.Stall()
+			}
+			cancel()
+			require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }), stall)
+			p.Resume()
+			etcdtest.WaitKeys(t, outside, name+"/", 1)
+		}
+	})
+	t.Run("with ErrSessionExpired when its key is gone", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.held(t)
+		call := l.waiting(t, ctx, l.mutex, 2)
+		l.delete(t, fmt.Sprintf("%s/%x", l.name, l.session.Lease()))
+		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+		require.NoError(t, l.session.Ctx().Err(), "the session is well")
+		l.stand(t, 1)
+	})
+	t.Run("or the lease is lost", func(t *testing.T) {
+		t.Parallel()
+		name := prefix(t)
+		p, c := proxied(t, server(t))
+		s := session(t, c, concurrency.WithTTL(1))
+		outside := client(t)
+		require.NoError(t, concurrency.NewMutex(session(t, outside), name).Lock(ctx))
+		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
+		etcdtest.WaitKeys(t, outside, name+"/", 2)
+		p.Stall()
+		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+		ended(t, s.Done(), "the session")
+	})
+	t.Run("or found lost when the turn comes", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.After(fault.Txn, 1, func(error) {
+			_, err := l.outside.Revoke(ctx, l.session.Lease())
+			assert.NoError(t, err)
+			<-l.session.Done()
+		})
+		require.Equal(t, concurrency.ErrSessionExpired, l.mutex.Lock(ctx))
+	})
+	t.Run("ErrLeaseNotFound when the lease was gone before", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		revoke(t, l.outside, l.session)
+		require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.Lock(ctx))
+		require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.TryLock(ctx))
+		ended(t, l.session.Done(), "the session has heard of it")
+		require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.Lock(ctx))
+		l.stand(t, 0)
+	})
+	t.Run("at once when the client is closed", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		revokedAtEnd(t, l.outside, l.session.Lease())
+		l.held(t)
+		call := l.waiting(t, ctx, l.mutex, 2)
+		l.client.Close()
+		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
+		require.Equal(t, context.Canceled, context.Cause(l.session.Ctx()))
+		for _, again := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
+			require.Equal(t, context.Canceled, within(t, time.Second, func() error { return again(ctx) }))
+		}
+	})
+	t.Run("at once when the client of an orphan is closed", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		revokedAtEnd(t, l.outside, l.session.Lease())
+		l.held(t)
+		l.session.Orphan()
+		call := l.waiting(t, ctx, l.mutex, 2)
+		l.client.Close()
+		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
+	})
+	t.Run("a middle one that leaves lets nobody past", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held, last := l.held(t), l.rival(t)
+		giveUp, cancel := context.WithCancel(ctx)
+		middle := l.waiting(t, giveUp, l.mutex, 2)
+		call := etcdtest.Go(func() error { return last.Lock(ctx) })
+		l.stand(t, 3)
+		cancel()
+		require.Equal(t, context.Canceled, middle.Wait(t))
+		l.stand(t, 2)
+		require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
+		require.True(t, call.Running())
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+}
+
+// Transient faults don't end a Lock; permanent ones do.
+func TestLockFaults(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("lost answers and elections while it joins", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.LoseAnswer(fault.Txn, 1, nil)
+		l.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: request timed out")
+		l.faults.LoseAnswer(fault.Txn, 3, rpctypes.ErrGRPCRequestTooManyRequests)
+		l.faults.LoseAnswer(fault.Txn, 4, context.DeadlineExceeded)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.Equal(t, 5, l.faults.Count(fault.Txn))
+		require.True(t, l.owns(t, l.mutex))
+		l.stand(t, 1)
+	})
+	t.Run("and while it looks", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		l.faults.Refuse(fault.Get, 2, codes.Unavailable, "etcdserver: no leader")
+		call := l.waiting(t, ctx, l.mutex, 2)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("watches that break, by compaction too", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		l.faults.BrokenWatch(1, rpctypes.ErrGRPCNoLeader)
+		l.faults.BrokenWatch(2, nil)
+		l.faults.BrokenWatch(3, rpctypes.ErrGRPCCompacted)
+		call := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Watch) > 4 }, "it watches again")
+		require.True(t, call.Running())
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("a cut connection, a release and a compaction behind its back", func(t *testing.T) {
+		t.Parallel()
+		own := etcdtest.New(t)
+		p, c := proxied(t, own)
+		outside := own.Client(t)
+		held := concurrency.NewMutex(session(t, outside), "lock")
+		require.NoError(t, held.Lock(ctx))
+		m := concurrency.NewMutex(session(t, c), "lock")
+		call := etcdtest.Go(func() error { return m.Lock(ctx) })
+		etcdtest.WaitKeys(t, outside, "lock/", 2)
+		p.Refuse()
+		p.Cut()
+		require.NoError(t, held.Unlock(ctx))
+		put, err := outside.Put(ctx, "elsewhere", "")
+		require.NoError(t, err)
+		_, err = outside.Compact(ctx, put.Header.Revision)
+		require.NoError(t, err)
+		p.Accept()
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("a restart of the server while it waits", func(t *testing.T) {
+		t.Parallel()
+		own := etcdtest.New(t)
+		held := concurrency.NewMutex(session(t, own.Client(t)), "lock")
+		require.NoError(t, held.Lock(ctx))
+		c := own.Client(t)
+		m := concurrency.NewMutex(session(t, c), "lock")
+		call := etcdtest.Go(func() error { return m.Lock(ctx) })
+		etcdtest.WaitKeys(t, c, "lock/", 2)
+		require.NoError(t, own.Restart(0))
+		etcdtest.WaitKeys(t, c, "lock/", 2)
+		require.True(t, call.Running())
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("a change of the leader while it waits", func(t *testing.T) {
+		t.Parallel()
+		own := etcdtest.New(t, etcdtest.Members(3))
+		held := concurrency.NewMutex(session(t, own.Client(t)), "lock")
+		require.NoError(t, held.Lock(ctx))
+		c := own.Client(t)
+		m := concurrency.NewMutex(session(t, c), "lock")
+		call := etcdtest.Go(func() error { return m.Lock(ctx) })
+		etcdtest.WaitKeys(t, c, "lock/", 2)
+		own.Stop(own.Leader())
+		require.GreaterOrEqual(t, own.Leader(), 0)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		require.NoError(t, m.Unlock(ctx))
+	})
+	t.Run("a permission denied ends it at once", func(t *testing.T) {
+		t.Parallel()
+		own := etcdtest.New(t)
+		c := guest(t, own, "mine/")
+		s := session(t, c)
+		for _, lock := range []func(context.Context) error{
+			concurrency.NewMutex(s, "theirs").Lock, concurrency.NewMutex(s, "theirs").TryLock,
+		} {
+			require.Equal(t, rpctypes.ErrPermissionDenied, within(t, 5*time.Second, func() error { return lock(ctx) }))
+		}
+		m := concurrency.NewMutex(s, "mine")
+		require.NoError(t, m.Lock(ctx))
+		require.NoError(t, m.Unlock(ctx))
+		require.NoError(t, s.Close())
+	})
+	t.Run("and one that comes while it waits", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		call := l.waiting(t, ctx, l.mutex, 2)
+		l.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		require.NoError(t, held.Unlock(ctx))
+		require.Equal(t, rpctypes.ErrPermissionDenied, call.Wait(t))
+		l.stand(t, 0)
+	})
+}
+
+// guest enables authentication on the cluster and is a client of a user who may read
+// and write under one prefix alone.
+func guest(tb testing.TB, c *etcdtest.Cluster, prefix string) *clientv3.Client {
+	tb.Helper()
+	ctx, root := context.Background(), c.Client(tb)
+	var err error
+	do := func(_ any, e error) { err = firstOf(err, e) }
+	do(root.UserAdd(ctx, "root", "secret"))
+	do(root.UserGrantRole(ctx, "root", "root"))
+	do(root.RoleAdd(ctx, "guest"))
+	do(root.RoleGrantPermission(ctx, "guest", prefix, clientv3.GetPrefixRangeEnd(prefix),
+		clientv3.PermissionType(clientv3.PermReadWrite)))
+	do(root.UserAdd(ctx, "guest", "secret"))
+	do(root.UserGrantRole(ctx, "guest", "guest"))
+	do(root.AuthEnable(ctx))
+	require.NoError(tb, err)
+	cfg := etcdtest.ClientConfig(c.Endpoints()...)
+	cfg.Username, cfg.Password = "guest", "secret"
+	client, err := clientv3.New(cfg)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { client.Close() })
+	return client
+}
+
+func firstOf(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// late is a KV whose next transaction is answered with err, and reaches the server
+// only when land is called: a request that was under way when its caller gave up.
+type late struct {
+	clientv3.KV
+	err  error
+	mu   sync.Mutex // guards held
+	held clientv3.Txn
+	next bool
+}
+
+func (l *late) Txn(ctx context.Context) clientv3.Txn {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.next {
+		return l.KV.Txn(ctx)
+	}
+	l.next = false
+	return &lateTxn{Txn: l.KV.Txn(context.WithoutCancel(ctx)), ctx: ctx, late: l}
+}
+
+func (l *late) land(tb testing.TB) *clientv3.TxnResponse {
+	tb.Helper()
+	l.mu.Lock()
+	txn := l.held
+	l.mu.Unlock()
+	resp, err := txn.Commit()
+	require.NoError(tb, err)
+	return resp
+}
+
+// sent says whether the transaction is under way.
+func (l *late) sent() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held != nil
+}
+
+type lateTxn struct {
+	clientv3.Txn
+	ctx  context.Context
+	late *late
+}
+
+func (t *lateTxn) If(cmps ...clientv3.Cmp) clientv3.Txn { t.Txn = t.Txn.If(cmps...); return t }
+func (t *lateTxn) Then(ops ...clientv3.Op) clientv3.Txn { t.Txn = t.Txn.Then(ops...); return t }
+func (t *lateTxn) Else(ops ...clientv3.Op) clientv3.Txn { t.Txn = t.Txn.Else(ops...); return t }
+
+func (t *lateTxn) Commit() (*clientv3.TxnResponse, error) {
+	t.late.mu.Lock()
+	t.late.held = t.Txn
+	t.late.mu.Unlock()
+	if t.late.err != nil {
+		return nil, t.late.err
+	}
+	<-t.ctx.Done()
+	return nil, t.ctx.Err()
+}
+
+// A Lock that fails takes its key away again, however late the key comes.
+func TestLockThatFailsLeavesNoKey(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	// lateJoin is a line whose next join is under way for as long as the test wants.
+	lateJoin := func(tb testing.TB, err error) (*line, *late) {
+		l := &line{name: prefix(tb), client: client(tb), outside: client(tb)}
+		kv := &late{KV: l.client.KV, err: err, next: true}
+		l.client.KV = kv
+		l.faults = counted(tb, l.client)
+		l.session = session(tb, l.client)
+		l.mutex = l.handle()
+		return l, kv
+	}
+	giveUp := func(tb testing.TB, l *line, kv *late) {
+		short, cancel := context.WithCancel(ctx)
+		call := etcdtest.Go(func() error { return l.mutex.Lock(short) })
+		etcdtest.Eventually(tb, kv.sent, "the join is under way")
+		cancel()
+		require.Equal(tb, context.Canceled, call.Wait(tb))
+	}
+	t.Run("the answer is lost with the context", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		join := l.faults.HoldAnswer(fault.Txn, 1)
+		short, cancel := context.WithCancel(ctx)
+		call := etcdtest.Go(func() error { return l.mutex.Lock(short) })
+		ended(t, join.Reached(), "the join")
+		l.stand(t, 1)
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		l.stand(t, 0)
+	})
+	t.Run("the join lands after its caller has gone", func(t *testing.T) {
+		t.Parallel()
+		l, kv := lateJoin(t, nil)
+		giveUp(t, l, kv)
+		require.True(t, kv.land(t).Succeeded)
+		l.stand(t, 0)
+	})
+	t.Run("the join lands while a sibling waits, whose ticket it becomes", func(t *testing.T) {
+		t.Parallel()
+		l, kv := lateJoin(t, nil)
+		held := l.held(t)
+		giveUp(t, l, kv)
+		call := l.waiting(t, ctx, l.handle(), 2)
+		require.False(t, kv.land(t).Succeeded)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+	})
+	t.Run("the join lands after a sibling has come and gone", func(t *testing.T) {
+		t.Parallel()
+		l, kv := lateJoin(t, nil)
+		giveUp(t, l, kv)
+		sibling := l.handle()
+		require.NoError(t, sibling.Lock(ctx))
+		looks := l.faults.Count(fault.Get)
+		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) > looks }, "the clean-up has seen it")
+		require.NoError(t, sibling.Unlock(ctx))
+		require.True(t, kv.land(t).Succeeded)
+		l.stand(t, 0)
+	})
+	t.Run("the first of two joins lands after the lock was released", func(t *testing.T) {
+		t.Parallel()
+		l, kv := lateJoin(t, rpctypes.ErrTimeout)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.True(t, kv.land(t).Succeeded)
+		l.stand(t, 0)
+	})
+	t.Run("a later acquisition is not disturbed by the clean-up", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.held(t)
+		short, cancel := context.WithCancel(ctx)
+		call := l.waiting(t, short, l.mutex, 2)
+		removal := l.faults.Hold(fault.Txn, 1)
+		cancel()
+		ended(t, removal.Reached(), "the clean-up")
+		require.Equal(t, context.Canceled, call.Wait(t))
+		again := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Watch) > 3 }, "it waits")
+		removal.Open()
+		for _, kv := range etcdtest.WaitKeys(t, l.outside, l.name+"/", 2)[:1] {
+			l.delete(t, string(kv.Key))
+		}
+		require.NoError(t, again.Wait(t))
+		require.True(t, l.owns(t, l.mutex))
+		require.NoError(t, l.mutex.Unlock(ctx))
+	})
+}
+
+// Two handles of one session have one place in line.
+func TestHandlesOfOneSession(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("one waits, the other gives up", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		call := l.waiting(t, ctx, l.mutex, 2)
+		short, cancel := context.WithCancel(ctx)
+		other := l.waiting(t, short, l.handle(), 2)
+		cancel()
+		require.Equal(t, context.Canceled, other.Wait(t))
+		l.stand(t, 2)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		require.True(t, l.owns(t, l.mutex))
+	})
+	t.Run("both give up", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.held(t)
+		short, cancel := context.WithCancel(ctx)
+		one := l.waiting(t, short, l.mutex, 2)
+		other := l.waiting(t, short, l.handle(), 2)
+		cancel()
+		require.Equal(t, context.Canceled, one.Wait(t))
+		require.Equal(t, context.Canceled, other.Wait(t))
+		l.stand(t, 1)
+	})
+	t.Run("one holds, the other gives up", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.Equal(t, context.Canceled, l.handle().Lock(cancelled()))
+		join := l.faults.HoldAnswer(fault.Txn, 1)
+		short, cancel := context.WithCancel(ctx)
+		call := etcdtest.Go(func() error { return l.handle().Lock(short) })
+		ended(t, join.Reached(), "the join")
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		require.True(t, l.owns(t, l.mutex))
+	})
+	t.Run("one releases while the other still waits, who draws a new ticket", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		waits := l.waiting(t, ctx, l.mutex, 2)
+		sibling := l.handle()
+		other := l.waiting(t, ctx, sibling, 2)
+		look := l.faults.Hold(fault.Get, 2) // whoever of the two looks later
+		require.NoError(t, held.Unlock(ctx))
+		ended(t, look.Reached(), "one has looked, the other is about to")
+		var first *concurrency.Mutex
+		select {
+		case <-waits.Done():
+			first = l.mutex
+		case <-other.Done():
+			first = sibling
+		}
+		require.NoError(t, first.Unlock(ctx))
+		look.Open()
+		require.NoError(t, waits.Wait(t))
+		require.NoError(t, other.Wait(t))
+		l.stand(t, 1)
+	})
+	t.Run("one releases while the other joins, who draws a new ticket", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		old := l.mutex.IsOwner()
+		sibling := l.handle()
+		join := l.faults.HoldAnswer(fault.Txn, 1) // finds the key
+		call := etcdtest.Go(func() error { return sibling.Lock(ctx) })
+		ended(t, join.Reached(), "the join")
+		removal := l.faults.Hold(fault.Txn, 1)
+		release := etcdtest.Go(func() error { return l.mutex.Unlock(ctx) })
+		ended(t, removal.Reached(), "the release")
+		join.Open()
+		require.NoError(t, call.Wait(t))
+		removal.Open()
+		require.NoError(t, release.Wait(t))
+		require.True(t, l.owns(t, sibling))
+		resp, err := l.outside.Txn(ctx).If(old).Commit()
+		require.NoError(t, err)
+		require.False(t, resp.Succeeded)
+	})
+}
+
+func TestUnlock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("deletes the key, in one call", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		l.faults.Reset()
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.Equal(t, "Txn 1", l.faults.String())
+		l.stand(t, 0)
+	})
+	t.Run("and no later one of the same session", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		l.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrGRPCNoSpace) // carried out, and not repeated
+		require.Equal(t, rpctypes.ErrNoSpace, l.mutex.Unlock(ctx))
+		later := l.handle()
+		require.NoError(t, later.Lock(ctx))
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.True(t, l.owns(t, later))
+	})
+	t.Run("ErrLockReleased if the handle holds no lock", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.Equal(t, concurrency.ErrLockReleased, l.handle().Unlock(ctx))
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+	})
+	t.Run("nil if the lock was lost meanwhile", func(t *testing.T) {
+		t.Parallel()
+		for how, lose := range map[string]func(l *line){
+			"deleted": func(l *line) { l.delete(t, l.mutex.Key()) },
+			"revoked": func(l *line) { revoke(t, l.outside, l.session) },
+			"closed":  func(l *line) { require.NoError(t, l.session.Close()) },
+		} {
+			l := newLine(t)
+			require.NoError(t, l.mutex.Lock(ctx))
+			lose(l)
+			rival := l.held(t)
+			require.NoError(t, l.mutex.Unlock(ctx), how)
+			require.True(t, l.owns(t, rival), how)
+		}
+	})
+	t.Run("repeated over transient faults", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		l.faults.Refuse(fault.Txn, 1, codes.Unavailable, "etcdserver: leader changed")
+		l.faults.LoseAnswer(fault.Txn, 2, nil)
+		require.NoError(t, l.mutex.Unlock(ctx))
+		l.stand(t, 0)
+	})
+	t.Run("until ctx ends, which is its error, and can be repeated", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.Equal(t, context.Canceled, l.mutex.Unlock(cancelled()))
+		removal := l.faults.Hold(fault.Txn, 1)
+		short, cancel := context.WithCancel(ctx)
+		call := etcdtest.Go(func() error { return l.mutex.Unlock(short) })
+		ended(t, removal.Reached(), "the release")
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		l.stand(t, 1)
+		require.NoError(t, l.mutex.Unlock(ctx))
+		l.stand(t, 0)
+	})
+	t.Run("within a second when the server is silent", func(t *testing.T) {
+		t.Parallel()
+		p, c := proxied(t, server(t))
+		m := concurrency.NewMutex(session(t, c, concurrency.WithTTL(20)), prefix(t))
+		require.NoError(t, m.Lock(ctx))
+		p.Stall()
+		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+		defer cancel()
+		require.Equal(t, context.DeadlineExceeded, within(t, time.Second, func() error { return m.Unlock(short) }))
+		p.Resume()
+		require.NoError(t, m.Unlock(ctx))
+	})
+	t.Run("after an error the session is not given the lock by this key again", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		old := l.mutex.IsOwner()
+		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		require.Equal(t, rpctypes.ErrPermissionDenied, l.mutex.Unlock(ctx))
+		l.stand(t, 1)
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.True(t, l.owns(t, l.mutex))
+		resp, err := l.outside.Txn(ctx).If(old).Commit()
+		require.NoError(t, err)
+		require.False(t, resp.Succeeded)
+		require.NoError(t, l.mutex.Unlock(ctx))
+		l.stand(t, 0)
+	})
+	t.Run("not even when ctx had ended before", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		rev := l.mutex.Rev()
+		require.Equal(t, context.Canceled, l.mutex.Unlock(cancelled()))
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.Greater(t, l.mutex.Rev(), rev)
+		require.NoError(t, l.mutex.Ctx().Err())
+		require.NoError(t, l.mutex.Unlock(ctx))
+		l.stand(t, 0)
+	})
+	t.Run("nor while that key can't be deleted", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		const denied = "etcdserver: permission denied"
+		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied)
+		require.Error(t, l.mutex.Unlock(ctx))
+		l.faults.Before(fault.Txn, 1, func() { l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied) })
+		require.ErrorIs(t, l.handle().Lock(ctx), rpctypes.ErrPermissionDenied)
+		require.NoError(t, l.mutex.Unlock(ctx))
+		l.stand(t, 0)
+	})
+	t.Run("on a closed client", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		revokedAtEnd(t, l.outside, l.session.Lease())
+		require.NoError(t, l.mutex.Lock(ctx))
+		l.client.Close()
+		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return l.mutex.Unlock(ctx) }))
+	})
+}
+
+func TestMutexAccessors(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	t.Run("IsOwner is true only while this handle holds the lock", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.False(t, l.owns(t, l.mutex))
+		require.NoError(t, l.mutex.Lock(ctx))
+		require.True(t, l.owns(t, l.mutex))
+		require.False(t, l.owns(t, l.handle()))
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.False(t, l.owns(t, l.mutex))
+	})
+	t.Run("a write guarded by it is refused once the lock is lost", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		revoke(t, l.outside, l.session)
+		l.held(t)
+		require.False(t, l.owns(t, l.mutex))
+	})
+	t.Run("nor by a key that the session took anew", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		l.delete(t, l.mutex.Key())
+		require.NoError(t, l.handle().Lock(ctx))
+		require.False(t, l.owns(t, l.mutex))
+	})
+	t.Run("Key is empty if the lock is not held", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		held := l.held(t)
+		require.Empty(t, l.mutex.Key())
+		call := l.waiting(t, ctx, l.mutex, 2)
+		require.Empty(t, l.mutex.Key())
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		require.NotEmpty(t, l.mutex.Key())
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.Empty(t, l.mutex.Key())
+	})
+	t.Run("Rev is the create revision of the key, 0 if it is not held", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		require.Zero(t, l.mutex.Rev())
+		require.NoError(t, l.mutex.Lock(ctx))
+		rev := l.mutex.Rev()
+		require.Equal(t, etcdtest.Keys(t, l.outside, l.name+"/")[0].CreateRevision, rev)
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.Zero(t, l.mutex.Rev())
+		require.Greater(t, l.held(t).Rev(), rev, "it rises with every change of the owner")
+	})
+	t.Run("Header is nil before the lock was taken, and stays when it is released", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		var none *etcdserverpb.ResponseHeader
+		require.Equal(t, none, l.mutex.Header())
+		before := l.revision(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		header := l.mutex.Header()
+		require.Greater(t, header.Revision, before)
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.Same(t, header, l.mutex.Header())
+	})
+}

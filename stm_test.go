@@ -1,0 +1,1409 @@
+package concurrency_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/namespace"
+	"go.etcd.io/etcd/server/v3/embed"
+	"google.golang.org/grpc/codes"
+
+	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
+)
+
+// levels are the isolation levels, and what each of them does.
+var levels = []struct {
+	name                             string
+	level                            concurrency.Isolation
+	snapshot, checkReads, checkBlind bool
+}{
+	{"SerializableSnapshot", concurrency.SerializableSnapshot, true, true, true},
+	{"Serializable", concurrency.Serializable, true, true, false},
+	{"RepeatableReads", concurrency.RepeatableReads, false, true, false},
+	{"ReadCommitted", concurrency.ReadCommitted, false, false, false},
+}
+
+// space is a part of the store of a test's own: a client under faults that runs
+// transactions, and an outside one that interferes with them and is not counted.
+type space struct {
+	name    string
+	cluster *etcdtest.Cluster
+	client  *clientv3.Client
+	faults  *fault.Faults
+	outside *clientv3.Client
+}
+
+func newSpace(tb testing.TB, c *etcdtest.Cluster) *space {
+	tb.Helper()
+	s := &space{name: prefix(tb), cluster: c, client: c.Client(tb), outside: c.Client(tb)}
+	s.faults = counted(tb, s.client)
+	return s
+}
+
+// key is the full name of a key.
+func (s *space) key(k string) string { return s.name + "/" + k }
+
+// keys are n keys, named by numbers.
+func (s *space) keys(n int) []string {
+	keys := make([]string, n)
+	for i := range keys {
+		keys[i] = s.key(strconv.Itoa(i))
+	}
+	return keys
+}
+
+// put writes keys and values from outside, in one revision, which it gives.
+func (s *space) put(tb testing.TB, pairs ...string) int64 {
+	tb.Helper()
+	var ops []clientv3.Op
+	for pair := range slices.Chunk(pairs, 2) {
+		ops = append(ops, clientv3.OpPut(s.key(pair[0]), pair[1]))
+	}
+	resp, err := s.outside.Txn(context.Background()).Then(ops...).Commit()
+	require.NoError(tb, err)
+	return resp.Header.Revision
+}
+
+// del deletes a key from outside.
+func (s *space) del(tb testing.TB, k string) {
+	tb.Helper()
+	resp, err := s.outside.Delete(context.Background(), s.key(k))
+	require.NoError(tb, err)
+	require.EqualValues(tb, 1, resp.Deleted)
+}
+
+// kv is a key as the store has it, nil if it does not exist.
+func (s *space) kv(tb testing.TB, k string) *mvccpb.KeyValue {
+	tb.Helper()
+	resp, err := s.outside.Get(context.Background(), s.key(k))
+	require.NoError(tb, err)
+	if len(resp.Kvs) == 0 {
+		return nil
+	}
+	return resp.Kvs[0]
+}
+
+// value is a key's value as the store has it.
+func (s *space) value(tb testing.TB, k string) string {
+	tb.Helper()
+	return string(s.kv(tb, k).GetValue())
+}
+
+// run runs apply as a transaction, which is to succeed, and gives the number of its
+// attempts. apply is told which of them it is, from 1 on.
+func (s *space) run(
+	tb testing.TB, apply func(stm concurrency.STM, attempt int), opts ...concurrency.STMOption,
+) (attempts int) {
+	tb.Helper()
+	resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		attempts++
+		apply(stm, attempts)
+		return nil
+	}, opts...)
+	require.NoError(tb, err)
+	require.True(tb, resp.Succeeded)
+	return attempts
+}
+
+func TestNewSTM(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		t.Run("writes take effect together at "+l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			s.put(t, "a", "1", "b", "2")
+			resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				stm.Put(s.key("a"), stm.Get(s.key("a"))+"+")
+				stm.Del(s.key("b"))
+				stm.Put(s.key("c"), "3")
+				return nil
+			}, concurrency.WithIsolation(l.level))
+			require.NoError(t, err)
+			require.True(t, resp.Succeeded)
+			require.Equal(t, "1+", s.value(t, "a"))
+			require.Nil(t, s.kv(t, "b"))
+			require.Equal(t, resp.Header.Revision, s.kv(t, "a").ModRevision)
+			require.Equal(t, resp.Header.Revision, s.kv(t, "c").ModRevision)
+		})
+	}
+	t.Run("on the caller's goroutine", func(t *testing.T) {
+		t.Parallel()
+		goroutine := func() string {
+			buf := make([]byte, 64)
+			id, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), " [")
+			return id
+		}
+		s, caller := newSpace(t, server(t)), goroutine()
+		s.run(t, func(concurrency.STM, int) { require.Equal(t, caller, goroutine()) })
+	})
+	t.Run("responses stand in the order in which the keys were first written", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		keys := s.keys(9)
+		rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+		for _, key := range keys {
+			_, err := s.outside.Put(t.Context(), key, "old "+key)
+			require.NoError(t, err)
+		}
+		resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			for _, key := range keys {
+				stm.Put(key, "new", clientv3.WithPrevKV())
+			}
+			stm.Put(keys[0], "newer", clientv3.WithPrevKV())
+			return nil
+		})
+		require.NoError(t, err)
+		require.Len(t, resp.Responses, len(keys))
+		for i, key := range keys {
+			require.Equal(t, "old "+key, string(resp.Responses[i].GetResponsePut().PrevKv.Value))
+		}
+	})
+	t.Run("concurrent transactions lose no update at levels that check reads", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels {
+			if !l.checkReads {
+				continue
+			}
+			s := newSpace(t, server(t))
+			var wg sync.WaitGroup
+			for range 4 {
+				wg.Go(func() {
+					for range 5 {
+						_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+							n, _ := strconv.Atoi(stm.Get(s.key("n")))
+							stm.Put(s.key("n"), strconv.Itoa(n+1))
+							return nil
+						}, concurrency.WithIsolation(l.level))
+						assert.NoError(t, err)
+					}
+				})
+			}
+			wg.Wait()
+			require.Equal(t, "20", s.value(t, "n"), l.name)
+		}
+	})
+}
+
+// The figures are exact, on a server on which nothing else happens.
+func TestSTMCosts(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, etcdtest.New(t))
+	s.put(t, "a", "1", "b", "2")
+	costs := func(what string, level concurrency.Isolation, calls int, entries uint64, apply func(stm concurrency.STM)) {
+		t.Helper()
+		before := s.cluster.AppliedIndex()
+		s.faults.Reset()
+		s.run(t, func(stm concurrency.STM, _ int) { apply(stm) }, concurrency.WithIsolation(level))
+		require.Equal(t, calls, s.faults.KV(), "%s at level %d made %v", what, level, s.faults)
+		require.Equal(t, entries, s.cluster.AppliedIndex()-before, "entries of %s at level %d", what, level)
+	}
+	for _, l := range levels {
+		reads := 1
+		if !l.snapshot {
+			reads = 2 // the commit asks whether the values still hold
+		}
+		costs("one Get", l.level, reads, 0, func(stm concurrency.STM) { stm.Get(s.key("a")) })
+		costs("one Rev", l.level, reads, 0, func(stm concurrency.STM) { stm.Rev(s.key("a")) })
+		costs("the same, again and again", l.level, reads, 0, func(stm concurrency.STM) {
+			for range 3 {
+				stm.Get(s.key("a"), s.key("a"))
+				stm.Rev(s.key("a"))
+			}
+		})
+		costs("many keys in one Get", l.level, reads, 0, func(stm concurrency.STM) { stm.Get(s.keys(50)...) })
+		costs("two Gets", l.level, reads+1, 0, func(stm concurrency.STM) { stm.Get(s.key("a")); stm.Get(s.key("b")) })
+		costs("a read and a write", l.level, 2, 1, func(stm concurrency.STM) {
+			stm.Put(s.key("a"), stm.Get(s.key("a")))
+		})
+		costs("a blind write", l.level, 1, 1, func(stm concurrency.STM) { stm.Put(s.key("a"), "1") })
+		costs("a written key that is read", l.level, 1, 1, func(stm concurrency.STM) {
+			stm.Put(s.key("a"), "1")
+			stm.Get(s.key("a"))
+		})
+		costs("no keys", l.level, 1, 0, func(stm concurrency.STM) { stm.Get() })
+		costs("nothing", l.level, 1, 0, func(concurrency.STM) {})
+	}
+}
+
+func TestSTMReadOnly(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		t.Run("at "+l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			rev := s.put(t, "a", "1")
+			var got string
+			resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				got = stm.Get(s.key("a"))
+				rev = max(rev, s.put(t, "other", "x")) // after the first read
+				stm.Get(s.key("b"))
+				return nil
+			}, concurrency.WithIsolation(l.level))
+			require.NoError(t, err)
+			require.Equal(t, "1", got)
+			require.True(t, resp.Succeeded)
+			require.Empty(t, resp.Responses)
+			if l.snapshot {
+				require.Less(t, resp.Header.Revision, rev, "the header of its first read")
+			} else {
+				require.GreaterOrEqual(t, resp.Header.Revision, rev, "the header of its commit")
+			}
+		})
+	}
+}
+
+func TestSTMGet(t *testing.T) {
+	t.Parallel()
+	t.Run("the value of the first key", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.put(t, "a", "1", "b", "2")
+		a, b, none := s.key("a"), s.key("b"), s.key("none")
+		s.run(t, func(stm concurrency.STM, _ int) {
+			require.Equal(t, "2", stm.Get(b, none))
+			require.Equal(t, "1", stm.Get(a, b), "also when the others were read before")
+			require.Equal(t, "2", stm.Get(b, a))
+			require.Equal(t, "1", stm.Get(a, a, a))
+			require.Empty(t, stm.Get(none, a))
+			require.Empty(t, stm.Get())
+		})
+	})
+	t.Run("of a written key, what was written", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.put(t, "a", "1", "b", "2")
+		a, b := s.key("a"), s.key("b")
+		s.run(t, func(stm concurrency.STM, _ int) {
+			stm.Put(a, "mine")
+			require.Equal(t, "mine", stm.Get(a))
+			require.Equal(t, "2", stm.Get(b, a), "not that of a later key")
+			require.Equal(t, "mine", stm.Get(a, b))
+			stm.Del(a)
+			require.Empty(t, stm.Get(a))
+			stm.Put(a, "again")
+			require.Equal(t, "again", stm.Get(a))
+			require.Equal(t, "2", stm.Get(b))
+			stm.Put(b, "after it was read")
+			require.Equal(t, "after it was read", stm.Get(b))
+		})
+		require.Equal(t, "again", s.value(t, "a"))
+	})
+	protected := map[string]func(stm concurrency.STM, a, b string){
+		"the first":                         func(stm concurrency.STM, a, b string) { stm.Get(a, b) },
+		"a later one":                       func(stm concurrency.STM, a, b string) { stm.Get(b, a) },
+		"the first, the other read before":  func(stm concurrency.STM, a, b string) { stm.Get(b); stm.Get(a, b) },
+		"the first, written before":         func(stm concurrency.STM, a, b string) { stm.Put(a, "w"); stm.Get(a, b) },
+		"a later one, the first written":    func(stm concurrency.STM, a, b string) { stm.Put(b, "w"); stm.Get(b, a) },
+		"the only one, written after":       func(stm concurrency.STM, a, b string) { stm.Get(a); stm.Put(a, "w") },
+		"one of which the revision is read": func(stm concurrency.STM, a, b string) { stm.Rev(a) },
+	}
+	for what, read := range protected {
+		t.Run("adds to the read set "+what, func(t *testing.T) {
+			t.Parallel()
+			for _, l := range levels {
+				s := newSpace(t, server(t))
+				s.put(t, "a", "1", "b", "2")
+				attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+					read(stm, s.key("a"), s.key("b"))
+					stm.Put(s.key("c"), "3")
+					if attempt == 1 {
+						s.put(t, "a", "changed")
+					}
+				}, concurrency.WithIsolation(l.level))
+				require.Equal(t, l.checkReads, attempts == 2, "%d attempts at %s", attempts, l.name)
+			}
+		})
+	}
+}
+
+func TestSTMRev(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	rev := s.put(t, "a", "1")
+	a := s.key("a")
+	s.run(t, func(stm concurrency.STM, _ int) {
+		require.Zero(t, stm.Rev(s.key("none")))
+		require.Equal(t, rev, stm.Rev(a))
+		stm.Put(a, "2")
+		require.Equal(t, rev, stm.Rev(a), "as it is in the store")
+		stm.Del(a)
+		require.Equal(t, rev, stm.Rev(a))
+		require.Empty(t, stm.Get(a))
+		stm.Put(s.key("new"), "n")
+		require.Zero(t, stm.Rev(s.key("new")))
+		require.Equal(t, "n", stm.Get(s.key("new")))
+	})
+	require.Nil(t, s.kv(t, "a"))
+}
+
+func TestSTMPut(t *testing.T) {
+	t.Parallel()
+	t.Run("the last write of a key counts", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.put(t, "b", "old", "c", "old")
+		s.run(t, func(stm concurrency.STM, _ int) {
+			stm.Put(s.key("a"), "1")
+			stm.Put(s.key("a"), "2")
+			stm.Del(s.key("b"))
+			stm.Put(s.key("b"), "3")
+			stm.Put(s.key("c"), "4")
+			stm.Del(s.key("c"))
+		})
+		require.Equal(t, "2", s.value(t, "a"))
+		require.EqualValues(t, 1, s.kv(t, "a").Version)
+		require.Equal(t, "3", s.value(t, "b"))
+		require.Nil(t, s.kv(t, "c"))
+	})
+	t.Run("with options", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		id := granted(t, s.outside, 60)
+		s.run(t, func(stm concurrency.STM, _ int) {
+			stm.Put(s.key("a"), "1", clientv3.WithLease(id))
+			stm.Put(s.key("b"), "1", clientv3.WithLease(id))
+			stm.Put(s.key("b"), "2")
+		})
+		require.Equal(t, int64(id), s.kv(t, "a").Lease)
+		require.Zero(t, s.kv(t, "b").Lease, "the options of the last write count")
+	})
+}
+
+// What makes an attempt conflict, at each level: two attempts instead of one.
+func TestSTMConflicts(t *testing.T) {
+	t.Parallel()
+	never := func(concurrency.Isolation) bool { return false }
+	reads := func(l concurrency.Isolation) bool { return l != concurrency.ReadCommitted }
+	strictly := func(l concurrency.Isolation) bool { return l == concurrency.SerializableSnapshot }
+	get := func(stm concurrency.STM, key string) { stm.Get(key) }
+	update := func(stm concurrency.STM, key string) { stm.Put(key, stm.Get(key)+"+") }
+	remove := func(stm concurrency.STM, key string) { stm.Get(key); stm.Del(key) }
+	blind := func(stm concurrency.STM, key string) { stm.Put(key, "blind") }
+	blindAfter := func(stm concurrency.STM, key string) { stm.Get(key + "'"); stm.Put(key, "blind") }
+	blindDel := func(stm concurrency.STM, key string) { stm.Get(key + "'"); stm.Del(key) }
+	for _, tc := range []struct {
+		name      string
+		apply     func(stm concurrency.STM, key string)
+		interfere string
+		conflicts func(l concurrency.Isolation) bool
+	}{
+		{"a key read is changed", get, "a put", reads},
+		{"a key read is put again with the same value", get, "a same", reads},
+		{"a key read is deleted", get, "a del", reads},
+		{"a key read, that did not exist, is created", get, "none put", reads},
+		{"a key read is deleted and put again", get, "a again", reads},
+		{"a key read and written is changed", update, "a put", reads},
+		{"a key read and written is deleted", update, "a del", reads},
+		{"a key read and deleted is changed", remove, "a put", reads},
+		{"a key read and deleted is deleted", remove, "a del", reads},
+		{"a key only written is changed before anything is read", blind, "a put", never},
+		{"a key only written is deleted before anything is read", blind, "a del", never},
+		{"a key only written is changed", blindAfter, "a put", strictly},
+		{"a key only written is created", blindAfter, "none put", strictly},
+		{"a key only written is deleted", blindAfter, "a del", never},
+		{"a key only deleted is changed", blindDel, "a put", strictly},
+		{"a key only deleted is deleted", blindDel, "a del", never},
+		{"another key is changed", update, "a other", never},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			for _, l := range levels {
+				s.put(t, "a", "old", "a'", "old")
+				k, how, _ := strings.Cut(tc.interfere, " ")
+				none := s.key("none")
+				_, err := s.outside.Delete(t.Context(), none)
+				require.NoError(t, err)
+				attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+					tc.apply(stm, s.key(k))
+					stm.Put(s.key("z"), "z")
+					if attempt == 1 {
+						s.interfere(t, k, how)
+					}
+				}, concurrency.WithIsolation(l.level))
+				want := 1
+				if tc.conflicts(l.level) {
+					want = 2
+				}
+				require.Equal(t, want, attempts, "attempts at %s", l.name)
+			}
+		})
+	}
+}
+
+// interfere changes a key from outside.
+func (s *space) interfere(tb testing.TB, k, how string) {
+	tb.Helper()
+	switch how {
+	case "put":
+		s.put(tb, k, "changed")
+	case "same":
+		s.put(tb, k, s.value(tb, k))
+	case "del":
+		s.del(tb, k)
+	case "again":
+		old := s.value(tb, k)
+		s.del(tb, k)
+		s.put(tb, k, old)
+	case "other":
+		s.put(tb, k+" other", "changed")
+	}
+}
+
+func TestSTMReadsAreOfOneRevision(t *testing.T) {
+	t.Parallel()
+	// In the store, x and y are always equal.
+	for _, l := range levels {
+		for name, first := range map[string]func(stm concurrency.STM, key string){
+			"Get": func(stm concurrency.STM, key string) { stm.Get(key) },
+			"Rev": func(stm concurrency.STM, key string) { stm.Rev(key) },
+		} {
+			t.Run(l.name+", "+name+" first", func(t *testing.T) {
+				t.Parallel()
+				s := newSpace(t, server(t))
+				s.put(t, "x", "0", "y", "0")
+				var seen []string
+				attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+					first(stm, s.key("x"))
+					if attempt == 1 {
+						s.put(t, "x", "1", "y", "1")
+					}
+					y := stm.Get(s.key("y"))
+					seen = append(seen, stm.Get(s.key("x"))+y)
+					stm.Put(s.key("z"), "z")
+				}, concurrency.WithIsolation(l.level))
+				switch {
+				case l.snapshot:
+					require.Equal(t, []string{"00", "11"}, seen)
+				case l.checkReads:
+					require.Equal(t, []string{"01", "11"}, seen, "reads at revisions of their own, checked")
+				default:
+					require.Equal(t, []string{"01"}, seen, "reads at revisions of their own, not checked")
+				}
+				require.Len(t, seen, attempts)
+			})
+		}
+		t.Run(l.name+", each key is read once", func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			rev := s.put(t, "x", "0")
+			s.run(t, func(stm concurrency.STM, attempt int) {
+				before := stm.Get(s.key("x"))
+				if attempt == 1 {
+					s.put(t, "x", "1")
+					require.Equal(t, rev, stm.Rev(s.key("x")))
+				}
+				require.Equal(t, before, stm.Get(s.key("x"), s.key("y")))
+			}, concurrency.WithIsolation(l.level))
+		})
+	}
+}
+
+func TestSTMAfterAConflict(t *testing.T) {
+	t.Parallel()
+	t.Run("the conflict's answer saves the reads", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels[:2] {
+			s := newSpace(t, server(t))
+			s.put(t, "x", "0", "y", "0")
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				require.Equal(t, strconv.Itoa(attempt-1), stm.Get(s.key("x"), s.key("y"), s.key("none")))
+				require.Equal(t, stm.Get(s.key("x")), stm.Get(s.key("y")))
+				require.Equal(t, stm.Rev(s.key("x")), stm.Rev(s.key("y")))
+				stm.Put(s.key("z"), "z")
+				if attempt == 1 {
+					s.put(t, "x", "1", "y", "1")
+				}
+			}, concurrency.WithIsolation(l.level))
+			require.Equal(t, 2, attempts)
+			require.Equal(t, 3, s.faults.Count(fault.Txn), "one read and two commits at %s", l.name)
+			require.Equal(t, 3, s.faults.KV())
+		}
+	})
+	t.Run("fresh reads agree with the carried ones", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels[:2] {
+			s := newSpace(t, server(t))
+			s.put(t, "x", "0", "y", "0")
+			var seen []string
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				x := stm.Get(s.key("x"))
+				if attempt < 3 {
+					s.put(t, "x", strconv.Itoa(attempt), "y", strconv.Itoa(attempt))
+				}
+				if attempt > 1 { // a key that the first attempt had not read
+					seen = append(seen, x+stm.Get(s.key("y")))
+				}
+				stm.Put(s.key("z"), "z")
+			}, concurrency.WithIsolation(l.level))
+			require.Equal(t, 3, attempts)
+			require.Equal(t, []string{"11", "22"}, seen, l.name)
+		}
+	})
+	t.Run("a pause makes what was seen old, so that all is read anew", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.put(t, "x", "0")
+		const conflicts = 7 // of which pauses follow the third to the sixth
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			stm.Put(s.key("z"), stm.Get(s.key("x")))
+			if attempt <= conflicts {
+				s.put(t, "x", strconv.Itoa(attempt))
+			}
+		})
+		require.Equal(t, conflicts+1, attempts)
+		require.Equal(t, 1+4, s.faults.Count(fault.Get))
+		require.Equal(t, conflicts+1, s.faults.Count(fault.Txn))
+		require.Equal(t, strconv.Itoa(conflicts), s.value(t, "z"))
+	})
+	t.Run("a read-only attempt can follow", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.put(t, "x", "0")
+		var rev int64
+		resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			if stm.Get(s.key("x")) == "0" {
+				stm.Put(s.key("z"), "z")
+				rev = s.put(t, "x", "1")
+			}
+			return nil
+		})
+		require.NoError(t, err)
+		require.True(t, resp.Succeeded)
+		require.GreaterOrEqual(t, resp.Header.Revision, rev)
+		require.Nil(t, s.kv(t, "z"))
+		require.Equal(t, 2, s.faults.KV(), "a read and a commit that conflicted")
+	})
+	t.Run("an attempt that reads nothing can follow", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.put(t, "x", "0")
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			if attempt == 1 {
+				stm.Get(s.key("x"))
+				s.put(t, "x", "1")
+			} else {
+				s.put(t, "z", "outside") // no conflict: nothing was read
+			}
+			stm.Put(s.key("z"), "z")
+		})
+		require.Equal(t, 2, attempts)
+		require.Equal(t, "z", s.value(t, "z"))
+	})
+}
+
+func TestSTMAbortContext(t *testing.T) {
+	t.Parallel()
+	t.Run("is looked at before the first attempt", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, func(concurrency.STM) error {
+			t.Error("the function was run")
+			return nil
+		}, concurrency.WithAbortContext(cancelled()))
+		require.Equal(t, context.Canceled, err)
+		require.Zero(t, s.faults.KV())
+	})
+	t.Run("ends a transaction that conflicts for ever, in its pauses too", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels {
+			for _, last := range []int{1, 3, 6, 10} { // pauses follow the third to the sixth
+				if !l.checkReads {
+					continue
+				}
+				s, attempts := newSpace(t, server(t)), 0
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+					stm.Put(s.key("z"), stm.Get(s.key("x")))
+					if attempts++; attempts == last {
+						s.faults.After(fault.Txn, 1, func(error) { cancel() })
+					}
+					s.put(t, "x", strconv.Itoa(attempts))
+					return nil
+				}, concurrency.WithAbortContext(ctx), concurrency.WithIsolation(l.level))
+				require.Equal(t, context.Canceled, err, "the conflict was answered: nothing is unknown")
+				require.Equal(t, last, attempts)
+				require.Nil(t, s.kv(t, "z"))
+			}
+		}
+	})
+	t.Run("is looked at after the function, and nothing is sent", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		ctx, cancel := context.WithCancel(t.Context())
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Put(s.key("z"), stm.Get(s.key("x")))
+			cancel()
+			return nil
+		}, concurrency.WithAbortContext(ctx))
+		require.Equal(t, context.Canceled, err)
+		require.Zero(t, s.faults.Count(fault.Txn))
+	})
+	t.Run("bounds a read", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		gate := s.faults.Hold(fault.Get, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		call := etcdtest.Go(func() error {
+			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				stm.Get(s.key("x"))
+				return errors.New("Get has returned")
+			}, concurrency.WithAbortContext(ctx))
+			return err
+		})
+		ended(t, gate.Reached(), "the read is under way")
+		require.True(t, call.Running())
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+	})
+	t.Run("that ends during the commit leaves it unknown", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		gate := s.faults.HoldAnswer(fault.Txn, 1)
+		ctx, cancel := context.WithCancel(t.Context())
+		call := etcdtest.Go(func() error {
+			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				stm.Put(s.key("x"), "1")
+				return nil
+			}, concurrency.WithAbortContext(ctx))
+			return err
+		})
+		ended(t, gate.Reached(), "the commit is answered")
+		cancel()
+		err := call.Wait(t)
+		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, "1", s.value(t, "x"))
+	})
+	t.Run("is the client's by default", func(t *testing.T) {
+		t.Parallel()
+		c := client(t)
+		require.NoError(t, c.Close())
+		_, err := concurrency.NewSTM(c, func(concurrency.STM) error { return nil })
+		require.Equal(t, context.Canceled, err)
+	})
+}
+
+func TestSTMPrefetch(t *testing.T) {
+	t.Parallel()
+	t.Run("adds the keys to the read set of every attempt, in one call", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels {
+			s := newSpace(t, server(t))
+			s.put(t, "x", "0", "y", "0")
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				calls := s.faults.KV()
+				x := stm.Get(s.key("x"))
+				require.Equal(t, x, stm.Get(s.key("y")))
+				require.Equal(t, calls, s.faults.KV(), "fetched before")
+				stm.Put(s.key("z"), x)
+				if attempt == 1 {
+					s.put(t, "x", "1", "y", "1")
+				}
+			}, concurrency.WithPrefetch(s.key("x")), concurrency.WithPrefetch(s.key("y"), s.key("x")),
+				concurrency.WithIsolation(l.level))
+			require.Equal(t, l.checkReads, attempts == 2, l.name)
+		}
+	})
+	t.Run("protects keys that the function does not read", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			stm.Put(s.key("z"), "z")
+			if attempt == 1 {
+				s.put(t, "x", "1")
+			}
+		}, concurrency.WithPrefetch(s.key("x")))
+		require.Equal(t, 2, attempts)
+	})
+	t.Run("300 keys, in three calls", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels {
+			s := newSpace(t, server(t))
+			keys := s.keys(300)
+			s.put(t, "0", "first", "299", "last")
+			opts := []concurrency.STMOption{concurrency.WithPrefetch(keys...), concurrency.WithIsolation(l.level)}
+			read := func(stm concurrency.STM) error {
+				require.Equal(t, "first", stm.Get(keys...))
+				require.Equal(t, "last", stm.Get(keys[299]))
+				require.Equal(t, 3, s.faults.KV())
+				return nil
+			}
+			_, err := concurrency.NewSTM(s.client, read, opts...)
+			if l.checkReads && !l.snapshot { // it has to check them all in its commit
+				require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+			} else {
+				require.NoError(t, err)
+			}
+		}
+	})
+	t.Run("a failing one is the transaction's error, and the function is not run", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, func(concurrency.STM) error {
+			t.Error("the function was run")
+			return nil
+		}, concurrency.WithPrefetch(""))
+		require.Equal(t, rpctypes.ErrEmptyKey, err)
+	})
+	t.Run("nothing", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.run(t, func(stm concurrency.STM, _ int) { stm.Put(s.key("x"), "1") }, concurrency.WithPrefetch())
+		require.Equal(t, 1, s.faults.KV())
+	})
+}
+
+func TestSTMLimit(t *testing.T) {
+	t.Parallel()
+	write := func(keys []string) func(stm concurrency.STM) error {
+		return func(stm concurrency.STM) error {
+			for _, key := range keys {
+				stm.Put(key, "v")
+			}
+			return nil
+		}
+	}
+	t.Run("129 writes fail with the numbers before anything is sent", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels {
+			s := newSpace(t, server(t))
+			_, err := concurrency.NewSTM(s.client, write(s.keys(129)), concurrency.WithIsolation(l.level))
+			require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+			for _, number := range []string{"129 writes", "0 checked keys", "the limit of 128"} {
+				require.ErrorContains(t, err, number)
+			}
+			require.Zero(t, s.faults.Count(fault.Txn))
+		}
+	})
+	t.Run("128 writes are carried out", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, write(s.keys(128)))
+		require.NoError(t, err)
+		require.Equal(t, "v", s.value(t, "127"))
+	})
+	t.Run("129 checked keys fail", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Get(s.keys(128)...)
+			stm.Put(s.key("z"), "v") // checked too, at this level
+			return nil
+		})
+		require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+		for _, number := range []string{" 1 writes", "129 checked keys", "the limit of 128"} {
+			require.ErrorContains(t, err, number)
+		}
+	})
+	t.Run("WithMaxTxnOps tells a lower one", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, write(s.keys(3)), concurrency.WithMaxTxnOps(2))
+		require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+		require.ErrorContains(t, err, "the limit of 2")
+		require.Zero(t, s.faults.KV())
+		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(5)...) }, concurrency.WithMaxTxnOps(2))
+		require.Equal(t, 3, s.faults.KV(), "fetched in parts")
+	})
+	t.Run("WithMaxTxnOps tells a higher one", func(t *testing.T) {
+		t.Parallel()
+		if !server(t).Embedded() { // only those can be configured
+			return
+		}
+		s := newSpace(t, etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = 200 })))
+		_, err := concurrency.NewSTM(s.client, write(s.keys(200)), concurrency.WithMaxTxnOps(200))
+		require.NoError(t, err)
+		s.faults.Reset()
+		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(200)...) }, concurrency.WithMaxTxnOps(200))
+		require.Equal(t, 1, s.faults.KV())
+	})
+	t.Run("a limit that the server does not have is etcd's error", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, write(s.keys(129)), concurrency.WithMaxTxnOps(200))
+		require.Equal(t, rpctypes.ErrTooManyOps, err)
+	})
+}
+
+func TestSTMCompaction(t *testing.T) {
+	t.Parallel()
+	cluster := etcdtest.New(t) // compaction is everybody's
+	compact := func(t *testing.T, s *space, rev int64) {
+		_, err := s.outside.Compact(t.Context(), rev)
+		require.NoError(t, err)
+	}
+	t.Run("between two reads is a conflict", func(t *testing.T) {
+		for _, l := range levels {
+			s := newSpace(t, cluster)
+			s.put(t, "x", "0", "y", "0")
+			var seen []string
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				x := stm.Get(s.key("x"))
+				if attempt == 1 {
+					compact(t, s, s.put(t, "x", "1", "y", "1"))
+				}
+				seen = append(seen, x+stm.Get(s.key("y")))
+			}, concurrency.WithIsolation(l.level))
+			switch {
+			case l.snapshot:
+				require.Equal(t, []string{"11"}, seen, "the first attempt does not come so far")
+				require.Equal(t, 2, attempts)
+			case l.checkReads:
+				require.Equal(t, []string{"01", "11"}, seen)
+			default:
+				require.Equal(t, []string{"01"}, seen)
+			}
+		}
+	})
+	t.Run("between a conflict and a fresh read is one too", func(t *testing.T) {
+		s := newSpace(t, cluster)
+		s.put(t, "x", "0", "y", "0")
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			x := stm.Get(s.key("x"))
+			switch attempt {
+			case 1:
+				s.put(t, "x", "1", "y", "1")
+			case 2:
+				compact(t, s, s.put(t, "x", "2", "y", "2"))
+				fallthrough
+			default:
+				require.Equal(t, x, stm.Get(s.key("y"), s.key("z")))
+				require.Equal(t, 3, attempt)
+			}
+			stm.Put(s.key("w"), x)
+		})
+		require.Equal(t, 3, attempts)
+	})
+	t.Run("a function that recovers it is run again", func(t *testing.T) {
+		s := newSpace(t, cluster)
+		s.put(t, "x", "0")
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			stm.Get(s.key("x"))
+			if attempt == 1 {
+				compact(t, s, s.put(t, "x", "1"))
+				func() {
+					defer func() { require.NotNil(t, recover()) }()
+					stm.Get(s.key("y"))
+				}()
+			}
+		})
+		require.Equal(t, 2, attempts)
+	})
+}
+
+func TestSTMFutureRevision(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	s.put(t, "x", "0", "y", "0", "z", "0")
+	s.faults.FutureRevision(2) // what a lagging member says of pinned reads
+	attempts := s.run(t, func(stm concurrency.STM, _ int) {
+		stm.Get(s.key("x"))
+		s.put(t, "x", "1", "y", "1", "z", "1")
+		require.Equal(t, "0", stm.Get(s.key("y")), "repeated at the same revision")
+		require.Equal(t, "0", stm.Get(s.key("z"), s.key("none")))
+	})
+	require.Equal(t, 1, attempts)
+	require.Equal(t, 3, s.faults.Count(fault.Get))
+	require.Equal(t, 2, s.faults.Count(fault.Txn))
+}
+
+func TestSTMGuard(t *testing.T) {
+	t.Parallel()
+	// A guard on a key of the test's, as IsOwner and IsLeader are on theirs.
+	exists := func(s *space, k string) clientv3.Cmp {
+		return clientv3.Compare(clientv3.CreateRevision(s.key(k)), "!=", 0)
+	}
+	for _, l := range levels {
+		level := concurrency.WithIsolation(l.level)
+		t.Run("true at "+l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			s.put(t, "guard", "g", "x", "0")
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				stm.Put(s.key("z"), stm.Get(s.key("x")))
+				if attempt == 1 {
+					s.put(t, "x", "1", "guard", "changed")
+				}
+			}, level, concurrency.WithGuard(exists(s, "guard"), exists(s, "x")))
+			require.Equal(t, l.checkReads, attempts == 2, "a conflict is told from the guard")
+			require.Equal(t, strconv.Itoa(attempts-1), s.value(t, "z"))
+		})
+		t.Run("false at "+l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			for name, apply := range map[string]func(stm concurrency.STM){
+				"an update":    func(stm concurrency.STM) { stm.Put(s.key("z"), stm.Get(s.key("x"))) },
+				"a blind one":  func(stm concurrency.STM) { stm.Put(s.key("z"), "1") },
+				"that reads":   func(stm concurrency.STM) { stm.Get(s.key("x")) },
+				"of nothing":   func(concurrency.STM) {},
+				"a conflict":   func(stm concurrency.STM) { stm.Put(s.key("z"), stm.Get(s.key("x"))); s.put(t, "x", "changed") },
+				"a lost guard": func(stm concurrency.STM) { stm.Put(s.key("guard"), stm.Get(s.key("x"))); s.del(t, "guard") },
+			} {
+				s.put(t, "x", "0", "guard", "g")
+				attempts := 0
+				resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+					attempts++
+					apply(stm)
+					if name != "a lost guard" {
+						s.del(t, "guard")
+					}
+					return nil
+				}, level, concurrency.WithGuard(exists(s, "x")), concurrency.WithGuard(exists(s, "guard")))
+				require.Equal(t, concurrency.ErrGuardFailed, err, name)
+				require.Nil(t, resp)
+				require.Equal(t, 1, attempts)
+				require.Nil(t, s.kv(t, "z"))
+				require.Nil(t, s.kv(t, "guard"))
+			}
+		})
+	}
+	t.Run("nothing to compare is the caller's bug", func(t *testing.T) {
+		t.Parallel()
+		requireOurPanic(t, func() { concurrency.WithGuard() })
+	})
+}
+
+func TestSTMErrors(t *testing.T) {
+	t.Parallel()
+	t.Run("what apply returned, as it is", func(t *testing.T) {
+		t.Parallel()
+		s, own := newSpace(t, server(t)), errors.New("own")
+		resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
+			return own
+		})
+		require.Same(t, own, err)
+		require.Nil(t, resp)
+		require.Nil(t, s.kv(t, "x"))
+		require.Zero(t, s.faults.Count(fault.Txn))
+	})
+	t.Run("etcd's of a read, as they are", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		reads := map[fault.Kind]func(stm concurrency.STM){
+			fault.Get: func(stm concurrency.STM) { stm.Rev(s.key("x")) },
+			fault.Txn: func(stm concurrency.STM) { stm.Get(s.key("x"), s.key("y")) },
+		}
+		for kind, read := range reads {
+			s.faults.Refuse(kind, 1, codes.PermissionDenied, "etcdserver: permission denied")
+			resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				stm.Put(s.key("x"), "1")
+				read(stm)
+				t.Error("the read has returned")
+				return nil
+			})
+			require.Equal(t, rpctypes.ErrPermissionDenied, err)
+			require.Nil(t, resp)
+			require.Nil(t, s.kv(t, "x"))
+		}
+	})
+	t.Run("etcd's of a commit, as they are", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		for want, write := range map[error]func(stm concurrency.STM){
+			rpctypes.ErrEmptyKey:      func(stm concurrency.STM) { stm.Put("", "v") },
+			rpctypes.ErrLeaseNotFound: func(stm concurrency.STM) { stm.Put(s.key("x"), "v", clientv3.WithLease(1)) },
+		} {
+			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error { write(stm); return nil })
+			require.Equal(t, want, err)
+			require.NotErrorIs(t, err, concurrency.ErrCommitUnknown)
+		}
+	})
+	t.Run("a commit without an answer is unknown, and not repeated", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels {
+			s, attempts := newSpace(t, server(t)), 0
+			s.faults.LoseAnswer(fault.Txn, 1, nil)
+			resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				attempts++
+				stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
+				return nil
+			}, concurrency.WithIsolation(l.level))
+			require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+			require.ErrorIs(t, err, fault.ErrLostAnswer)
+			require.Nil(t, resp)
+			require.Equal(t, 1, attempts)
+			require.Equal(t, 1, s.faults.Count(fault.Txn))
+			require.Equal(t, "1", s.value(t, "x"))
+		}
+	})
+	t.Run("an election among the servers leaves the commit unknown", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrTimeoutDueToLeaderFail)
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Put(s.key("x"), "1")
+			return nil
+		})
+		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+		require.ErrorIs(t, err, rpctypes.ErrTimeoutDueToLeaderFail)
+	})
+	t.Run("where nothing listens", func(t *testing.T) {
+		t.Parallel()
+		p, err := fault.NewProxy(server(t).Endpoint(0))
+		require.NoError(t, err)
+		p.Close()
+		c := etcdtest.Dial(t, p.Endpoint())
+		name := prefix(t)
+		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+		defer cancel()
+		for _, apply := range []func(stm concurrency.STM) error{
+			func(stm concurrency.STM) error { stm.Get(name); return nil },
+			func(stm concurrency.STM) error { stm.Put(name, "v"); return nil },
+		} {
+			err := within(t, 5*time.Second, func() error {
+				_, err := concurrency.NewSTM(c, apply, concurrency.WithAbortContext(ctx))
+				return err
+			})
+			require.Error(t, err)
+		}
+	})
+}
+
+func TestSTMFunctionPanics(t *testing.T) {
+	t.Parallel()
+	for name, value := range map[string]any{
+		"a text": "text", "an error": errors.New("own"), "a pointer": new(int), "a slice": []int{1},
+	} {
+		t.Run("with "+name+", which passes through as it is", func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			require.Equal(t, value, panicked(func() {
+				concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+					stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
+					panic(value)
+				})
+			}))
+			require.Nil(t, s.kv(t, "x"))
+			require.Zero(t, s.faults.Count(fault.Txn))
+		})
+	}
+	t.Run("with its own panic's stack", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		defer func() {
+			_, ok := recover().(runtime.Error)
+			require.True(t, ok)
+			stack := make([]byte, 1<<16)
+			require.Contains(t, string(stack[:runtime.Stack(stack, false)]), "concurrency_test.divide")
+		}()
+		concurrency.NewSTM(s.client, func(s concurrency.STM) error { s.Put("quotient", strconv.Itoa(divide(1, 0))); return nil })
+	})
+	t.Run("after a read that failed", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		for _, value := range []any{"own", []int{1}} {
+			s.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
+			require.Equal(t, value, panicked(func() {
+				concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+					defer func() { recover(); panic(value) }()
+					stm.Get(s.key("x"))
+					return nil
+				})
+			}))
+		}
+	})
+}
+
+// panicked gives what f panics with, nil if it does not.
+func panicked(f func()) (value any) {
+	defer func() { value = recover() }()
+	f()
+	return nil
+}
+
+//go:noinline
+func divide(a, b int) int { return a / b }
+
+func TestSTMFunctionExits(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	call := etcdtest.Go(func() error {
+		defer s.put(t, "deferred", "has run")
+		concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
+			runtime.Goexit()
+			return nil
+		})
+		t.Error("NewSTM has returned")
+		return nil
+	})
+	require.Error(t, call.Wait(t), "its goroutine has ended")
+	require.Equal(t, "has run", s.value(t, "deferred"))
+	require.Nil(t, s.kv(t, "x"))
+	require.Zero(t, s.faults.Count(fault.Txn))
+}
+
+func TestSTMFunctionRecovers(t *testing.T) {
+	t.Parallel()
+	// swallow reads in vain, and hides it.
+	swallow := func(stm concurrency.STM, key string) {
+		defer func() { recover() }()
+		stm.Get(key)
+	}
+	newRefused := func(t *testing.T) *space {
+		s := newSpace(t, server(t))
+		s.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		return s
+	}
+	t.Run("and returns nil: the read's error, and no commit", func(t *testing.T) {
+		t.Parallel()
+		s := newRefused(t)
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Put(s.key("z"), "z")
+			swallow(stm, s.key("x"))
+			return nil
+		})
+		require.Equal(t, rpctypes.ErrPermissionDenied, err)
+		require.Nil(t, s.kv(t, "z"))
+		require.Zero(t, s.faults.Count(fault.Txn))
+	})
+	t.Run("and goes on: the next use ends it", func(t *testing.T) {
+		t.Parallel()
+		s := newRefused(t)
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			swallow(stm, s.key("x"))
+			stm.Put(s.key("z"), "z")
+			t.Error("Put has returned")
+			return nil
+		})
+		require.Equal(t, rpctypes.ErrPermissionDenied, err)
+		require.Nil(t, s.kv(t, "z"))
+	})
+	t.Run("and returns an error of its own: the read's comes first", func(t *testing.T) {
+		t.Parallel()
+		s := newRefused(t)
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			swallow(stm, s.key("x"))
+			return errors.New("own")
+		})
+		require.Equal(t, rpctypes.ErrPermissionDenied, err)
+	})
+	t.Run("inside another transaction: the outer read's error is the outer's", func(t *testing.T) {
+		t.Parallel()
+		s := newRefused(t)
+		_, err := concurrency.NewSTM(s.client, func(outer concurrency.STM) error {
+			concurrency.NewSTM(s.client, func(inner concurrency.STM) error {
+				inner.Put(s.key("z"), "z")
+				outer.Get(s.key("x"))
+				return nil
+			})
+			t.Error("the inner transaction has returned")
+			return nil
+		})
+		require.Equal(t, rpctypes.ErrPermissionDenied, err)
+		require.Nil(t, s.kv(t, "z"))
+	})
+}
+
+func TestSTMUsedAfterItsFunction(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	var kept concurrency.STM
+	s.run(t, func(stm concurrency.STM, _ int) { kept = stm })
+	for _, use := range []func(){
+		func() { kept.Get(s.key("x")) },
+		func() { kept.Get() },
+		func() { kept.Rev(s.key("x")) },
+		func() { kept.Put(s.key("x"), "1") },
+		func() { kept.Del(s.key("x")) },
+	} {
+		requireOurPanic(t, use)
+	}
+	requireOurPanic(t, func() { // that of the attempt before
+		concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			kept.Get(s.key("x"))
+			return nil
+		})
+	})
+}
+
+func TestSTMBadInput(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	apply := func(concurrency.STM) error {
+		t.Error("the function was run")
+		return nil
+	}
+	var none context.Context
+	for name, bug := range map[string]func(){
+		"nil client":          func() { concurrency.NewSTM(nil, apply) },
+		"nil function":        func() { concurrency.NewSTM(c, nil) },
+		"nil context":         func() { concurrency.NewSTM(c, apply, concurrency.WithAbortContext(none)) },
+		"level -1":            func() { concurrency.NewSTM(c, apply, concurrency.WithIsolation(-1)) },
+		"level 4":             func() { concurrency.NewSTM(c, apply, concurrency.WithIsolation(4)) },
+		"limit 0":             func() { concurrency.NewSTM(c, apply, concurrency.WithMaxTxnOps(0)) },
+		"limit -1":            func() { concurrency.NewSTM(c, apply, concurrency.WithMaxTxnOps(-1)) },
+		"deprecated, nil ctx": func() { concurrency.NewSTMSerializable(none, c, apply) },
+		"deprecated, client":  func() { concurrency.NewSTMRepeatable(t.Context(), nil, apply) },
+		"deprecated, apply":   func() { concurrency.NewSTMReadCommitted(t.Context(), c, nil) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			requireOurPanic(t, bug)
+		})
+	}
+}
+
+// Each deprecated constructor runs at its level and is ended by its context.
+func TestSTMDeprecated(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		run  func(context.Context, *clientv3.Client, func(concurrency.STM) error) (*clientv3.TxnResponse, error)
+		seen []string
+	}{
+		"Repeatable":    {concurrency.NewSTMRepeatable, []string{"01", "11"}},
+		"Serializable":  {concurrency.NewSTMSerializable, []string{"00", "11"}},
+		"ReadCommitted": {concurrency.NewSTMReadCommitted, []string{"01"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			s.put(t, "x", "0", "y", "0")
+			var seen []string
+			resp, err := tc.run(t.Context(), s.client, func(stm concurrency.STM) error {
+				x := stm.Get(s.key("x"))
+				if len(seen) == 0 {
+					s.put(t, "x", "1", "y", "1", "z", "blind writes don't conflict")
+				}
+				seen = append(seen, x+stm.Get(s.key("y")))
+				stm.Put(s.key("z"), "z")
+				return nil
+			})
+			require.NoError(t, err)
+			require.True(t, resp.Succeeded)
+			require.Equal(t, tc.seen, seen)
+			require.Equal(t, "z", s.value(t, "z"))
+			_, err = tc.run(cancelled(), s.client, func(concurrency.STM) error { return nil })
+			require.Equal(t, context.Canceled, err)
+		})
+	}
+	t.Run("Serializable does not check blind writes", func(t *testing.T) {
+		t.Parallel()
+		s, attempts := newSpace(t, server(t)), 0
+		_, err := concurrency.NewSTMSerializable(t.Context(), s.client, func(stm concurrency.STM) error {
+			attempts++
+			stm.Get(s.key("x"))
+			s.put(t, "z", "outside")
+			stm.Put(s.key("z"), "z")
+			return nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, 1, attempts)
+	})
+}
+
+// The numbers of the levels are part of the API.
+func TestIsolationNumbers(t *testing.T) {
+	t.Parallel()
+	for i, l := range levels {
+		require.EqualValues(t, i, l.level, l.name)
+	}
+	s := newSpace(t, server(t))
+	attempts := s.run(t, func(stm concurrency.STM, attempt int) { // SerializableSnapshot by default
+		stm.Get(s.key("x"))
+		stm.Put(s.key("z"), "z")
+		if attempt == 1 {
+			s.put(t, "z", "outside")
+		}
+	})
+	require.Equal(t, 2, attempts)
+}
+
+func TestSTMOnWrappedClients(t *testing.T) {
+	t.Parallel()
+	work := func(t *testing.T, c *clientv3.Client, seen string) {
+		name := prefix(t)
+		for i, l := range levels {
+			attempts := 0
+			resp, err := concurrency.NewSTM(c, func(stm concurrency.STM) error {
+				attempts++
+				n, _ := strconv.Atoi(stm.Get(name, name+"'"))
+				require.NotZero(t, stm.Rev(name)+1)
+				if attempts == 1 {
+					_, err := c.Put(t.Context(), name, strconv.Itoa(10*i))
+					require.NoError(t, err)
+				}
+				stm.Put(name+"'", strconv.Itoa(n))
+				return nil
+			}, concurrency.WithIsolation(l.level))
+			require.NoError(t, err)
+			require.Len(t, resp.Responses, 1)
+			require.Equal(t, l.checkReads, attempts == 2)
+		}
+		resp, err := client(t).Get(t.Context(), seen+name)
+		require.NoError(t, err)
+		require.Equal(t, "30", string(resp.Kvs[0].Value))
+	}
+	t.Run("in a namespace", func(t *testing.T) {
+		t.Parallel()
+		c := client(t)
+		c.KV = namespace.NewKV(c.KV, "space/")
+		work(t, c, "space/")
+	})
+	t.Run("the server's own", func(t *testing.T) {
+		t.Parallel()
+		if !server(t).Embedded() { // only those can be spoken to without a connection
+			return
+		}
+		work(t, server(t).InProcess(t), "")
+	})
+}
+
+// Every attempt sees one state of the store, also those that come to nothing.
+func TestSTMTransfers(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	const accounts, each = 4, 100
+	for _, key := range s.keys(accounts) {
+		_, err := s.outside.Put(t.Context(), key, strconv.Itoa(each))
+		require.NoError(t, err)
+	}
+	total := func(stm concurrency.STM) (sum int) {
+		for _, key := range s.keys(accounts) {
+			n, err := strconv.Atoi(stm.Get(key))
+			assert.NoError(t, err)
+			sum += n
+		}
+		return sum
+	}
+	var wg sync.WaitGroup
+	for i := range 4 {
+		wg.Go(func() {
+			for range 5 {
+				from, to := s.keys(accounts)[i], s.keys(accounts)[rand.IntN(accounts)]
+				_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+					if sum := total(stm); sum != accounts*each {
+						return fmt.Errorf("an attempt saw a total of %d", sum)
+					}
+					a, _ := strconv.Atoi(stm.Get(from))
+					stm.Put(from, strconv.Itoa(a-1))
+					b, _ := strconv.Atoi(stm.Get(to))
+					stm.Put(to, strconv.Itoa(b+1))
+					return nil
+				}, concurrency.WithIsolation(levels[i%2].level))
+				assert.NoError(t, err)
+			}
+		})
+	}
+	wg.Wait()
+	s.run(t, func(stm concurrency.STM, _ int) { require.Equal(t, accounts*each, total(stm)) })
+}
