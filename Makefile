@@ -11,9 +11,9 @@ TOOL := go tool -modfile=tools.mod
 GOTEST := go test -race -shuffle=on -timeout=20m
 
 # What `check` runs, cheap first.
-CHECKS := lint api cover others fuzz
+CHECKS := lint api cover others fuzz bench-quick
 # The packages whose tests count for the coverage of the package in the root.
-CONTRACT := . $(wildcard ./internal/compat)
+CONTRACT := . ./internal/compat
 COVERAGE := 95
 FUZZTIME ?= 30s
 
@@ -25,7 +25,7 @@ none = out=$$($(1)); [ -z "$$out" ] || { echo "$$out"; exit 1; }
 nowhere = $(call none,$(GREP) $(1) '$(2)' . || [ $$? = 1 ])
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: ## the demo program; flags in DEMOFLAGS, a cluster of yours in ENDPOINTS
 	go run ./internal/demo $(DEMOFLAGS)
@@ -84,7 +84,24 @@ interop: ## the demo, the contract and etcdctl's lock and elect, against the etc
 	ETCD_BINARY=$$(command -v etcd) go run ./internal/demo $(DEMOFLAGS)
 	ETCD_BINARY=$$(command -v etcd) $(GOTEST) $(CONTRACT) ./internal/interop
 
+compat: export TRIALS := $(TRIALS)
+compat: ## the contract on upstream's package and on this one, case by case; TRIALS=240 for the long run
+	$(GOTEST) -count=1 -v -timeout=60m -run '^TestContract$$' ./internal/compat | \
+		awk '/^\|/ || /--- FAIL|_test\.go:|^panic|^ok|^FAIL/'
+
+BENCH := go run ./internal/bench
+bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
+	$(BENCH) $(BENCHFLAGS) -update PERFORMANCE.md
+	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, q|Campaign|TryLock|reads' \
+		-update PERFORMANCE.md -name rtt
+	$(BENCH) -sessions 1000,5000 -update PERFORMANCE.md -name sessions
+	$(BENCH) $(BENCHFLAGS) -charts -rounds 5 -out testdata/performance -name series
+	go run -C internal/bench/chart . $(CURDIR)/testdata/performance/series.csv $(CURDIR)/testdata/performance
+
+bench-quick: ## call counts, raft entries and the hand-over against upstream, in under a minute
+	$(BENCH) -quick
+
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo test check lint api cover others fuzz interop
+.PHONY: help demo test check lint api cover others fuzz interop compat bench bench-quick

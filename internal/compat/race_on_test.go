@@ -1,0 +1,6 @@
+//go:build race
+
+package compat
+
+// raceEnabled says whether the race detector is there.
+const raceEnabled = true

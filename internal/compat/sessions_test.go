@@ -1,0 +1,393 @@
+package compat
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/goleak"
+
+	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
+)
+
+var sessionRows = []row{
+	{"S1", "Done closes before any other client can be given what the lease guarded", []part{
+		{run: cutOff, wire: true, upstream: "told late"},
+	}},
+	{"S2", "the deadline runs from the Grant until the first renewal", []part{
+		{run: stallAfterGrant, wire: true, upstream: "Done is open"},
+	}},
+	{"S3", "Ctx ends with the cause of the end, and before Done closes", []part{
+		{name: "lost", run: causeLost, upstream: "the cause is context canceled"},
+		{name: "expired", run: causeExpired, wire: true, upstream: "the cause is context canceled"},
+		{name: "closed", run: causeClosed},
+		{name: "orphaned", run: causeOrphaned},
+	}},
+	{"S4", "NewSession is bounded, gives back the lease of a failure, refuses a lease that does not exist", []part{
+		{name: "no such lease", run: noSuchLease, upstream: "returned <nil>"},
+		{name: "no answer", run: noAnswer, wire: true, upstream: "blocked"},
+		{name: "context", run: noAnswerContext, wire: true},
+		{name: "gives back", run: givesBack, upstream: "the lease is left"},
+		{name: "client closed", run: clientClosed},
+	}},
+	{"S5", "Close twice is nil; it is bounded by the remaining life of the lease", []part{
+		{name: "twice", run: closeTwice, upstream: "requested lease not found"},
+		{name: "bounded", run: closeBounded, wire: true, upstream: "blocked"},
+	}},
+	{"S6", "nothing is left running after Close", []part{
+		{run: nothingLeft, child: true, both: true},
+	}},
+	{"S7", "wrapped clients work: namespace, and the server's in-process client", []part{
+		{run: wrappedClients, plain: true},
+	}},
+	{"S8", "an orphaned session still locks and elects", []part{
+		{run: orphanLocks, queue: true},
+	}},
+}
+
+// trials is how often a case whose fault strikes by chance is tried: the number in
+// TRIALS, or the default.
+func trials(byDefault int) int {
+	n, err := strconv.Atoi(os.Getenv("TRIALS"))
+	if err != nil || n <= 0 {
+		return byDefault
+	}
+	return n
+}
+
+// cutOff cuts holders off at random phases of their renewal. A third of upstream's
+// are told too late: in 48 trials none would be with a probability of 1e-8.
+func cutOff(e *env) error {
+	n := trials(24)
+	if !e.ours {
+		n = trials(48)
+	}
+	rival := e.session(e.client(), sessionOptions{})
+	var late atomic.Int32
+	var trouble error
+	var once sync.Once
+	const abreast = 16
+	turns := make(chan struct{}, abreast)
+	var wg sync.WaitGroup
+	for i := range n {
+		t := trial{name: fmt.Sprintf("%s/%d", e.name, i), ttl: 2, how: i % 3, proxy: e.proxy(), rival: rival}
+		if n >= 100 && i%2 == 1 {
+			t.ttl = 5
+		}
+		t.client = e.client(t.proxy.Endpoint())
+		wg.Go(func() {
+			turns <- struct{}{}
+			defer func() { <-turns }()
+			told, err := t.run(e)
+			switch {
+			case err != nil:
+				once.Do(func() { trouble = err })
+			case !told:
+				late.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	e.must(trouble)
+	e.note = fmt.Sprintf("%d of %d", late.Load(), n)
+	if late.Load() > 0 {
+		return errors.New("told late")
+	}
+	return nil
+}
+
+// trial is one holder that is cut off, and how.
+type trial struct {
+	name   string
+	ttl    int
+	how    int
+	proxy  *fault.Proxy
+	client *clientv3.Client
+	rival  session
+}
+
+// run reports whether the holder was told before its rival got the lock.
+func (t trial) run(e *env) (told bool, err error) {
+	holder, err := e.newSession(t.client, sessionOptions{ttl: t.ttl})
+	if err != nil {
+		return false, err
+	}
+	if err := e.newMutex(holder, t.name).Lock(e.Context()); err != nil {
+		return false, err
+	}
+	theirs := e.newMutex(t.rival, t.name)
+	call := etcdtest.Go(func() error { return theirs.Lock(e.Context()) })
+	if returned(call, rand.N(time.Duration(t.ttl)*time.Second)) {
+		return false, fmt.Errorf("the rival's Lock returned %w while the holder renews", call.Err())
+	}
+	switch t.how {
+	case 0:
+		t.proxy.Stall()
+	case 1:
+		t.proxy.StallDown()
+	default:
+		t.proxy.Refuse()
+		t.proxy.Cut()
+	}
+	if !returned(call, time.Minute) || call.Err() != nil {
+		return false, fmt.Errorf("the rival's Lock returned %w", call.Err())
+	}
+	select {
+	case <-holder.Done():
+		return true, nil
+	default:
+		return false, nil
+	}
+}
+
+func stallAfterGrant(e *env) error {
+	const ttl = 2
+	proxy := e.proxy()
+	client := e.client(proxy.Endpoint())
+	fault.Wrap(client).After(fault.Grant, 1, func(error) { proxy.Stall() })
+	start := time.Now()
+	s := e.session(client, sessionOptions{ttl: ttl})
+	if !closes(s.Done(), ttl*time.Second+dwell-time.Since(start)) {
+		return fmt.Errorf("Done is open %v after the grant of %d s", time.Since(start).Round(time.Millisecond), ttl)
+	}
+	return nil
+}
+
+// told is nil when the session ends within d with the cause want.
+func told(s session, d time.Duration, want error) error {
+	if !closes(s.Done(), d) {
+		return fmt.Errorf("Done is open after %v", d)
+	}
+	if s.Ctx().Err() == nil {
+		return errors.New("Done is closed, Ctx lives")
+	}
+	if cause := context.Cause(s.Ctx()); cause != want {
+		return fmt.Errorf("the cause is %v, not %v", cause, want)
+	}
+	return nil
+}
+
+func causeLost(e *env) error {
+	p := e.party(partyOptions{ttl: 2})
+	p.revoke()
+	<-p.session.Ctx().Done()
+	return told(p.session, ample, e.errExpired)
+}
+
+func causeExpired(e *env) error {
+	p := e.party(partyOptions{ttl: 2, proxy: true})
+	p.proxy.Stall()
+	<-p.session.Ctx().Done()
+	return told(p.session, ample, e.errExpired)
+}
+
+func causeClosed(e *env) error {
+	s := e.party(partyOptions{}).session
+	e.must(s.Close())
+	return told(s, soon, context.Canceled)
+}
+
+func causeOrphaned(e *env) error {
+	s := e.party(partyOptions{}).session
+	s.Orphan()
+	if err := told(s, soon, context.Canceled); err != nil {
+		return err
+	}
+	resp, err := e.plain.TimeToLive(e.Context(), s.Lease())
+	if err != nil || resp.TTL <= 0 {
+		return fmt.Errorf("the lease does not live: %v, %w", resp, err)
+	}
+	return nil
+}
+
+func noSuchLease(e *env) error {
+	_, err := e.newSession(e.client(), sessionOptions{lease: 4711})
+	if err == nil || err == errNilSession {
+		return fmt.Errorf("returned %v", err)
+	}
+	return nil
+}
+
+// silent is a client of a server that lets it connect and never answers.
+func (e *env) silent() *clientv3.Client {
+	proxy := e.proxy()
+	proxy.Stall()
+	return e.client(proxy.Endpoint())
+}
+
+func noAnswer(e *env) error {
+	const ttl = 2
+	client := e.silent()
+	call := etcdtest.Go(func() error {
+		_, err := e.newSession(client, sessionOptions{ttl: ttl})
+		return err
+	})
+	if !returned(call, ttl*time.Second+soon) {
+		return errors.New("blocked")
+	}
+	if call.Err() == nil {
+		return errors.New("a session without an answer")
+	}
+	return nil
+}
+
+func noAnswerContext(e *env) error {
+	ctx, cancel := context.WithTimeout(e.Context(), dwell)
+	defer cancel()
+	client := e.silent()
+	call := etcdtest.Go(func() error {
+		_, err := e.newSession(client, sessionOptions{ctx: ctx})
+		return err
+	})
+	return ends(call, dwell+soon, context.DeadlineExceeded)
+}
+
+// The context ends when the lease has been granted.
+func givesBack(e *env) error {
+	client := e.client()
+	ctx, cancel := context.WithCancel(e.Context())
+	defer cancel()
+	var id clientv3.LeaseID
+	client.Lease = granted{client.Lease, func(got clientv3.LeaseID) { id = got; cancel() }}
+	s, err := e.newSession(client, sessionOptions{ctx: ctx})
+	if err == nil {
+		// A session whose context ended while it was opened. Its Close can't revoke.
+		_ = s.Close()
+	}
+	resp, err := e.plain.TimeToLive(e.Context(), id)
+	e.must(err)
+	if resp.TTL > 0 {
+		return fmt.Errorf("the lease is left with %d s", resp.TTL)
+	}
+	return nil
+}
+
+// granted tells of every lease that is granted, before its client knows it.
+type granted struct {
+	clientv3.Lease
+
+	tell func(clientv3.LeaseID)
+}
+
+func (g granted) Grant(ctx context.Context, ttl int64) (*clientv3.LeaseGrantResponse, error) {
+	resp, err := g.Lease.Grant(ctx, ttl)
+	if err == nil {
+		g.tell(resp.ID)
+	}
+	return resp, err
+}
+
+func clientClosed(e *env) error {
+	client, err := etcdtest.NewClient(e.cluster.Endpoints()...)
+	e.must(err)
+	e.must(client.Close())
+	call := etcdtest.Go(func() error {
+		_, err := e.newSession(client, sessionOptions{})
+		return err
+	})
+	return ends(call, soon, context.Canceled)
+}
+
+func closeTwice(e *env) error {
+	s := e.party(partyOptions{}).session
+	return cmp.Or(s.Close(), s.Close())
+}
+
+func closeBounded(e *env) error {
+	const ttl = 2
+	proxy := e.proxy()
+	client := e.client(proxy.Endpoint())
+	lease, err := e.plain.Grant(e.Context(), ttl)
+	e.must(err)
+	s := e.session(client, sessionOptions{lease: lease.ID})
+	proxy.Stall()
+	call := etcdtest.Go(s.Close)
+	if !returned(call, ttl*time.Second+soon) {
+		return errors.New("blocked")
+	}
+	return nil
+}
+
+// nothingLeft uses everything, gives up some of it, and looks for what is left.
+// Alone in its process, because it looks at all goroutines.
+func nothingLeft(e *env) error {
+	client := e.client()
+	before := goleak.IgnoreCurrent()
+	s := e.session(client, sessionOptions{})
+	holder := e.session(client, sessionOptions{})
+	e.must(e.newMutex(holder, e.name).Lock(e.Context()))
+	ctx, cancel := context.WithCancel(e.Context())
+	observed := e.newElection(s, e.name+"-e").Observe(ctx)
+	m := e.newMutex(s, e.name)
+	waiting := etcdtest.Go(func() error { return m.Lock(ctx) })
+	campaign := e.newElection(s, e.name+"-e")
+	e.must(campaign.Campaign(ctx, "a"))
+	next(observed, ample)
+	e.waitLine(2)
+	cancel()
+	e.must(ends(waiting, soon, context.Canceled))
+	e.must(s.Close())
+	e.must(holder.Close())
+	err := goleak.Find(before)
+	if err != nil && !strings.Contains(err.Error(), "/concurrency.") {
+		return nil // the client's and the server's own
+	}
+	return err
+}
+
+func wrappedClients(e *env) error {
+	for _, path := range []path{namespaced, inProcess} {
+		if path == inProcess && !e.cluster.Embedded() {
+			continue
+		}
+		one := *e
+		one.path, one.name = path, e.name+string(path)
+		one.plain = one.client()
+		if err := errors.Join(everything(&one)...); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
+		}
+		if path == namespaced && one.value("v") != "a1" {
+			return errors.New("the key is not in the namespace")
+		}
+	}
+	return nil
+}
+
+// everything is a round through the package.
+func everything(e *env) (errs []error) {
+	e.form = lock
+	errs = append(errs, unlockLost(e))
+	e.name += "-e"
+	e.form = candidacy
+	errs = append(errs, middleLeaves(e))
+	_, err := e.newSTM(e.plain, func(s stm) error {
+		s.Put("v", "a"+strconv.Itoa(1+len(s.Get(e.name))))
+		return nil
+	}, stmOptions{})
+	return append(errs, err)
+}
+
+func orphanLocks(e *env) error {
+	holder, waiter := e.party(partyOptions{}), e.party(partyOptions{})
+	holder.session.Orphan()
+	waiter.session.Orphan()
+	if err := holder.acquire(e.Context()); err != nil {
+		return fmt.Errorf("without a wait: %w", err)
+	}
+	call := waiter.queue(e.Context(), 2)
+	e.must(holder.release(e.Context()))
+	if err := ends(call, ample, nil); err != nil {
+		return fmt.Errorf("with a wait: %w", err)
+	}
+	return nil
+}
