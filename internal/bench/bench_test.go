@@ -1,0 +1,141 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestQuantile(t *testing.T) {
+	require.Zero(t, median(nil))
+	require.Equal(t, 7.0, median([]float64{7}))
+	values := []float64{4, 1, 3, 2}
+	require.Equal(t, 2.5, median(values))
+	require.Equal(t, 1.0, quantile(values, 0))
+	require.Equal(t, 1.75, quantile(values, 0.25))
+	require.Equal(t, 4.0, quantile(values, 1))
+	require.Equal(t, []float64{4, 1, 3, 2}, values, "left as they were")
+}
+
+// Each library goes first as often as second, and is never left out.
+func TestOrder(t *testing.T) {
+	first := [2]int{}
+	for round := range 10 {
+		o := order(round)
+		require.Equal(t, 1, o[0]+o[1])
+		first[o[0]]++
+	}
+	require.Equal(t, [2]int{5, 5}, first)
+}
+
+// A machine that is twice as slow for a while shifts the medians of the times, not
+// that of the ratios.
+func TestRatiosOfPairs(t *testing.T) {
+	base, ours := []float64{10, 20, 20, 10, 20}, []float64{5, 10, 10, 5, 10}
+	require.Equal(t, 0.5, median(ratios(base, ours)))
+	require.Len(t, ratios(base, ours[:2]), 2, "a run without its pair doesn't count")
+}
+
+func TestFormats(t *testing.T) {
+	for nanoseconds, want := range map[float64]string{
+		0: "0s", 999: "999ns", 1234: "1.23µs", 1_357_900: "1.36ms", 25_000_000: "25ms", 99_960_000: "100ms",
+	} {
+		require.Equal(t, want, duration(nanoseconds))
+	}
+	for x, want := range map[float64]string{0: "0", 0.02346: "0.0235", 1: "1", 12.345: "12.3", 281.4: "281", 12345: "12345"} {
+		require.Equal(t, want, number(x))
+	}
+}
+
+// sampleRow is a workload of which upstream needs a time of 100 and this package one of 30.
+func sampleRow(goal float64, l *limits) row {
+	return row{
+		workload: workload{name: "work", goal: goal, limits: l, tries: true},
+		base:     figures{times: []float64{100, 100}, allocs: []float64{7}, entries: 5, ops: 5, calls: 3, attempts: 9, p99: 5},
+		here:     figures{times: []float64{30, 30}, allocs: []float64{8}, entries: 5, ops: 5, calls: 2, attempts: 2, p99: 4},
+	}
+}
+
+func TestTables(t *testing.T) {
+	missed := comparison("title", []row{sampleRow(0.2, nil), sampleRow(0.3, nil)}, true)
+	require.Equal(t, []string{
+		"work", "100ns", "30ns", "0.3", "0.3 to 0.3", "0.2 missed", "1", "1", "3", "2", "7", "8",
+	}, missed.rows[0])
+	require.Equal(t, "0.3", missed.rows[1][5], "a goal is reached by what equals it")
+	require.Equal(t, "–", comparison("", []row{sampleRow(0.2, nil)}, false).rows[0][5])
+	busy := sampleRow(0.2, nil)
+	busy.busy = true
+	require.Equal(t, []string{"–", "–"}, comparison("", []row{busy}, true).rows[0][10:])
+	for _, row := range missed.rows {
+		require.Len(t, row, len(missed.head))
+	}
+	tried := contention("title", []row{sampleRow(0, nil), {}})
+	require.Equal(t, [][]string{{"work", "9", "2", "5ns", "4ns"}}, tried.rows)
+
+	var text, page strings.Builder
+	require.NoError(t, tried.print(&text))
+	tried.markdown(&page)
+	require.Equal(t, "\ntitle\n\nworkload  most attempts, upstream  here  p99, upstream  here\n"+
+		"work      9                        2     5ns            4ns\n", text.String())
+	require.Equal(t, "\ntitle\n\n| workload | most attempts, upstream | here | p99, upstream | here |\n"+
+		"|---|---:|---:|---:|---:|\n| work | 9 | 2 | 5ns | 4ns |\n", page.String())
+}
+
+func TestBreaches(t *testing.T) {
+	require.Empty(t, breaches([]row{sampleRow(0, nil), sampleRow(0, &limits{calls: 2, raft: 1, ratio: 0.3})}))
+	require.Empty(t, breaches([]row{sampleRow(0.1, &limits{calls: 2, raft: 1})}), "a missed goal may be noise")
+	require.Equal(t, []string{
+		"work: 2 KV calls, at most 1", "work: 1 raft entries, at most 0.05", "work: 0.3 of upstream's time, at most 0.2",
+	}, breaches([]row{sampleRow(0, &limits{calls: 1, ratio: 0.2})}))
+}
+
+func TestSplice(t *testing.T) {
+	doc := "head\n<!-- a: begin -->\nold\n<!-- a: end -->\n<!-- b: begin -->\n<!-- b: end -->\n"
+	got, err := splice(doc, "a", "new\n")
+	require.NoError(t, err)
+	require.Equal(t, strings.Replace(doc, "old", "new", 1), got)
+	again, err := splice(got, "a", "new\n")
+	require.NoError(t, err)
+	require.Equal(t, got, again)
+	for _, broken := range []string{"", "<!-- a: begin -->\n", "<!-- a: end -->"} {
+		_, err = splice(broken, "a", "new\n")
+		require.ErrorContains(t, err, `no place for "a"`)
+	}
+}
+
+func TestSeries(t *testing.T) {
+	r := sampleRow(0, nil)
+	r.shows = series()[0].shows
+	r.base.times = []float64{float64(25 * time.Millisecond)}
+	r.here.times = []float64{float64(time.Millisecond / 2)}
+	require.Equal(t, "hand-over,\"upstream, quiet\",2,25\nhand-over,\"here, quiet\",2,0.5\n", string(encode([]row{r})))
+}
+
+func TestParse(t *testing.T) {
+	o, err := parse([]string{"-rtt=0,5ms", "-sessions=1000,5000", "-workloads=STM", "-quick"})
+	require.NoError(t, err)
+	require.Equal(t, []time.Duration{0, 5 * time.Millisecond}, o.rtts)
+	require.Equal(t, []int{1000, 5000}, o.sessions)
+	require.True(t, o.workloads.MatchString("STM, blind write"))
+	require.Equal(t, 3, o.rounds)
+	for _, wrong := range []string{"more", "-rtt=fast", "-rounds=0", "-charts", "-workloads=("} {
+		_, err = parse([]string{wrong})
+		require.Error(t, err, wrong)
+	}
+}
+
+// Every workload has a name of its own, by which it is chosen, and work to do; what is
+// done in parts is done wholly.
+func TestWorkloads(t *testing.T) {
+	names := map[string]bool{}
+	for _, w := range append(workloads(), series()...) {
+		require.False(t, names[w.name] && w.shows == nil, w.name)
+		names[w.name] = true
+		require.Positive(t, w.ops, w.name)
+		require.Positive(t, w.workers, w.name)
+		require.NotNil(t, w.hire, w.name)
+		require.True(t, !w.drain || w.workers > w.ops, w.name)
+	}
+}

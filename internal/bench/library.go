@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	upstream "go.etcd.io/etcd/client/v3/concurrency"
+
+	"example.com/etcd/concurrency"
+)
+
+// library is one of the packages that are compared, as the workloads see it.
+type library struct {
+	name      string
+	errLocked error
+	session   func(c *clientv3.Client, ttl int) (session, error)
+	transact  func(ctx context.Context, c *clientv3.Client, f func(stm) error, prefetch []string) error
+}
+
+// session is an open session of a library and what can be made on it.
+type session struct {
+	lease    clientv3.LeaseID
+	mutex    func(name string) mutex
+	election func(name string) election
+	close    func() error
+}
+
+type mutex interface {
+	Lock(ctx context.Context) error
+	TryLock(ctx context.Context) error
+	Unlock(ctx context.Context) error
+}
+
+type election interface {
+	Campaign(ctx context.Context, value string) error
+	Resign(ctx context.Context) error
+}
+
+type stm interface {
+	Get(key ...string) string
+	Put(key, value string, opts ...clientv3.OpOption)
+}
+
+var here = library{
+	name:      "here",
+	errLocked: concurrency.ErrLocked,
+	session: opener(func(c *clientv3.Client, ttl int) (*concurrency.Session, error) {
+		return concurrency.NewSession(c, concurrency.WithTTL(ttl))
+	}, concurrency.NewMutex, concurrency.NewElection),
+	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, prefetch []string) error {
+		_, err := concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) },
+			concurrency.WithAbortContext(ctx), concurrency.WithPrefetch(prefetch...))
+		return err
+	},
+}
+
+var theirs = library{
+	name:      "upstream",
+	errLocked: upstream.ErrLocked,
+	session: opener(func(c *clientv3.Client, ttl int) (*upstream.Session, error) {
+		return upstream.NewSession(c, upstream.WithTTL(ttl))
+	}, upstream.NewMutex, upstream.NewElection),
+	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, prefetch []string) error {
+		_, err := upstream.NewSTM(c, func(s upstream.STM) error { return f(s) },
+			upstream.WithAbortContext(ctx), upstream.WithPrefetch(prefetch...))
+		return err
+	},
+}
+
+// opener makes the session of a library of its constructors.
+func opener[S interface {
+	Lease() clientv3.LeaseID
+	Close() error
+}, M mutex, E election](
+	open func(c *clientv3.Client, ttl int) (S, error), newMutex func(S, string) M, newElection func(S, string) E,
+) func(c *clientv3.Client, ttl int) (session, error) {
+	return func(c *clientv3.Client, ttl int) (session, error) {
+		s, err := open(c, ttl)
+		if err != nil {
+			return session{}, err
+		}
+		return session{
+			lease:    s.Lease(),
+			mutex:    func(name string) mutex { return newMutex(s, name) },
+			election: func(name string) election { return newElection(s, name) },
+			close:    s.Close,
+		}, nil
+	}
+}
+
+// bare is no library but the least that a free lock can cost: its two writes.
+var bare = library{
+	name: "bare",
+	session: func(c *clientv3.Client, ttl int) (session, error) {
+		s, err := theirs.session(c, ttl)
+		s.mutex = func(name string) mutex { return bareKey{c, name + "/key", s.lease} }
+		return s, err
+	},
+}
+
+type bareKey struct {
+	client *clientv3.Client
+	key    string
+	lease  clientv3.LeaseID
+}
+
+func (b bareKey) Lock(ctx context.Context) error {
+	_, err := b.client.Put(ctx, b.key, "", clientv3.WithLease(b.lease))
+	return err
+}
+
+func (b bareKey) TryLock(ctx context.Context) error { return b.Lock(ctx) }
+
+func (b bareKey) Unlock(ctx context.Context) error {
+	_, err := b.client.Delete(ctx, b.key)
+	return err
+}

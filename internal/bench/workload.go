@@ -1,0 +1,314 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// workload is something that both libraries do.
+type workload struct {
+	name    string
+	ops     int      // of one run
+	workers int      // who do them at the same time, until all are done
+	clients int      // on which the workers are; 0: each on one of its own
+	busy    bool     // somebody else writes other keys all the while
+	base    *library // what is compared with; nil: upstream
+	goal    float64  // for the ratio of the times; 0: none
+	limits  *limits  // that no noise excuses; nil: none
+	tries   bool     // attempts and slowest transactions tell something
+
+	hire func(b *bed, worker int) (work, error)
+	// drain is for the one workload whose time is not that of work done in turn.
+	drain bool
+
+	shows []view // what pictures show of it
+}
+
+func (w workload) rival() library {
+	if w.base != nil {
+		return *w.base
+	}
+	return theirs
+}
+
+// work is one operation of a worker.
+type work func(ctx context.Context) error
+
+// limits are exact counts for one operation, and a ratio far from any goal.
+type limits struct {
+	calls, raft float64
+	ratio       float64 // 0: not looked at
+}
+
+// workloads are those of the table, with the goals set for them.
+func workloads() []workload {
+	cycle, handing := &limits{calls: 2, raft: 2}, &limits{calls: 4, raft: 2, ratio: 0.2}
+	alone := func(name string, goal float64, hire func(*bed, int) (work, error), l *limits) workload {
+		return workload{name: name, goal: goal, ops: 100, workers: 1, hire: hire, limits: l}
+	}
+	besideBare := alone("the same, beside bare Put and Delete", 1.35, locks, nil)
+	besideBare.base = &bare
+	return []workload{
+		alone("free lock and release", 1, locks, cycle),
+		besideBare,
+		handOver(2, 40, false, 0.02, handing),
+		handOver(2, 40, true, 0.025, nil),
+		handOver(16, 160, false, 0.12, nil),
+		handOver(16, 160, true, 0.16, nil),
+		draining(100, 0.70),
+		draining(1000, 0.50),
+		alone("TryLock on a held lock", 0.55, fails, &limits{calls: 1, raft: 1}),
+		alone("free Campaign and Resign", 0.80, leads, cycle),
+		{name: "leadership hand-over among 4", goal: 0.03, ops: 60, workers: 4, hire: leads},
+		alone("STM that reads one key", 0.55, reads(1), &limits{calls: 1}),
+		alone("STM that reads ten, prefetched", 0.55, reads(10), &limits{calls: 1}),
+		alone("STM, blind write", 0, writes, &limits{calls: 1, raft: 1}),
+		alone("STM, read-modify-write, one client", 1, counts, &limits{calls: 2, raft: 1}),
+		counting(16, 0.6),
+		{name: "STM on one key, 16 goroutines of one client", goal: 0.35, ops: 320, workers: 16, clients: 1, hire: counts, tries: true},
+		{name: "STM, 16 clients, 64 accounts", goal: 1, ops: 640, workers: 16, hire: moves(64), tries: true},
+		alone("session, open and close", 1, opens, nil),
+	}
+}
+
+// handOver is the lock that goes round among contenders, as fast as they can.
+func handOver(contenders, ops int, busy bool, goal float64, l *limits) workload {
+	store := "quiet"
+	if busy {
+		store = "busy"
+	}
+	return workload{
+		name: fmt.Sprintf("hand-over among %d, %s", contenders, store),
+		goal: goal, ops: ops, workers: contenders, busy: busy, hire: locks, limits: l,
+	}
+}
+
+// draining is a line of waiters, each of which leaves when its turn has come. They
+// share a few clients.
+func draining(waiters int, goal float64) workload {
+	return workload{
+		name: fmt.Sprintf("draining a line of %d", waiters), goal: goal,
+		ops: waiters, workers: waiters + 1, clients: 8, hire: locks, drain: true,
+	}
+}
+
+// counting is one key that clients write all at once.
+func counting(clients int, goal float64) workload {
+	return workload{
+		name: fmt.Sprintf("STM on one key, clients: %d", clients),
+		goal: goal, ops: 320, workers: clients, hire: counts, tries: true,
+	}
+}
+
+func locks(b *bed, worker int) (work, error) {
+	s, err := b.session(worker)
+	if err != nil {
+		return nil, err
+	}
+	m := s.mutex(b.prefix)
+	b.mutexes = append(b.mutexes, m)
+	return func(ctx context.Context) error {
+		if err := m.Lock(ctx); err != nil {
+			return err
+		}
+		return m.Unlock(ctx)
+	}, nil
+}
+
+// fails tries a lock that somebody else holds.
+func fails(b *bed, worker int) (work, error) {
+	holder, err := b.session(worker)
+	if err != nil {
+		return nil, err
+	}
+	rival, err := b.session(worker)
+	if err != nil {
+		return nil, err
+	}
+	m := rival.mutex(b.prefix)
+	return func(ctx context.Context) error {
+		if err := m.TryLock(ctx); err != b.errLocked {
+			return fmt.Errorf("TryLock on a held lock: %w", err)
+		}
+		return nil
+	}, holder.mutex(b.prefix).Lock(b.ctx)
+}
+
+func leads(b *bed, worker int) (work, error) {
+	s, err := b.session(worker)
+	if err != nil {
+		return nil, err
+	}
+	e := s.election(b.prefix)
+	return func(ctx context.Context) error {
+		if err := e.Campaign(ctx, "value"); err != nil {
+			return err
+		}
+		return e.Resign(ctx)
+	}, nil
+}
+
+func opens(b *bed, worker int) (work, error) {
+	return func(context.Context) error {
+		s, err := b.library.session(b.client(worker), ttl)
+		if err != nil {
+			return err
+		}
+		return s.close()
+	}, nil
+}
+
+// reads reads n keys; more than one are prefetched.
+func reads(n int) func(b *bed, worker int) (work, error) {
+	return func(b *bed, worker int) (work, error) {
+		keys, err := b.keys(n)
+		if err != nil {
+			return nil, err
+		}
+		var prefetch []string
+		if n > 1 {
+			prefetch = keys
+		}
+		return b.transaction(worker, prefetch, func(s stm) error {
+			for _, key := range keys {
+				s.Get(key)
+			}
+			return nil
+		}), nil
+	}
+}
+
+func writes(b *bed, worker int) (work, error) {
+	return b.transaction(worker, nil, func(s stm) error {
+		s.Put(b.prefix, "value")
+		return nil
+	}), nil
+}
+
+// counts adds one to a counter.
+func counts(b *bed, worker int) (work, error) {
+	return b.transaction(worker, nil, func(s stm) error {
+		n, _ := strconv.Atoi(s.Get(b.prefix)) // no value yet counts as 0
+		s.Put(b.prefix, strconv.Itoa(n+1))
+		return nil
+	}), nil
+}
+
+// moves moves one between two of n accounts.
+func moves(n int) func(b *bed, worker int) (work, error) {
+	return func(b *bed, worker int) (work, error) {
+		keys, err := b.keys(n)
+		if err != nil {
+			return nil, err
+		}
+		return func(ctx context.Context) error {
+			from := rand.IntN(n)
+			to := (from + 1 + rand.IntN(n-1)) % n
+			return b.transaction(worker, nil, func(s stm) error {
+				for key, add := range map[string]int{keys[from]: -1, keys[to]: 1} {
+					have, err := strconv.Atoi(s.Get(key))
+					if err != nil {
+						return err
+					}
+					s.Put(key, strconv.Itoa(have+add))
+				}
+				return nil
+			})(ctx)
+		}, nil
+	}
+}
+
+// together lets the workers do n operations between them, as fast as they can. The
+// first error ends all.
+func together(ctx context.Context, n int, workers []work) error {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	var wg sync.WaitGroup
+	var begun atomic.Int64
+	for _, work := range workers {
+		wg.Go(func() {
+			for begun.Add(1) <= int64(n) {
+				if err := work(ctx); err != nil {
+					fail(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// settled is how long a line stands before it is drained. Every watch has begun by
+// then, upstream's too, whose servers look after late ones every 100 ms.
+const settled = time.Second
+
+// drain has n sessions stand in line behind a holder, and takes the time from the
+// holder's release until the last one's turn has come.
+func (b *bed) drain(ctx context.Context, n int) (time.Duration, error) {
+	ctx, fail := context.WithCancelCause(ctx)
+	defer fail(nil)
+	holder, waiters := b.mutexes[0], b.mutexes[1:n+1]
+	if err := holder.Lock(ctx); err != nil {
+		return 0, err
+	}
+	var wg sync.WaitGroup
+	var last atomic.Int64 // turn, after begin
+	begin := time.Now()
+	for _, m := range waiters {
+		wg.Go(func() {
+			err := m.Lock(ctx)
+			if err == nil {
+				last.Store(int64(time.Since(begin))) // the turns come one after the other
+				err = m.Unlock(ctx)
+			}
+			if err != nil {
+				fail(err)
+			}
+		})
+	}
+	if err := b.stand(ctx, n+1); err != nil {
+		fail(err)
+	}
+	released := time.Since(begin)
+	if err := holder.Unlock(ctx); err != nil {
+		fail(err)
+	}
+	wg.Wait()
+	return time.Duration(last.Load()) - released, context.Cause(ctx)
+}
+
+// stand waits until n keys stand in line, and then until the line has settled.
+func (b *bed) stand(ctx context.Context, n int) error {
+	for {
+		resp, err := b.plain.Get(ctx, b.prefix+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		switch {
+		case err != nil:
+			return err
+		case resp.Count > int64(n):
+			return errors.New("more stand in line than were sent")
+		case resp.Count == int64(n):
+			return wait(ctx, settled)
+		}
+		if err := wait(ctx, 10*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
