@@ -124,7 +124,8 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 // released, with the cause [ErrLockReleased], just before the deletion is sent; when
 // its key is deleted by anybody, with [ErrSessionExpired], as soon as the server
 // reports it; and when the session ends, with the cause of [Session.Ctx], whether a
-// server can be reached or not. If the handle holds no lock, it has ended already.
+// server can be reached or not. If the handle holds no lock, it has ended already; that
+// of an orphaned session too, since nobody here knows when its lease ends.
 //
 // The first call after the lock was taken starts a watch on the key, in the background,
 // until the context ends. A key that can't be watched for a permanent reason, such as a

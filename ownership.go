@@ -38,18 +38,19 @@ func newTerm(parent context.Context) *term {
 	return &term{ctx, cancel}
 }
 
-// acquire stands in line for the turn, see [queue.acquire], and returns the ticket.
-// Whether it succeeds or proves that somebody else owns, held is up to date.
+// acquire stands in line for the turn, see [queue.acquire], and returns the ticket. What
+// was held before is not held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn, patient bool) (ticket, error) {
+	before := o.ticket()
 	v, err := o.queue.acquire(ctx, join, patient)
-	o.mu.Lock()
-	defer o.mu.Unlock()
 	switch err {
 	case nil:
+		o.mu.Lock()
+		defer o.mu.Unlock()
 		o.replace(v.mine)
 		o.header = v.header
 	case ErrLocked, ErrSessionExpired:
-		o.replace(ticket{})
+		o.drop(before) // and not what another call has acquired meanwhile
 	}
 	return v.mine, err
 }

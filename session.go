@@ -502,8 +502,8 @@ func (l *lease) within(ctx context.Context, work func(context.Context) error) er
 // TTL and with the loss of the lease. The caller may wait for the channel that is
 // closed when work has returned.
 func (l *lease) cleanUp(work func(ctx context.Context)) <-chan struct{} {
-	ctx, cancel := context.WithTimeout(l.client.Ctx(), l.timeToLive())
 	return l.background(func() {
+		ctx, cancel := context.WithTimeout(l.client.Ctx(), l.timeToLive())
 		defer cancel()
 		_ = l.within(ctx, func(ctx context.Context) error { // the first error has been told
 			work(ctx)
