@@ -75,7 +75,8 @@ others: ## the tests that cover leaves out
 fuzz: ## every fuzz target of the package in the root for FUZZTIME (30s)
 	@targets=$$(go test -list '^Fuzz' . | grep '^Fuzz') || { echo "no fuzz target"; exit 1; }; \
 	for target in $$targets; do \
-		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) .; \
+		go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) \
+			-fuzzminimizetime 1x .; \
 	done
 
 interop: ## the demo, the contract and etcdctl's lock and elect, against the etcd on PATH

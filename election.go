@@ -38,11 +38,11 @@ func NewElection(s *Session, pfx string) *Election {
 // process that has been restarted and kept its lease with [WithLease]. Whether
 // they still lead shows with the next [Election.Proclaim]; an empty key or a
 // revision of zero makes a handle that does not lead. pfx is the name that was
-// given to [NewElection], under which the key lies. If it doesn't, pfx is taken as the
-// prefix of all keys, as upstream's package does: the name with its "/" added. It makes no call. ResumeElection panics if s is nil.
+// given to [NewElection]; the prefix of all keys, which is the name with its "/" added
+// and what upstream's package wants, is understood too. It makes no call. ResumeElection panics if s is nil.
 func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *Election {
 	e := NewElection(s, pfx)
-	if !strings.HasPrefix(leaderKey, e.queue.prefix) {
+	if !strings.HasPrefix(leaderKey, e.queue.prefix) && strings.HasSuffix(pfx, "/") {
 		e.queue.prefix = pfx
 	}
 	if leaderKey != "" && leaderRev != 0 {
@@ -136,8 +136,8 @@ func (e *Election) Leader(ctx context.Context) (*v3.GetResponse, error) {
 // Observe returns a channel of the leaders and their values, beginning with the
 // present one, in the order of revisions. Each response holds one KeyValue, that
 // of who led with this value at the revision of the header. A reader who is
-// slower than the changes misses some, never the latest; that nobody leads is not
-// told, other than by [Election.Leaders].
+// slower than the changes misses some, never who leads at last; that nobody leads is
+// not told, other than by [Election.Leaders].
 //
 // The channel is closed when ctx ends, the client is closed, or the election can't
 // be read for a permanent reason, such as a missing permission. Until then
@@ -322,11 +322,11 @@ func (e *Election) look(ctx context.Context, o *observer) error {
 
 // offer makes resp the next to be told, unless it is what was told last.
 func (o *observer) offer(resp *v3.GetResponse) {
-	state := func(r *v3.GetResponse) int64 { // of the leader; 0 when nobody leads
+	state := func(r *v3.GetResponse) ticket { // of the leader's key; none when nobody leads
 		if len(r.Kvs) == 0 {
-			return 0
+			return ticket{}
 		}
-		return r.Kvs[0].ModRevision
+		return ticket{string(r.Kvs[0].Key), r.Kvs[0].ModRevision}
 	}
 	if o.told == nil || state(o.told) != state(resp) {
 		o.pending = resp

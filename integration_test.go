@@ -24,7 +24,8 @@ func TestMain(m *testing.M) {
 	flag.Parse()
 	// Most tests wait, for a lease or an answer, so that more of them can run at
 	// once than there are processors. It can be overruled from outside.
-	if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
+	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // each worker has a server of its own
+	if parallel := flag.Lookup("test.parallel"); !fuzzing && parallel.Value.String() == parallel.DefValue {
 		parallel.Value.Set("8")
 	}
 	goleak.VerifyTestMain(suite{m}, etcdtest.IgnoreServer()...)

@@ -15,8 +15,8 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// ErrCommitUnknown is wrapped by the error of [NewSTM] when the commit was sent and
-// not answered: it may have been carried out, now or a little later, or not at all.
+// ErrCommitUnknown is wrapped by the error of [NewSTM] when the commit was not answered:
+// it may have been carried out, now or a little later, or not at all.
 var ErrCommitUnknown = errors.New("concurrency: the outcome of the commit is unknown")
 
 // ErrGuardFailed is returned by [NewSTM] when a comparison given with [WithGuard] was
@@ -33,7 +33,8 @@ var ErrGuardFailed = errors.New("concurrency: a guard of the transaction does no
 type STM interface {
 	// Get returns the value of the first key, "" if it does not exist, and adds all
 	// keys to the read set. A key that this attempt has written has the value that
-	// was written. Keys that are not in the read set yet are fetched in one call.
+	// was written; alone, it is not read. Keys that are not in the read set yet are
+	// fetched in one call, which the client repeats if it is for a single key.
 	Get(key ...string) string
 	// Put adds a write to the write set. The last write of a key counts.
 	Put(key, val string, opts ...v3.OpOption)
@@ -159,8 +160,8 @@ func WithMaxTxnOps(n int) STMOption {
 //   - etcd's, as they are; rpctypes.ErrTooManyOps, wrapped with the numbers, if the
 //     commit has more writes or checked keys than the servers allow, see
 //     [WithMaxTxnOps];
-//   - one that wraps [ErrCommitUnknown] and the cause if the commit was sent but not
-//     answered. Such a commit is not repeated.
+//   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered.
+//     Such a commit is not repeated.
 //
 // It costs one call for each Get or Rev that fetches, and one for the commit. NewSTM
 // panics if c or apply is nil.
