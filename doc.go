@@ -66,8 +66,9 @@
 //
 // [Mutex.Ctx] and [Election.Ctx] end with the ownership: at once when the server reports
 // that the key was deleted, and by the session's deadline when nothing can be heard. The
-// deadline comes before any rival can be let in, so that work which stops with its context
-// has stopped in time, except for what it can't know about: a process that is paused, for
+// deadline comes before any rival can be let in; a deletion by somebody else reaches the
+// former owner and the next one at the same time. So work that stops with its context has
+// stopped in time, except for what it can't know about: a process that is paused, for
 // longer than what is left of its lease, after it last looked at its context, goes on for
 // a moment afterwards as if nothing had happened. No timeout protects data from that; a
 // token does, because it is the store that compares, when the write arrives:

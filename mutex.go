@@ -127,8 +127,8 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 // server can be reached or not. If the handle holds no lock, it has ended already; that
 // of an orphaned session too, since nobody here knows when its lease ends.
 //
-// The first call after the lock was taken starts a watch on the key, in the background,
-// until the context ends. A key that can't be watched for a permanent reason, such as a
+// The first call after the lock was taken reads the key once and watches it, in the
+// background, until the context ends. A key that can't be watched for a permanent reason, such as a
 // missing permission, ends the context with that error.
 func (m *Mutex) Ctx() context.Context { return m.context() }
 

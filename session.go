@@ -144,10 +144,10 @@ func (s *Session) Lease() v3.LeaseID { return s.id }
 func (s *Session) Ctx() context.Context { return s.ctx }
 
 // Done returns a channel that is closed when the session ends: it is closed,
-// orphaned, or its lease is lost. A lease is lost when the server says so, or
-// when its TTL has passed since the last answered renewal was sent. No other
-// client can be given what the lease guards before that time, provided that the
-// clocks of this process and of the servers run at the same rate.
+// orphaned, or its lease is lost. A lease is lost when the server says so, or when its
+// TTL, less the margin given with [WithSafetyMargin], has passed since the last answered
+// renewal was sent. No other client can be given what the lease guards before that time,
+// provided that the clocks of this process and of the servers run at the same rate.
 func (s *Session) Done() <-chan struct{} { return s.done }
 
 // TTL returns the time to live of the session's lease as the server granted it, which

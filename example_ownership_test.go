@@ -1,0 +1,274 @@
+package concurrency_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency"
+)
+
+// A transaction is guarded by the lock. Once somebody else owns it, the former owner,
+// who does not know yet, can't commit.
+func ExampleWithGuard() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s1, err := concurrency.NewSession(client)
+	check(err)
+	defer s1.Close()
+	s2, err := concurrency.NewSession(client)
+	check(err)
+	defer s2.Close()
+	former := concurrency.NewMutex(s1, "my-lock")
+	owner := concurrency.NewMutex(s2, "my-lock")
+
+	write := func(m *concurrency.Mutex, value string) {
+		_, err := concurrency.NewSTM(client, func(stm concurrency.STM) error {
+			stm.Put("my-data", stm.Get("my-data")+value)
+			return nil
+		}, concurrency.WithGuard(m.IsOwner()))
+		if errors.Is(err, concurrency.ErrGuardFailed) {
+			fmt.Println(value + ": not the owner")
+			return
+		}
+		check(err)
+		fmt.Println(value + ": written")
+	}
+
+	check(former.Lock(ctx))
+	write(former, "first")
+	_, err = client.Delete(ctx, former.Key()) // by an operator, say, while former is paused
+	check(err)
+	check(owner.Lock(ctx))
+	write(owner, "second")
+	write(former, "third")
+
+	data, err := client.Get(ctx, "my-data")
+	check(err)
+	fmt.Println(string(data.Kvs[0].Value))
+
+	// Output:
+	// first: written
+	// second: written
+	// third: not the owner
+	// firstsecond
+}
+
+// errStale is what a fenced store answers to a former owner.
+var errStale = errors.New("a greater token has been seen")
+
+// fencedStore is a store outside etcd. It remembers the greatest token that it has
+// seen, and refuses writes under a smaller one.
+type fencedStore struct {
+	mu    sync.Mutex // guards the fields below
+	token int64
+	value string
+}
+
+func (f *fencedStore) Write(token int64, value string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if token < f.token {
+		return errStale
+	}
+	f.token, f.value = token, value
+	return nil
+}
+
+// A store outside etcd is protected by the token that each owner sends along: however
+// late the write of a former owner arrives, it is refused.
+func ExampleMutex_Rev() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s1, err := concurrency.NewSession(client)
+	check(err)
+	defer s1.Close()
+	s2, err := concurrency.NewSession(client)
+	check(err)
+	defer s2.Close()
+	former := concurrency.NewMutex(s1, "my-lock")
+	owner := concurrency.NewMutex(s2, "my-lock")
+	var store fencedStore
+
+	check(former.Lock(ctx))
+	token := former.Rev() // and here the process is paused, for longer than its lease
+	_, err = client.Revoke(ctx, s1.Lease())
+	check(err)
+
+	check(owner.Lock(ctx))
+	fmt.Println(owner.Rev() > token, store.Write(owner.Rev(), "new"))
+	fmt.Println("late write:", store.Write(token, "old"))
+	fmt.Println(store.value)
+
+	// Output:
+	// true <nil>
+	// late write: a greater token has been seen
+	// new
+}
+
+// The context of a lock ends with it, whatever took it away.
+func ExampleMutex_Ctx() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := concurrency.NewSession(client)
+	check(err)
+	defer s.Close()
+	m := concurrency.NewMutex(s, "my-lock")
+
+	check(m.Lock(ctx))
+	owned := m.Ctx()
+	_, err = client.Delete(ctx, m.Key())
+	check(err)
+	<-owned.Done()
+	fmt.Println(context.Cause(owned))
+
+	check(m.Lock(ctx))
+	owned = m.Ctx()
+	check(m.Unlock(ctx))
+	<-owned.Done()
+	fmt.Println(context.Cause(owned))
+
+	// Output:
+	// mutex: session is expired
+	// mutex: lock has already been released
+}
+
+// Work is run under a lock, and hears when the lock is lost.
+func ExampleMutex_Do() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := concurrency.NewSession(client)
+	check(err)
+	defer s.Close()
+	m := concurrency.NewMutex(s, "my-lock")
+
+	err = m.Do(ctx, func(held context.Context) error {
+		fmt.Println("held:", held.Err() == nil)
+		return nil
+	})
+	fmt.Println("done:", err)
+
+	failed := errors.New("half done")
+	err = m.Do(ctx, func(held context.Context) error {
+		_, err := client.Delete(ctx, m.Key()) // by an operator, say
+		check(err)
+		<-held.Done() // work that takes long looks at it
+		return failed
+	})
+	fmt.Println("failed:", errors.Is(err, failed), "lost:", errors.Is(err, concurrency.ErrSessionExpired))
+
+	// Output:
+	// held: true
+	// done: <nil>
+	// failed: true lost: true
+}
+
+// A leader's work goes on until it is done or the leadership is lost.
+func ExampleElection_Lead() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := concurrency.NewSession(client)
+	check(err)
+	defer s.Close()
+	e := concurrency.NewElection(s, "my-election")
+
+	err = e.Lead(ctx, "host-1", func(ctx context.Context) error {
+		leader, err := e.Leader(ctx)
+		check(err)
+		fmt.Printf("%s leads\n", leader.Kvs[0].Value)
+		return nil
+	})
+	fmt.Println(err)
+	_, err = e.Leader(ctx)
+	fmt.Println(err)
+
+	// Output:
+	// host-1 leads
+	// <nil>
+	// election: no leader
+}
+
+// A service runs on one of its processes: that which leads. When it loses the
+// leadership it stops, and leads again when its turn has come.
+func ExampleRunLeader() {
+	client, stop := connect()
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+
+	terms := 0
+	err := concurrency.RunLeader(ctx, client, "my-service", "host-1", func(leading context.Context) error {
+		terms++
+		fmt.Println("term", terms)
+		if terms == 1 {
+			_, err := client.Delete(ctx, "my-service/", clientv3.WithPrefix()) // by an operator, say
+			check(err)
+		} else {
+			cancel() // the process is to stop
+		}
+		<-leading.Done()
+		fmt.Println("stopped")
+		return leading.Err()
+	}, concurrency.WithTTL(10))
+	fmt.Println(err)
+
+	// Output:
+	// term 1
+	// stopped
+	// term 2
+	// stopped
+	// context canceled
+}
+
+// Who leads is told with every change, and that nobody does.
+func ExampleElection_Leaders() {
+	client, stop := connect()
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	s, err := concurrency.NewSession(client)
+	check(err)
+	defer s.Close()
+	e := concurrency.NewElection(s, "my-election")
+
+	// Each step is what makes the next change.
+	steps := []func(){
+		func() { check(e.Campaign(ctx, "host-1")) },
+		func() { check(e.Proclaim(ctx, "host-1, ready")) },
+		func() { check(e.Resign(ctx)) },
+		cancel,
+	}
+	for leader, err := range e.Leaders(ctx) {
+		switch {
+		case err != nil:
+			fmt.Println("the end:", err)
+			continue // there are no more
+		case leader == concurrency.Leader{}:
+			fmt.Println("nobody leads")
+		default:
+			fmt.Printf("%s leads\n", leader.Value)
+		}
+		steps[0]()
+		steps = steps[1:]
+	}
+
+	// Output:
+	// nobody leads
+	// host-1 leads
+	// host-1, ready leads
+	// nobody leads
+	// the end: context canceled
+}
