@@ -90,6 +90,9 @@ compat: ## the contract on upstream's package and on this one, case by case; TRI
 	$(GOTEST) -count=1 -v -timeout=60m -run '^TestContract$$' ./internal/compat | \
 		awk '/^\|/ || /--- FAIL|_test\.go:|^panic|^ok|^FAIL/'
 
+mutants: ## takes each rule out in turn: the tests have to notice; ONLY=regexp, FULL=1
+	bash testdata/mutants/run.sh
+
 BENCH := go run ./internal/bench
 bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
 	$(BENCH) $(BENCHFLAGS) -update PERFORMANCE.md
@@ -105,4 +108,4 @@ bench-quick: ## call counts, raft entries and the hand-over against upstream, in
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo test check lint api cover others fuzz interop compat bench bench-quick
+.PHONY: help demo test check lint api cover others fuzz interop compat mutants bench bench-quick

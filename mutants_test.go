@@ -1,0 +1,268 @@
+package concurrency_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
+)
+
+// Rules that a mutant outlived before they had a test here.
+
+func TestNamesThatEndInASlash(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	key := fmt.Sprintf("%s//%x", l.name, l.session.Lease())
+	m := concurrency.NewMutex(l.session, l.name+"/")
+	require.NoError(t, m.Lock(t.Context()))
+	require.Equal(t, key, m.Key())
+	require.NoError(t, m.Unlock(t.Context()))
+	e := concurrency.NewElection(l.session, l.name+"/")
+	require.NoError(t, e.Campaign(t.Context(), "v"))
+	require.Equal(t, key, e.Key())
+	require.NoError(t, e.Resign(t.Context()))
+}
+
+// Three in line, of whom the last has looked again: it waits for the second, and makes
+// no call when the first leaves.
+func TestWaitIsForTheOneDirectlyAhead(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	first, second := l.held(t), l.rival(t)
+	next := etcdtest.Go(func() error { return second.Lock(ctx) })
+	l.stand(t, 2)
+	l.faults.Before(fault.Watch, 1, func() {
+		_, err := l.outside.Put(ctx, l.name+"-other", "") // so that the watch begins later
+		assert.NoError(t, err)
+	})
+	last := l.waiting(t, ctx, l.mutex, 3)
+	etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) == 1 }, "the look")
+	require.NoError(t, first.Unlock(ctx))
+	require.NoError(t, next.Wait(t))
+	require.NoError(t, second.Unlock(ctx))
+	require.NoError(t, last.Wait(t))
+	require.Equal(t, 2, l.faults.Count(fault.Get))
+}
+
+// The key is gone when the call returns, while a server answers: not only later.
+func TestLockWithoutAnAnswerTakesItsKeyAway(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	join := l.faults.HoldAnswer(fault.Txn, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+	ended(t, join.Reached(), "the join")
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	require.Empty(t, etcdtest.Keys(t, l.outside, l.name+"/"))
+}
+
+// Who has the lock makes a call under it: time for others to come in, if they could.
+func TestLockerExcludesGoroutines(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	lock := concurrency.NewLocker(l.session, l.name)
+	var inside atomic.Int32
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 3 {
+				lock.Lock()
+				assert.EqualValues(t, 1, inside.Add(1))
+				_, err := l.outside.Get(t.Context(), l.name)
+				assert.NoError(t, err)
+				inside.Add(-1)
+				lock.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func TestFirstDeadline(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	f := counted(t, c)
+	var answered time.Time
+	f.After(fault.Grant, 1, func(error) { answered = time.Now() })
+	s := session(t, c)
+	require.False(t, s.Deadline().After(answered.Add(s.TTL())), "the lease counts from earlier")
+}
+
+func TestRevokedLeaseEndsTheSessionBeforeItsDeadline(t *testing.T) {
+	t.Parallel()
+	s := session(t, client(t), concurrency.WithTTL(4))
+	revoke(t, client(t), s)
+	ended(t, s.Done(), "the next renewal is refused")
+	require.True(t, time.Now().Before(s.Deadline()))
+	require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+}
+
+// stubborn is a KV whose reads don't end with their context, but when the gate is opened.
+type stubborn struct {
+	clientv3.KV
+	reached, gate chan struct{}
+	once          sync.Once
+	running       atomic.Int32
+}
+
+func (k *stubborn) Get(
+	ctx context.Context, key string, opts ...clientv3.OpOption,
+) (*clientv3.GetResponse, error) {
+	k.running.Add(1)
+	defer k.running.Add(-1)
+	k.once.Do(func() { close(k.reached) })
+	<-k.gate
+	return k.KV.Get(context.WithoutCancel(ctx), key, opts...)
+}
+
+func TestCloseWaitsForWhatRunsInTheBackground(t *testing.T) {
+	t.Parallel()
+	c, name := client(t), prefix(t)
+	kv := &stubborn{KV: c.KV, reached: make(chan struct{}), gate: make(chan struct{})}
+	c.KV = kv
+	f := counted(t, c)
+	s := session(t, c)
+	join := f.HoldAnswer(fault.Txn, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
+	ended(t, join.Reached(), "the join")
+	cancel()
+	ended(t, kv.reached, "the clean-up")
+	require.Equal(t, context.Canceled, call.Wait(t))
+	var running int32
+	f.Before(fault.Revoke, 1, func() { running = kv.running.Load() })
+	closing := etcdtest.Go(s.Close)
+	ended(t, s.Done(), "the session ends")
+	close(kv.gate)
+	require.NoError(t, closing.Wait(t))
+	require.Zero(t, running, "the lease was revoked under the clean-up")
+}
+
+// The leader has proclaimed since the candidate came: its key is the one modified last.
+func TestLeaderIsTheOldestTicket(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "leader")
+	rival := b.rival(t)
+	call := b.waits(t, ctx, rival, "rival", 2)
+	require.NoError(t, b.election.Proclaim(ctx, "proclaimed"))
+
+	resp, err := rival.Leader(ctx)
+	require.NoError(t, err)
+	require.Equal(t, b.election.Key(), string(resp.Kvs[0].Key))
+	for leader, err := range rival.Leaders(ctx) {
+		require.NoError(t, err)
+		require.Equal(t, b.election.Key(), leader.Key)
+		break
+	}
+	again := etcdtest.Go(func() error { return b.election.Campaign(ctx, "again") })
+	require.NoError(t, again.Wait(t))
+	require.True(t, call.Running())
+	require.NoError(t, b.election.Resign(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
+// detained is a Watcher that keeps puts back until the gate is opened.
+type detained struct {
+	clientv3.Watcher
+	gate chan struct{}
+}
+
+func (w *detained) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	out := make(chan clientv3.WatchResponse)
+	go func() {
+		defer close(out)
+		for resp := range w.Watcher.Watch(ctx, key, opts...) {
+			if len(resp.Events) > 0 && resp.Events[0].Type == mvccpb.Event_PUT {
+				select {
+				case <-w.gate:
+				case <-ctx.Done():
+					return
+				}
+			}
+			select {
+			case out <- resp:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// A look shows more than its watch has delivered so far, of the same key: what comes
+// late is not told.
+func TestObserveDoesNotGoBack(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "leader")
+	watching := client(t)
+	w := &detained{Watcher: watching.Watcher, gate: make(chan struct{})}
+	watching.Watcher = w
+	f := counted(t, watching)
+	observed := observe(t, concurrency.NewElection(session(t, watching), b.name))
+	require.Empty(t, b.until(t, observed, "leader"))
+	look := f.Hold(fault.Get, 1)
+	b.delete(t, b.election.Key())
+	ended(t, look.Reached(), "the look after the deletion")
+	b.wins(t, b.election, "again")
+	for _, value := range []string{"1", "2", "3"} {
+		require.NoError(t, b.election.Proclaim(ctx, value))
+	}
+	look.Open()
+	require.Empty(t, b.until(t, observed, "3"))
+	seen := etcdtest.Go(func() error {
+		if resp := <-observed; string(resp.Kvs[0].Value) != "4" {
+			return fmt.Errorf("after 3 came %s", resp.Kvs[0].Value)
+		}
+		return nil
+	})
+	close(w.gate)
+	require.NoError(t, b.election.Proclaim(ctx, "4"))
+	require.NoError(t, seen.Wait(t))
+}
+
+// strict is a KV that notes which reads may be answered by a member that lags behind.
+type strict struct {
+	clientv3.KV
+	serializable []bool
+}
+
+func (k *strict) Get(
+	ctx context.Context, key string, opts ...clientv3.OpOption,
+) (*clientv3.GetResponse, error) {
+	k.serializable = append(k.serializable, clientv3.OpGet(key, opts...).IsSerializable())
+	return k.KV.Get(ctx, key, opts...)
+}
+
+func TestSTMReadsThatAreNotPinnedAreLinearizable(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			kv := &strict{KV: s.client.KV}
+			s.client.KV = kv
+			s.run(t, func(stm concurrency.STM, _ int) {
+				stm.Get(s.key("x"))
+				stm.Get(s.key("y"))
+			}, concurrency.WithIsolation(l.level))
+			require.Equal(t, []bool{false, l.snapshot}, kv.serializable)
+		})
+	}
+}
