@@ -2,6 +2,7 @@ package concurrency_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -11,7 +12,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
@@ -265,4 +269,71 @@ func TestSTMReadsThatAreNotPinnedAreLinearizable(t *testing.T) {
 			require.Equal(t, []bool{false, l.snapshot}, kv.serializable)
 		})
 	}
+}
+
+func TestResumeElectionBelievesTheKey(t *testing.T) {
+	t.Parallel()
+	ctx, c, name := t.Context(), client(t), prefix(t)
+	// An older election, among whose keys those of name + "/" would seem to be.
+	outer := concurrency.NewElection(session(t, c), name)
+	require.NoError(t, outer.Campaign(ctx, "outer"))
+	s := session(t, c)
+	inner := concurrency.NewElection(s, name+"/")
+	require.NoError(t, inner.Campaign(ctx, "inner"))
+	again := concurrency.ResumeElection(s, name+"/", inner.Key(), inner.Rev())
+	resp, err := again.Leader(ctx)
+	require.NoError(t, err)
+	require.Equal(t, inner.Key(), string(resp.Kvs[0].Key))
+}
+
+// A process that took its leadership over knows of it from ResumeElection alone.
+func TestResumedLeaderStaysLeaderWhenItsCampaignFails(t *testing.T) {
+	t.Parallel()
+	ctx, name := t.Context(), prefix(t)
+	before := session(t, client(t))
+	e := concurrency.NewElection(before, name)
+	require.NoError(t, e.Campaign(ctx, "v"))
+	before.Orphan()
+
+	c := client(t)
+	faults := counted(t, c)
+	s := session(t, c, concurrency.WithLease(before.Lease()))
+	again := concurrency.ResumeElection(s, name, e.Key(), e.Rev())
+	lost := errors.New("lost for good")
+	faults.LoseAnswer(fault.Txn, 1, lost)
+	require.ErrorIs(t, again.Campaign(ctx, "w"), lost)
+	// What may have been left behind is looked for, and found to be in use.
+	etcdtest.Eventually(t, func() bool { return faults.Count(fault.Get) >= 3 }, "three looks")
+	require.NoError(t, again.Proclaim(ctx, "x"))
+}
+
+func TestWatchesAskForALeader(t *testing.T) {
+	t.Parallel()
+	ctx, c, name := t.Context(), client(t), prefix(t)
+	require.NoError(t, concurrency.NewMutex(session(t, client(t)), name).Lock(ctx))
+	spy := &watchSpy{Watcher: c.Watcher}
+	c.Watcher = spy
+	giveUp, cancel := context.WithCancel(ctx)
+	m := concurrency.NewMutex(session(t, c), name)
+	call := etcdtest.Go(func() error { return m.Lock(giveUp) })
+	// That of the key ahead, and a little later that of the own key.
+	etcdtest.Eventually(t, func() bool { return len(spy.all()) == 2 }, "two watches")
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	for _, watch := range spy.all() {
+		sent, _ := metadata.FromOutgoingContext(watch)
+		require.Equal(t, []string{rpctypes.MetadataHasLeader}, sent.Get(rpctypes.MetadataRequireLeaderKey))
+	}
+}
+
+// At least half of 10, 20, 40, 80, 160 and 320 ms: a lower bound, which no noise breaks.
+func TestRepetitionsPauseLongerEachTime(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.faults.Refuse(fault.Txn, 6, codes.Unavailable, "etcdserver: no leader")
+	start := time.Now()
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	require.GreaterOrEqual(t, time.Since(start), 315*time.Millisecond)
+	require.Equal(t, 7, l.faults.Count(fault.Txn))
+	require.NoError(t, l.mutex.Unlock(t.Context()))
 }
