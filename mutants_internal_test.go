@@ -1,0 +1,23 @@
+package concurrency
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+func TestTurnIsPassedOn(t *testing.T) {
+	var client *v3.Client
+	first := takeTurn(t.Context(), client, []string{"passed on"}, true)
+	second := joinTurn(client, []string{"passed on"}, false)
+	require.Same(t, first, second)
+	first.release()
+	select {
+	case second.slot <- struct{}{}:
+	default:
+		require.Fail(t, "the turn was kept")
+	}
+	second.release()
+	require.Nil(t, joinTurn(client, []string{"passed on"}, false))
+}
