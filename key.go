@@ -2,9 +2,12 @@ package concurrency
 
 import (
 	"context"
+	"runtime"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
+	"weak"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -405,14 +408,15 @@ func (q queue) doubt(key string) {
 
 func (q queue) sweep(ctx context.Context, key string) {
 	l := q.lease()
-	for n := 0; ctx.Err() == nil; n++ {
-		left := l.timeToLive()
+	for n := 0; ; n++ {
+		left, over := l.timeToLive(), false
 		l.edit(key, func(p *place) {
-			if left -= time.Since(p.doubted); left <= 0 {
+			left -= time.Since(p.doubted)
+			if over = left <= 0 || ctx.Err() != nil; over {
 				p.doubted = time.Time{}
 			}
 		})
-		if left <= 0 {
+		if over {
 			return
 		}
 		sleep(ctx, jitter(min(left, 50*time.Millisecond<<min(n, 6))))
@@ -445,8 +449,8 @@ func (q queue) find(ctx context.Context, key string) (t ticket, err error) {
 	return t, err
 }
 
-// place is what the handles of one session know together of their place in one
-// line. It settles who deletes the key that they share:
+// place is what all handles of one lease know together of their place in one line. It
+// settles who deletes the key that they share:
 //
 //   - The turn, once given, is given back by Unlock or Resign only: an acquisition
 //     that fails leaves a granted ticket alone.
@@ -455,7 +459,7 @@ func (q queue) find(ctx context.Context, key string) (t ticket, err error) {
 //   - A deletion marks its ticket before it is sent, and nobody is given the turn
 //     with a marked ticket, however late the deletion arrives.
 //
-// Whoever decides does so under the lease's mutex, so that no two decisions cross.
+// Whoever decides does so under the mutex of the places, so that no two decisions cross.
 type place struct {
 	waiting int   // acquisitions under way that may come to wait with the ticket
 	trying  int   // acquisitions under way that will not wait
@@ -466,20 +470,61 @@ type place struct {
 	doubted time.Time // when a join was last not answered; zero: a sweep found it safe
 }
 
+// places are those of one lease on one client. Sessions that were opened on one lease,
+// such as that of a resumed election and the orphaned one before it, share them: else the
+// one would take what the other was given for its own leftover.
+type places struct {
+	mu sync.Mutex        // guards of; never held across a call
+	of map[string]*place // by key
+}
+
+// known has the places for as long as a session refers to them.
+var known = struct {
+	sync.Mutex
+	of map[knownKey]weak.Pointer[places]
+}{of: map[knownKey]weak.Pointer[places]{}}
+
+type knownKey struct {
+	client *v3.Client
+	lease  v3.LeaseID
+}
+
+func placesOf(client *v3.Client, lease v3.LeaseID) *places {
+	known.Lock()
+	defer known.Unlock()
+	key := knownKey{client, lease}
+	if p := known.of[key].Value(); p != nil {
+		return p
+	}
+	p := &places{of: map[string]*place{}}
+	known.of[key] = weak.Make(p)
+	runtime.AddCleanup(p, forgetPlaces, key)
+	return p
+}
+
+// forgetPlaces runs when nobody refers to the places any more, unless they were made anew.
+func forgetPlaces(key knownKey) {
+	known.Lock()
+	defer known.Unlock()
+	if known.of[key].Value() == nil {
+		delete(known.of, key)
+	}
+}
+
 // edit changes a place. A place is forgotten when nothing rests on it: a ticket
 // read before its deletion was answered may still be in the hands of an
 // acquisition under way.
 func (l *lease) edit(key string, change func(p *place)) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	p := l.places[key]
+	l.places.mu.Lock()
+	defer l.places.mu.Unlock()
+	p := l.places.of[key]
 	if p == nil {
 		p = &place{}
-		l.places[key] = p
+		l.places.of[key] = p
 	}
 	change(p)
 	if p.waiting+p.trying == 0 && p.granted == 0 && p.doomed <= p.removed && p.doubted.IsZero() {
-		delete(l.places, key)
+		delete(l.places.of, key)
 	}
 }
 

@@ -2,10 +2,13 @@ package concurrency
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 	v3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency/internal/etcdtest"
 )
 
 // What is sent is decided without a client: the same session and name always give
@@ -57,7 +60,7 @@ func TestPlace(t *testing.T) {
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
 	for range 200 {
-		l := &lease{places: map[string]*place{}}
+		l := &lease{places: &places{of: map[string]*place{}}}
 		rev, condemned, granted := int64(1), map[ticket]bool{}, map[ticket]bool{}
 		waiting := 0
 		for range 50 {
@@ -101,17 +104,36 @@ func TestPlace(t *testing.T) {
 		last := ticket{key, rev}
 		l.condemn(last)
 		l.forget(last)
-		require.Empty(t, l.places, "3")
+		require.Empty(t, l.places.of, "3")
 	}
 }
 
 func TestPlaceOfThoseWhoDontWait(t *testing.T) {
-	l := &lease{places: map[string]*place{}}
+	l := &lease{places: &places{of: map[string]*place{}}}
 	l.enter("name/1", false)
 	require.True(t, l.condemnUnused(ticket{"name/1", 5}), "who tries waits with nothing")
 	require.False(t, l.grant(ticket{"name/1", 5}))
 	l.forget(ticket{"name/1", 5})
-	require.Len(t, l.places, 1, "a late grant must still be refused")
+	require.Len(t, l.places.of, 1, "a late grant must still be refused")
 	l.exit("name/1", false)
-	require.Empty(t, l.places)
+	require.Empty(t, l.places.of)
+}
+
+// Sessions on one lease and one client share what they know, until none is left.
+func TestPlacesOfALease(t *testing.T) {
+	client := &v3.Client{}
+	p := placesOf(client, 1)
+	require.Same(t, p, placesOf(client, 1))
+	require.NotSame(t, p, placesOf(client, 2))
+	require.NotSame(t, p, placesOf(&v3.Client{}, 1))
+	forgetPlaces(knownKey{client, 1})
+	require.Same(t, p, placesOf(client, 1), "they are still in use")
+	runtime.KeepAlive(p)
+	etcdtest.Eventually(t, func() bool {
+		runtime.GC()
+		known.Lock()
+		defer known.Unlock()
+		_, found := known.of[knownKey{client, 1}]
+		return !found
+	}, "they are forgotten")
 }

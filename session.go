@@ -55,7 +55,9 @@ func WithTTL(ttl int) SessionOption {
 
 // WithLease makes the session keep an existing lease alive, for instance that of
 // a process which led before it was restarted, instead of a new one. Its TTL is
-// the one with which it was granted.
+// the one with which it was granted. Sessions on one lease are one participant; those of
+// different clients or processes don't know what the others are doing, and must not use one
+// name at the same time.
 func WithLease(leaseID v3.LeaseID) SessionOption {
 	return func(o *sessionOptions) { o.leaseID = leaseID }
 }
@@ -220,6 +222,8 @@ type lease struct {
 	lost context.Context
 	lose context.CancelFunc
 
+	places *places // what its sessions know of their tickets
+
 	work sync.WaitGroup // counts what runs in the background
 
 	mu       sync.Mutex    // guards the fields below; never held across a call
@@ -228,7 +232,6 @@ type lease struct {
 	expiry   *time.Timer   // fires at the deadline
 	closed   bool          // nothing may be started in the background any more
 	revoked  bool          // the server has said that the lease is gone
-	places   map[string]*place
 }
 
 // openLease has a lease granted or takes over the one in o, and starts to keep
@@ -240,7 +243,7 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	}
 	l := &lease{
 		client: client, id: o.leaseID, parent: o.ctx, margin: o.margin,
-		done: make(chan struct{}), stopped: make(chan struct{}), places: map[string]*place{},
+		done: make(chan struct{}), stopped: make(chan struct{}),
 	}
 	obtain := l.create
 	if l.id != v3.NoLease {
@@ -253,6 +256,7 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	if err != nil {
 		return nil, err
 	}
+	l.places = placesOf(client, l.id)
 	l.ctx, l.end = context.WithCancelCause(o.ctx)
 	l.lost, l.lose = context.WithCancel(context.Background())
 	l.deadline = sent.Add(left - l.margin)

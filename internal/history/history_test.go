@@ -1,0 +1,298 @@
+package history_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"example.com/etcd/concurrency/internal/history"
+)
+
+// cases are histories of a few lines, with times of a few nanoseconds: what a check must let
+// pass, and what it must find.
+var cases = []struct {
+	name    string
+	found   string // the properties violated, and by whom
+	history string
+}{
+	{"one after the other", "", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":20}}
+{"hold":{"client":2,"package":"here","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":21}}
+{"life":{"name":"a","token":7}}`},
+	{"two at once", "overlap here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":21}}
+{"hold":{"client":2,"package":"here","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":22}}
+{"life":{"name":"a","token":7}}`},
+	{"two at once, on two names", "", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":21}}
+{"hold":{"client":2,"package":"here","name":"b","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":22}}
+{"life":{"name":"b","token":7}}`},
+	{"two sessions of one participant at once", "overlap here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":21}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":22}}
+{"life":{"name":"a","token":7}}`},
+	{"one ticket of one participant twice", "", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":21}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":20,"end":30}}
+{"life":{"name":"a","token":5}}`},
+	{"two at once, one of them upstream", "overlap upstream", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":21}}
+{"hold":{"client":2,"package":"upstream","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":22}}
+{"life":{"name":"a","token":7}}`},
+	{"after its key was seen to go, in upstream's way", "overstay here, overlap upstream", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":23}}
+{"hold":{"client":2,"package":"upstream","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":19}}
+{"life":{"name":"a","token":7}}`},
+	{"two at once, since an operator deleted the key", "", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":21}}
+{"loss":{"token":5,"at":18}}
+{"hold":{"client":2,"package":"here","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":19}}
+{"life":{"name":"a","token":7}}`},
+	{"two at once, since an operator revoked another lease", "overlap here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"lease":1,"start":10,"end":21}}
+{"loss":{"lease":2,"at":18}}
+{"hold":{"client":2,"package":"here","name":"a","token":7,"lease":2,"start":17,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":22}}
+{"life":{"name":"a","token":7}}`},
+	{"past the deadline, by as much as a timer may be late", "", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":21,"deadline":19}}
+{"hold":{"client":2,"package":"here","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":19}}
+{"life":{"name":"a","token":7}}`},
+	{"past the deadline for long", "lateness here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":300000000,"deadline":19}}
+{"life":{"name":"a","token":5}}`},
+	{"before the deadline", "overlap here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":24,"deadline":25}}
+{"hold":{"client":2,"package":"here","name":"a","token":7,"start":20,"end":30}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":25}}
+{"life":{"name":"a","token":7}}`},
+	{"an older token after a newer one", "token here, claim here", `
+{"hold":{"client":2,"package":"here","name":"a","token":7,"start":10,"end":20}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":30,"end":40}}
+{"life":{"name":"a","token":5}}
+{"life":{"name":"a","token":7,"deleted":9,"gone":20}}`},
+	{"held without a key", "claim here", `
+{"hold":{"client":1,"package":"here","name":"a","token":6,"start":10,"end":20}}
+{"life":{"name":"a","token":5}}`},
+	{"held behind another", "claim here", `
+{"hold":{"client":1,"package":"here","name":"a","token":7,"rev":8,"start":10,"end":20}}
+{"life":{"name":"a","token":5,"deleted":9,"gone":12}}
+{"life":{"name":"a","token":7}}`},
+	{"held when the one ahead was gone", "", `
+{"hold":{"client":1,"package":"here","name":"a","token":7,"rev":9,"start":13,"end":20}}
+{"life":{"name":"a","token":5,"deleted":9,"gone":12}}
+{"life":{"name":"a","token":7}}`},
+	{"held after its deletion", "claim here", `
+{"hold":{"client":1,"package":"here","name":"a","token":7,"rev":11,"start":13,"end":20}}
+{"life":{"name":"a","token":7,"deleted":11,"gone":30}}`},
+	{"still held when the key had gone", "overstay upstream", `
+{"hold":{"client":1,"package":"upstream","name":"a","token":5,"start":10,"end":20}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":19}}`},
+	{"guarded writes, tokens rising", "", `
+{"write":{"client":2,"package":"here","name":"a","token":7,"rev":9,"at":12}}
+{"write":{"client":1,"package":"here","name":"a","token":5,"rev":8,"at":10}}
+{"write":{"client":1,"package":"here","name":"b","token":5,"rev":10,"at":13}}
+{"write":{"client":2,"package":"here","name":"a","token":7,"rev":11,"at":14}}`},
+	{"a guarded write of a former owner", "write here", `
+{"write":{"client":1,"package":"here","name":"a","token":5,"rev":8,"at":10}}
+{"write":{"client":2,"package":"here","name":"a","token":7,"rev":9,"at":12}}
+{"write":{"client":1,"package":"here","name":"a","token":5,"rev":10,"at":13}}`},
+	{"leaders seen", "", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"life":{"name":"a","token":7}}
+{"sighting":{"client":3,"package":"here","name":"a","token":5,"from":7,"to":7,"at":11}}
+{"sighting":{"client":3,"package":"here","name":"a","token":7,"from":8,"to":8,"at":13}}
+{"sighting":{"client":3,"package":"here","name":"a","token":0,"from":4,"to":4,"at":9}}`},
+	{"a candidate seen as the leader", "sighting here", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"life":{"name":"a","token":7}}
+{"sighting":{"client":3,"package":"here","name":"a","token":7,"from":7,"to":7,"at":11}}`},
+	{"a former leader seen as the leader", "sighting here", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"life":{"name":"a","token":7}}
+{"sighting":{"client":3,"package":"here","name":"a","token":5,"from":8,"to":8,"at":11}}`},
+	{"a leader not seen", "sighting here", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"sighting":{"client":3,"package":"here","name":"a","token":0,"from":7,"to":7,"at":11}}`},
+	{"a total", "", `{"total":{"client":1,"package":"here","sum":500,"want":500,"at":1}}`},
+	{"another total", "total here", `{"total":{"client":1,"package":"here","sum":499,"want":500,"at":1}}`},
+	{"a call that returned with its context", "", `
+{"call":{"client":1,"package":"here","op":"Lock","call":1,"return":1000000000,"ended":900000000}}`},
+	{"a call on a context that had ended", "", `
+{"call":{"client":1,"package":"here","op":"Lock","call":9000000000,"return":9000000001,"ended":1}}`},
+	{"a call that did not return with its context", "wait here", `
+{"call":{"client":1,"package":"here","op":"Lock","call":1,"return":9000000000,"ended":900000000}}`},
+
+	{"transactions in a row", "", `
+{"txn":{"client":1,"package":"here","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":2,"package":"here","reads":{"x":"1"},"writes":{"y":"2"},"call":6,"return":7}}
+{"txn":{"client":3,"package":"here","reads":{"x":"1","y":""},"call":2,"return":9}}`},
+	{"a stale read", "serializability here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":3,"package":"here","reads":{"x":""},"call":6,"return":9}}`},
+	{"a stale read in another part", "", `
+{"txn":{"client":1,"package":"here","part":"p","writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":3,"package":"here","part":"q","reads":{"x":""},"call":6,"return":9}}`},
+	{"a read of two revisions", "serializability here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1","y":"1"},"call":1,"return":5}}
+{"txn":{"client":2,"package":"here","writes":{"x":"2","y":"2"},"call":6,"return":9}}
+{"txn":{"client":3,"package":"here","reads":{"x":"1","y":"2"},"call":1,"return":20}}`},
+	{"a lost update", "serializability here", `
+{"txn":{"client":1,"package":"here","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":2,"package":"here","reads":{"x":""},"writes":{"x":"2"},"call":2,"return":6}}`},
+	{"write skew", "serializability here", `
+{"txn":{"client":1,"package":"here","reads":{"x":"","y":""},"writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":2,"package":"here","reads":{"x":"","y":""},"writes":{"y":"2"},"call":2,"return":6}}`},
+	{"an append that was carried out twice", "serializability here", `
+{"txn":{"client":1,"package":"here","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":2,"package":"here","reads":{"x":"1 1"},"call":6,"return":7}}`},
+	{"a write of unknown outcome that is read later", "", `
+{"txn":{"client":1,"package":"here","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5,"unknown":true}}
+{"txn":{"client":2,"package":"here","reads":{"x":""},"call":6,"return":7}}
+{"txn":{"client":2,"package":"here","reads":{"x":"1"},"call":8,"return":9}}`},
+	{"a write of unknown outcome that is never read", "", `
+{"txn":{"client":1,"package":"here","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5,"unknown":true}}
+{"txn":{"client":2,"package":"here","reads":{"x":""},"writes":{"x":"2"},"call":6,"return":7}}
+{"txn":{"client":2,"package":"here","reads":{"x":"2"},"call":8,"return":9}}`},
+	{"a write of unknown outcome that is read and not read", "serializability here", `
+{"txn":{"client":1,"package":"here","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5,"unknown":true}}
+{"txn":{"client":2,"package":"here","reads":{"x":"1"},"call":6,"return":7}}
+{"txn":{"client":2,"package":"here","reads":{"x":""},"call":8,"return":9}}`},
+	{"unknown to the client, known to the servers", "serializability here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5,"unknown":true}}
+{"commit":{"key":"x","value":"1","at":6}}
+{"txn":{"client":2,"package":"here","reads":{"x":""},"call":7,"return":8}}`},
+	{"a stale read that upstream claims", "serializability upstream", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":3,"package":"upstream","reads":{"x":""},"call":6,"return":9}}`},
+	{"an update of upstream's that this package has lost", "serializability here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":2,"package":"upstream","reads":{"x":"1"},"writes":{"x":"2"},"call":3,"return":4}}
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"writes":{"x":"3"},"call":5,"return":6}}`},
+	{"read committed", "", `
+{"txn":{"client":1,"package":"here","level":"ReadCommitted","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":2,"package":"here","level":"ReadCommitted","reads":{"x":""},"writes":{"x":"2"},"call":6,"return":9}}
+{"commit":{"key":"x","value":"1","at":3}}
+{"commit":{"key":"x","value":"2","at":7}}`},
+	{"a commit carried out twice", "doubled here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5}}
+{"commit":{"key":"x","value":"1","at":3}}
+{"commit":{"key":"x","value":"1","at":4}}`},
+	{"a commit lost", "lost here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5}}
+{"txn":{"client":1,"package":"here","writes":{"x":"2"},"call":6,"return":9}}
+{"commit":{"key":"x","value":"2","at":8}}`},
+	{"a read of what was never committed", "dirty here", `
+{"txn":{"client":2,"package":"here","level":"ReadCommitted","reads":{"x":"1"},"call":6,"return":9}}
+{"commit":{"key":"x","value":"2","at":7}}`},
+	{"unknown to the client, unknown to the servers", "serializability here, dirty here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5,"unknown":true}}
+{"txn":{"client":2,"package":"here","reads":{"x":"1"},"call":7,"return":8}}
+{"commit":{"key":"x","value":"2","at":9}}`},
+}
+
+func TestChecks(t *testing.T) {
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			h := decode(t, c.history)
+			if strings.Contains(c.history, `"commit"`) {
+				h = history.Resolve(h)
+			}
+			var found []string
+			txns := history.CheckTxns(h, time.Minute)
+			for _, v := range append(history.Check(h), txns.Violations...) {
+				assert.NotEmpty(t, v.Text)
+				found = append(found, v.Property+" "+v.Package)
+			}
+			assert.ElementsMatch(t, fields(c.found), found)
+		})
+	}
+}
+
+// Each check is made to fail by one of the cases, so that none can be without effect.
+func TestEveryPropertyIsSeenViolated(t *testing.T) {
+	seen := map[string]bool{}
+	for _, c := range cases {
+		for _, v := range fields(c.found) {
+			property, _, _ := strings.Cut(v, " ")
+			seen[property] = true
+		}
+	}
+	for _, property := range []string{
+		"overlap", "token", "claim", "overstay", "lateness", "write", "sighting", "total", "wait", "serializability",
+		"doubled", "lost", "dirty",
+	} {
+		assert.True(t, seen[property], property)
+	}
+}
+
+func TestUndecidedIsAViolation(t *testing.T) {
+	h := decode(t, `{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5}}`)
+	for range 200 { // all at once, in an order that only trying finds
+		h = append(h, decode(t, `
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"writes":{"x":"2"},"call":6,"return":50}}
+{"txn":{"client":1,"package":"here","reads":{"x":"2"},"writes":{"x":"1"},"call":6,"return":50}}
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"writes":{"y":"1"},"call":6,"return":50}}`)...)
+	}
+	h = append(h, decode(t, `{"txn":{"client":1,"package":"here","reads":{"x":"3"},"call":6,"return":50}}`)...)
+	found := history.CheckTxns(h, time.Millisecond).Violations
+	require.Len(t, found, 1)
+	assert.Equal(t, "undecided", found[0].Property)
+}
+
+func TestTheCulpritIsNamed(t *testing.T) {
+	h := decode(t, `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":2,"package":"here","writes":{"x":"2"},"call":3,"return":9}}
+{"txn":{"client":3,"package":"here","reads":{"x":"2"},"call":4,"return":5}}
+{"txn":{"client":4,"package":"here","reads":{"x":"1"},"call":6,"return":7}}
+{"txn":{"client":5,"package":"here","reads":{"x":"2"},"call":10,"return":11}}`)
+	txns := history.CheckTxns(h, time.Minute)
+	require.Len(t, txns.Violations, 1)
+	assert.Contains(t, txns.Violations[0].Text, "client 4")
+	var page bytes.Buffer
+	require.NoError(t, txns.Draw(&page))
+	assert.Contains(t, page.String(), "<html")
+}
+
+func TestRecorder(t *testing.T) {
+	r := history.NewRecorder()
+	before := r.Now()
+	r.Add(history.Record{Fault: &history.Fault{What: "cut", From: before, To: r.Now()}})
+	r.Add(history.Record{Txn: &history.Txn{Reads: map[string]string{"x": "1"}}})
+	assert.LessOrEqual(t, before, r.When(time.Now()))
+	var evidence bytes.Buffer
+	require.NoError(t, r.History().Encode(&evidence))
+	assert.Equal(t, 2, strings.Count(evidence.String(), "\n"))
+	read, err := history.Decode(&evidence)
+	require.NoError(t, err)
+	assert.Equal(t, r.History(), read)
+	_, err = history.Decode(strings.NewReader(`{"hold":{"tokn":1}}`))
+	assert.ErrorContains(t, err, "record 1")
+}
+
+func decode(t *testing.T, text string) history.History {
+	t.Helper()
+	h, err := history.Decode(strings.NewReader(text))
+	require.NoError(t, err)
+	return h
+}
+
+func fields(list string) []string {
+	if list == "" {
+		return nil
+	}
+	return strings.Split(list, ", ")
+}

@@ -1,0 +1,344 @@
+package history
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Bounds on what a busy machine may make of a promise. They are far above what a healthy
+// run needs, and far below what a broken promise costs.
+const (
+	// lateness is how long after its deadline a session's end may come. The deadline is
+	// a timer, and a process that isn't run can't look at its timers.
+	lateness = 250 * time.Millisecond
+	// overdue is how long after the end of its context a call may return.
+	overdue = 3 * time.Second
+)
+
+// Violation is a promise that was not kept.
+type Violation struct {
+	Property string // a word
+	Package  string // whose fault it is
+	At       time.Duration
+	Text     string
+}
+
+// String is one line of a report.
+func (v Violation) String() string {
+	return fmt.Sprintf("%s, by %s, at %v: %s", v.Property, v.Package, v.At.Round(time.Microsecond), v.Text)
+}
+
+// Check finds the violations of all properties, in the order of time. Whether the
+// transactions are serializable is asked of CheckTxns.
+func Check(h History) []Violation {
+	var found []Violation
+	for _, check := range []func(History) []Violation{
+		CheckOverlaps, CheckTokens, CheckClaims, CheckOverstays, CheckLateness,
+		CheckWrites, CheckSightings, CheckTotals, CheckCalls, CheckCommits,
+	} {
+		found = append(found, check(h)...)
+	}
+	slices.SortStableFunc(found, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
+	return found
+}
+
+// all picks the records of one kind.
+func all[T any](h History, field func(Record) *T) []T {
+	var found []T
+	for _, r := range h {
+		if p := field(r); p != nil {
+			found = append(found, *p)
+		}
+	}
+	return found
+}
+
+// Holds are the holds as they can be held against somebody: up to the session's deadline,
+// up to a loss that nobody told the holder of, and none that had ended when it began. They
+// come by name, in the order of their beginning.
+func (h History) Holds() map[string][]Hold {
+	byToken, byLease := map[int64]time.Duration{}, map[int64]time.Duration{}
+	note := func(m map[int64]time.Duration, id int64, at time.Duration) {
+		if old, ok := m[id]; id != 0 && (!ok || at < old) {
+			m[id] = at
+		}
+	}
+	for _, l := range all(h, func(r Record) *Loss { return r.Loss }) {
+		note(byToken, l.Token, l.At)
+		note(byLease, l.Lease, l.At)
+	}
+	names := map[string][]Hold{}
+	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
+		if hold.Deadline > 0 {
+			hold.End = min(hold.End, hold.Deadline)
+		}
+		if at, ok := byToken[hold.Token]; ok {
+			hold.End = min(hold.End, at)
+		}
+		if at, ok := byLease[hold.Lease]; ok {
+			hold.End = min(hold.End, at)
+		}
+		if hold.End >= hold.Start {
+			names[hold.Name] = append(names[hold.Name], hold)
+		}
+	}
+	for _, holds := range names {
+		slices.SortStableFunc(holds, func(a, b Hold) int { return cmp.Compare(a.Start, b.Start) })
+	}
+	return names
+}
+
+// byName gives the entries in the order of the names.
+func byName[T any](m map[string][]T, f func(name string, list []T)) {
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		f(name, m[name])
+	}
+}
+
+// blame says whose fault it is that two exclude each other and didn't. If one of them is
+// upstream's it is upstream's: what this package does wrong to others shows in
+// CheckClaims and CheckOverstays, which look at one participant alone.
+func blame(a, b Hold) string {
+	if a.Package == Upstream || b.Package == Upstream {
+		return Upstream
+	}
+	return a.Package
+}
+
+// CheckOverlaps finds two that held at once. One participant may hold twice by one token.
+func CheckOverlaps(h History) (found []Violation) {
+	byName(h.Holds(), func(name string, holds []Hold) {
+		for i, a := range holds {
+			for _, b := range holds[i+1:] {
+				if a.Who == b.Who && a.Token == b.Token {
+					continue
+				}
+				if over := min(a.End, b.End) - b.Start; over > 0 {
+					found = append(found, Violation{"overlap", blame(a, b), b.Start, fmt.Sprintf(
+						"%q was held for %v by both %v with token %d and %v with token %d",
+						name, over, a.Who, a.Token, b.Who, b.Token)})
+				}
+			}
+		}
+	})
+	return found
+}
+
+// CheckTokens finds a holder with a smaller token than one that had held before.
+func CheckTokens(h History) (found []Violation) {
+	byName(h.Holds(), func(name string, holds []Hold) {
+		greatest := holds[0]
+		for _, hold := range holds[1:] {
+			if hold.Token < greatest.Token {
+				found = append(found, Violation{"token", blame(greatest, hold), hold.Start, fmt.Sprintf(
+					"%q was held by %v with token %d after %v with token %d",
+					name, hold.Who, hold.Token, greatest.Who, greatest.Token)})
+			}
+			if hold.Token >= greatest.Token {
+				greatest = hold
+			}
+		}
+	})
+	return found
+}
+
+// line is the history of the keys under one name.
+type line struct {
+	lives   []Life // by token
+	byToken map[int64]int
+}
+
+func lines(h History) map[string]*line {
+	names := map[string]*line{}
+	for _, life := range all(h, func(r Record) *Life { return r.Life }) {
+		l := names[life.Name]
+		if l == nil {
+			l = &line{byToken: map[int64]int{}}
+			names[life.Name] = l
+		}
+		l.lives = append(l.lives, life)
+	}
+	for _, l := range names {
+		slices.SortFunc(l.lives, func(a, b Life) int { return cmp.Compare(a.Token, b.Token) })
+		for i, life := range l.lives {
+			l.byToken[life.Token] = i
+		}
+	}
+	return names
+}
+
+func (l *line) life(token int64) (Life, bool) {
+	if l == nil {
+		return Life{}, false
+	}
+	i, ok := l.byToken[token]
+	if !ok {
+		return Life{}, false
+	}
+	return l.lives[i], true
+}
+
+func (life Life) stood(rev int64) bool {
+	return life.Token <= rev && (life.Deleted == 0 || rev < life.Deleted)
+}
+
+// reign is the span of revisions, the last one excluded, at which the token was the head
+// of its line. It is empty if it never was.
+func (l *line) reign(token int64) (from, to int64) {
+	life, ok := l.life(token)
+	if !ok {
+		return 0, 0
+	}
+	const never = int64(1)<<62 - 1
+	from, to = token, life.Deleted
+	if to == 0 {
+		to = never
+	}
+	for _, ahead := range l.lives[:l.byToken[token]] {
+		if ahead.Deleted == 0 {
+			return 0, 0
+		}
+		from = max(from, ahead.Deleted)
+	}
+	return from, to
+}
+
+// head is the token that owned at a revision, 0 if nobody did.
+func (l *line) head(rev int64) int64 {
+	if l == nil {
+		return 0
+	}
+	for _, life := range l.lives {
+		if life.stood(rev) {
+			return life.Token
+		}
+	}
+	return 0
+}
+
+// CheckClaims finds holders that were not the head of the line: at the revision at which
+// they say they were, or at any if they name none.
+func CheckClaims(h History) (found []Violation) {
+	names := lines(h)
+	byName(h.Holds(), func(name string, holds []Hold) {
+		l := names[name]
+		for _, hold := range holds {
+			switch from, to := reignOf(l, hold.Token); {
+			case from >= to:
+				found = append(found, Violation{"claim", hold.Package, hold.Start, fmt.Sprintf(
+					"%v held %q with token %d, which was never the first in line", hold.Who, name, hold.Token)})
+			case hold.Rev != 0 && (hold.Rev < from || hold.Rev >= to):
+				found = append(found, Violation{"claim", hold.Package, hold.Start, fmt.Sprintf(
+					"%v held %q with token %d as of revision %d, at which %d was the first in line",
+					hold.Who, name, hold.Token, hold.Rev, l.head(hold.Rev))})
+			}
+		}
+	})
+	return found
+}
+
+func reignOf(l *line, token int64) (from, to int64) {
+	if l == nil {
+		return 0, 0
+	}
+	return l.reign(token)
+}
+
+// CheckOverstays finds holders that believed in their hold after their key had gone, with
+// nobody but their own lease to blame.
+func CheckOverstays(h History) (found []Violation) {
+	names := lines(h)
+	byName(h.Holds(), func(name string, holds []Hold) {
+		for _, hold := range holds {
+			life, ok := names[name].life(hold.Token)
+			if ok && life.Deleted != 0 && hold.End > life.Gone {
+				found = append(found, Violation{"overstay", hold.Package, life.Gone, fmt.Sprintf(
+					"%v held %q with token %d for %v after its key had gone",
+					hold.Who, name, hold.Token, hold.End-life.Gone)})
+			}
+		}
+	})
+	return found
+}
+
+// CheckLateness finds sessions that ended after their own deadline.
+func CheckLateness(h History) (found []Violation) {
+	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
+		if late := hold.End - hold.Deadline; hold.Deadline > 0 && late > lateness {
+			found = append(found, Violation{"lateness", hold.Package, hold.Deadline, fmt.Sprintf(
+				"%v held %q with token %d for %v after its session's deadline",
+				hold.Who, hold.Name, hold.Token, late)})
+		}
+	}
+	return found
+}
+
+// CheckWrites finds guarded writes that succeeded under a token older than one that had
+// written.
+func CheckWrites(h History) (found []Violation) {
+	names := map[string][]Write{}
+	for _, w := range all(h, func(r Record) *Write { return r.Write }) {
+		names[w.Name] = append(names[w.Name], w)
+	}
+	byName(names, func(name string, writes []Write) {
+		slices.SortFunc(writes, func(a, b Write) int { return cmp.Compare(a.Rev, b.Rev) })
+		greatest := writes[0]
+		for _, w := range writes[1:] {
+			if w.Token < greatest.Token {
+				found = append(found, Violation{"write", w.Package, w.At, fmt.Sprintf(
+					"%v wrote under token %d of %q at revision %d, after token %d had at %d",
+					w.Who, w.Token, name, w.Rev, greatest.Token, greatest.Rev)})
+				continue
+			}
+			greatest = w
+		}
+	})
+	return found
+}
+
+// CheckSightings finds leaders that an observer was told of and that did not lead.
+func CheckSightings(h History) (found []Violation) {
+	names := lines(h)
+	for _, s := range all(h, func(r Record) *Sighting { return r.Sighting }) {
+		l := names[s.Name]
+		if s.Token == 0 {
+			if head := l.head(s.To); head != 0 {
+				found = append(found, Violation{"sighting", s.Package, s.At, fmt.Sprintf(
+					"%v was told that nobody led %q at revision %d, where %d led", s.Who, s.Name, s.To, head)})
+			}
+			continue
+		}
+		from, to := reignOf(l, s.Token)
+		if from >= to || s.To < from || s.From >= to {
+			found = append(found, Violation{"sighting", s.Package, s.At, fmt.Sprintf(
+				"%v was told that token %d led %q at revisions %d to %d; it led from %d up to before %d",
+				s.Who, s.Token, s.Name, s.From, s.To, from, to)})
+		}
+	}
+	return found
+}
+
+// CheckTotals finds reads of a sum that is not what it always is.
+func CheckTotals(h History) (found []Violation) {
+	for _, t := range all(h, func(r Record) *Total { return r.Total }) {
+		if t.Sum != t.Want {
+			found = append(found, Violation{"total", t.Package, t.At, fmt.Sprintf(
+				"%v read a total of %d, which is %d", t.Who, t.Sum, t.Want)})
+		}
+	}
+	return found
+}
+
+// CheckCalls finds calls that went on long after their context had ended.
+func CheckCalls(h History) (found []Violation) {
+	for _, c := range all(h, func(r Record) *Call { return r.Call }) {
+		if late := c.Return - max(c.Ended, c.Call); c.Ended > 0 && late > overdue {
+			found = append(found, Violation{"wait", c.Package, c.Ended, fmt.Sprintf(
+				"%v: %s of %q returned %v after the end of its context", c.Who, c.Op, c.Name, late)})
+		}
+	}
+	return found
+}
