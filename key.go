@@ -125,15 +125,16 @@ func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, e
 // reads back who is ahead, or reads back the head of the line. Repeating it is
 // harmless: the repetition finds its own key.
 type joinTxn struct {
-	key       string // the session's
-	unless    v3.Cmp
-	then, els []v3.Op
+	prefix, key string // of the line, and the session's in it
+	unless      v3.Cmp
+	then, els   []v3.Op
 }
 
 // joinTxn puts the session's key if it does not exist.
 func (q queue) joinTxn(value string) joinTxn {
 	key := q.key()
 	return joinTxn{
+		prefix: q.prefix,
 		key:    key,
 		unless: v3.Compare(v3.CreateRevision(key), "=", 0),
 		then:   []v3.Op{v3.OpPut(key, value, v3.WithLease(q.session.id)), v3.OpGet(q.prefix, newestTwo...)},
@@ -141,12 +142,11 @@ func (q queue) joinTxn(value string) joinTxn {
 	}
 }
 
-// tryTxn puts the session's key only if nobody stands in line, the session itself
-// included.
-func (q queue) tryTxn(value string) joinTxn {
-	txn := q.joinTxn(value)
-	txn.unless = v3.Compare(v3.CreateRevision(q.prefix), "=", 0).WithPrefix()
-	return txn
+// alone makes a join put the session's key only if nobody stands in line, the session
+// itself included.
+func (j joinTxn) alone() joinTxn {
+	j.unless = v3.Compare(v3.CreateRevision(j.prefix), "=", 0).WithPrefix()
+	return j
 }
 
 // update makes a join that finds the session's key give it this value, if it has

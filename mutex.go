@@ -29,13 +29,17 @@ var (
 // [NewLocker], or a session each.
 //
 // All methods may be called from any goroutine.
-type Mutex struct{ ownership }
+type Mutex struct {
+	ownership
+	join joinTxn // is the same for every Lock
+}
 
 // NewMutex returns a handle of the lock that pfx names. Its keys lie under
 // pfx + "/", where no other keys may lie; an empty pfx stands for "/". It makes no
 // call. NewMutex panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
-	return &Mutex{ownership{queue: newQueue(s, pfx), released: ErrLockReleased}}
+	q := newQueue(s, pfx)
+	return &Mutex{ownership{queue: q, released: ErrLockReleased}, q.joinTxn("")}
 }
 
 // TryLock takes the lock if nobody holds it or stands in line for it, and returns
@@ -45,7 +49,7 @@ func NewMutex(s *Session, pfx string) *Mutex {
 // It costs one call, repeated over transient faults until ctx or the lease ends.
 // Its other errors are those of [Mutex.Lock]; what failure leaves behind, likewise.
 func (m *Mutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.queue.tryTxn(""), false)
+	_, err := m.acquire(ctx, m.join.alone(), false)
 	return err
 }
 
@@ -75,7 +79,7 @@ func (m *Mutex) Lock(ctx context.Context) error {
 }
 
 func (m *Mutex) lock(ctx context.Context) (ticket, error) {
-	return m.acquire(ctx, m.queue.joinTxn(""), true)
+	return m.acquire(ctx, m.join, true)
 }
 
 // Unlock releases the lock: it deletes the key of this handle's last Lock, and no

@@ -33,7 +33,7 @@ func TestJoinTransaction(t *testing.T) {
 		require.Equal(t, v3.GetPrefixRangeEnd("name/"), string(op.RangeBytes()))
 	}
 
-	try := q.tryTxn("v")
+	try := join.alone()
 	require.Equal(t, v3.Compare(v3.CreateRevision("name/"), "=", 0).WithPrefix(), try.unless)
 	require.Equal(t, join.then, try.then)
 	require.Equal(t, join.els, try.els)
