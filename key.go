@@ -276,19 +276,27 @@ const ownWatchDelay = 100 * time.Millisecond
 // the watch's beginning would be missed, so that a beginning newer than the last
 // look calls for another look. The own key is watched from the revision after a
 // look that has shown it, which leaves no gap; there, 100 ms don't matter.
-func (q queue) wait(ctx context.Context, v view) (view, error) {
+func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	if v.ahead == (ticket{}) {
 		return v, nil
 	}
 	news := make(chan v3.WatchResponse)
 	var ahead, own *watcher
-	defer func() { ahead.stop(); own.stop() }()
+	defer func() {
+		own.stop()
+		if err == nil {
+			q.lease().linger(ahead)
+		} else {
+			ahead.stop()
+		}
+	}()
 	late := time.NewTimer(ownWatchDelay)
 	defer late.Stop()
 	for breaks := 0; v.ahead != (ticket{}); {
 		if ahead == nil || ahead.key != v.ahead.key {
 			ahead.stop()
-			ahead = watch(ctx, q.client(), news, v.ahead.key, v3.WithFilterPut(), v3.WithCreatedNotify())
+			lasting := context.WithoutCancel(ctx) // it may linger
+			ahead = watch(lasting, q.client(), news, v.ahead.key, v3.WithFilterPut(), v3.WithCreatedNotify())
 		}
 		select {
 		case resp := <-news:
@@ -309,12 +317,33 @@ func (q queue) wait(ctx context.Context, v view) (view, error) {
 			continue
 		case <-ctx.Done(): // which the look reports
 		}
-		var err error
 		if v, err = q.look(ctx, v.mine); err != nil {
 			return v, err
 		}
 	}
 	return v, nil
+}
+
+// lingering is for how long a watch that has done its work is kept.
+const lingering = time.Second
+
+// linger keeps one watch of the session for a little longer. The client ends a stream of
+// watches with its last watch (client/v3 watch.go), and another stream costs about as much
+// as a call, which is a quarter of a hand-over where a lock goes round quickly.
+func (l *lease) linger(w *watcher) {
+	if !l.lingers.CompareAndSwap(false, true) {
+		w.stop()
+		return
+	}
+	done := l.background(func() {
+		sleep(l.ctx, lingering)
+		w.stop()
+		l.lingers.Store(false)
+	})
+	if l.ctx.Err() != nil { // then it may not have been started
+		<-done
+		w.stop()
+	}
 }
 
 // remove deletes the ticket, and never a later one of the same name. The caller has

@@ -14,6 +14,7 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
@@ -336,4 +337,34 @@ func TestRepetitionsPauseLongerEachTime(t *testing.T) {
 	require.GreaterOrEqual(t, time.Since(start), 315*time.Millisecond)
 	require.Equal(t, 7, l.faults.Count(fault.Txn))
 	require.NoError(t, l.mutex.Unlock(t.Context()))
+}
+
+// Ten waits in quick succession take one stream of watches, or few on a machine that is busy
+// elsewhere: not one each.
+func TestQuickWaitsShareAStreamOfWatches(t *testing.T) {
+	t.Parallel()
+	ctx, name := t.Context(), prefix(t)
+	var streams atomic.Int64
+	cfg := etcdtest.ClientConfig(server(t).Endpoints()...)
+	cfg.DialOptions = append(cfg.DialOptions, grpc.WithChainStreamInterceptor(func(
+		ctx context.Context, desc *grpc.StreamDesc, conn *grpc.ClientConn, method string, next grpc.Streamer, opts ...grpc.CallOption,
+	) (grpc.ClientStream, error) {
+		if method == "/etcdserverpb.Watch/Watch" {
+			streams.Add(1)
+		}
+		return next(ctx, desc, conn, method, opts...)
+	}))
+	c, err := clientv3.New(cfg)
+	require.NoError(t, err)
+	defer c.Close()
+	m, rival := concurrency.NewMutex(session(t, c), name), concurrency.NewMutex(session(t, client(t)), name)
+	for range 10 {
+		require.NoError(t, rival.Lock(ctx))
+		call := etcdtest.Go(func() error { return m.Lock(ctx) })
+		etcdtest.WaitKeys(t, c, name+"/", 2)
+		require.NoError(t, rival.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		require.NoError(t, m.Unlock(ctx))
+	}
+	require.Less(t, streams.Load(), int64(5))
 }

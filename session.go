@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -224,7 +225,8 @@ type lease struct {
 
 	places *places // what its sessions know of their tickets
 
-	work sync.WaitGroup // counts what runs in the background
+	work    sync.WaitGroup // counts what runs in the background
+	lingers atomic.Bool    // a watch does
 
 	mu       sync.Mutex    // guards the fields below; never held across a call
 	ttl      time.Duration // as granted

@@ -18,16 +18,15 @@ func increment(s concurrency.STM, key string) {
 	s.Put(key, strconv.Itoa(n+1))
 }
 
+// It runs alone: beside other tests, a commit may take so long that waits end before their turn.
 func TestTransactionsOfOneClientTakeTurns(t *testing.T) {
-	t.Parallel()
 	for _, l := range levels {
 		if !l.checkReads {
 			continue
 		}
 		t.Run(l.name, func(t *testing.T) {
-			t.Parallel()
 			s := newSpace(t, server(t))
-			const workers, each = 16, 20
+			const workers, each = 6, 30
 			var wg sync.WaitGroup
 			for range workers {
 				wg.Go(func() {
@@ -47,9 +46,8 @@ func TestTransactionsOfOneClientTakeTurns(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, strconv.Itoa(workers*each), string(resp.Kvs[0].Value))
 			if l.snapshot {
-				// One proposal each if all take turns; a machine that is busy elsewhere lets
-				// some waits end before their turn. Without turns it is about ten.
-				require.Less(t, s.faults.Count(fault.Txn), 3*workers*each)
+				// One proposal each if all take turns, about two without.
+				require.Less(t, s.faults.Count(fault.Txn), workers*each*8/5)
 			}
 		})
 	}
