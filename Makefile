@@ -11,7 +11,7 @@ TOOL := go tool -modfile=tools.mod
 GOTEST := go test -race -shuffle=on -timeout=20m
 
 # What `check` runs, cheap first.
-CHECKS := lint api cover others fuzz bench-quick
+CHECKS := lint api cover others fuzz bench-quick chaos-quick
 # The packages whose tests count for the coverage of the package in the root.
 CONTRACT := . ./internal/compat
 COVERAGE := 95
@@ -93,6 +93,18 @@ compat: ## the contract on upstream's package and on this one, case by case; TRI
 mutants: ## takes each rule out in turn: the tests have to notice; ONLY=regexp, FULL=1
 	bash testdata/mutants/run.sh
 
+# The race detector runs along, and the evidence of a violation is left in .build/chaos.
+CHAOS := go run -race ./internal/chaos -evidence .build/chaos
+DURATION ?= 60s
+chaos: | .build ## clients at work while servers, connections and keys fail, checked; DURATION=1h SEED= UPSTREAM=1
+	$(CHAOS) -duration $(DURATION) $(if $(SEED),-seed $(SEED)) $(if $(UPSTREAM),-upstream)
+
+chaos-quick: DURATION := 20s
+chaos-quick: chaos ## the same for 20 s
+
+chaos-mutants: ## takes rules out whose loss is dangerous: the chaos run has to notice; ONLY=regexp
+	KILL='go run ./internal/chaos -duration 4m' bash testdata/mutants/run.sh
+
 BENCH := go run ./internal/bench
 bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
 	$(BENCH) $(BENCHFLAGS) -update PERFORMANCE.md
@@ -108,4 +120,5 @@ bench-quick: ## call counts, raft entries and the hand-over against upstream, in
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo test check lint api cover others fuzz interop compat mutants bench bench-quick
+.PHONY: help demo test check lint api cover others fuzz interop compat mutants chaos chaos-quick chaos-mutants bench \
+	bench-quick

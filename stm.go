@@ -204,9 +204,10 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 // A transaction that conflicts is run again at once at first, since most conflicts are
 // of two; then it pauses, for a random part of pauseSpan times what its attempt took;
 // and one that has conflicted very often tries again at once, on the values of the
-// conflict, by which it is ahead of all that begin.
+// conflict, by which it is ahead of all that begin. Earlier and longer pauses save the
+// servers proposals, and cost those who pause; PERFORMANCE.md has the figures.
 const (
-	pauseFrom, pauseUntil = 2, 6
+	pauseFrom, pauseUntil = 3, 6
 	pauseSpan             = 16
 	pauseMost             = 250 * time.Millisecond
 )

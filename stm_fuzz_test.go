@@ -34,7 +34,7 @@ import (
 //  6. A function that returns an error is given it back, and nothing is written.
 //  7. It costs one call for each Get or Rev that meets a key that is not known, and one
 //     for each commit. A conflict's answer makes all keys known that were read before it,
-//     unless a pause follows, as after the third to the sixth conflict.
+//     unless a pause follows, as after the fourth to the sixth conflict.
 //
 // The input is a program, see [program]. Whatever the bytes, it means something. The
 // server is the process's own, so that its revisions are known in advance.
@@ -354,7 +354,7 @@ func (r *run) conflict(t *testing.T, attempt int) {
 	require.True(t, r.conflicts(), "attempt %d for nothing", attempt)
 	*r.calls++
 	r.pin, r.known = nil, nil
-	paused := 4 <= attempt && attempt <= 7
+	paused := 5 <= attempt && attempt <= 7
 	if levels[r.tx.level].snapshot && !paused {
 		r.pin, r.pinRev, r.known = maps.Clone(r.state), r.rev, map[string]entry{}
 		for key := range r.reads {

@@ -11,7 +11,8 @@
 #   FULL=1       those that live are run against all tests
 #   LIMIT=60     seconds for the tests of one mutant
 #
-# Without ONLY it writes README.md beside it. It fails unless all mutants are killed.
+# README.md beside it has the last result of each mutant. It fails unless all that were run
+# are killed.
 set -eu -o pipefail
 cd "$(dirname "$0")"
 here=$PWD
@@ -87,24 +88,34 @@ for name in "${mutants[@]}"; do
 		result="ERROR: does not apply"
 	else
 		result=$(verdict "$name")
+		result=${result:-ERROR: failed without a word}
 		git apply -R "$here/$name.patch"
 	fi
-	case $result in ERROR* | LIVES | "") ;; *) killed=$((killed + 1)) ;; esac
-	printf '%-28s %-88s %s\n' "$name" "$(rule "$name")" "${result:-ERROR: failed without a word}"
+	case $result in ERROR* | LIVES) ;; *) killed=$((killed + 1)) ;; esac
+	printf '%-28s %-88s %s\n' "$name" "$(rule "$name")" "$result"
 	echo "| $name | $(rule "$name") | ${result//|/\\|} |" >>"$tmp/table"
 done
-summary="killed $killed of ${#mutants[@]}"
-echo "$summary"
+echo "killed $killed of ${#mutants[@]}"
 
-[[ $only ]] || cat - "$tmp/table" >"$here/README.md" <<END
+# The rows of this run, and for the mutants that were not run the rows of the last one.
+touch "$here/README.md"
+for patch in "$here"/*.patch; do
+	name=$(basename "$patch" .patch)
+	grep -m1 -F "| $name |" <(cat "$tmp/table" "$here/README.md") || echo "| $name | $(rule "$name") | ERROR: not run |"
+done >"$tmp/rows"
+{
+	cat <<END
 # Mutants
 
 Each patch takes one rule out of the package. \`make mutants\` applies them to a copy of the
-tree, one at a time, runs the tests named in the patch, and writes this file; see run.sh.
+tree, one at a time, runs the tests named in the patch, and writes its results here; see run.sh.
 
-$(date -u +%F): $summary.
+$(date -u +%F): killed $(grep -cvE '[|] (ERROR: .*|LIVES) [|]$' "$tmp/rows") of $(wc -l <"$tmp/rows").
 
 | mutant | the rule taken out | killed by |
 |---|---|---|
 END
+	cat "$tmp/rows"
+} >"$tmp/README.md"
+mv "$tmp/README.md" "$here/README.md"
 [[ $killed = "${#mutants[@]}" ]]
