@@ -60,14 +60,15 @@ func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *
 // that fails withdraws the candidacy, except that a leader stays leader. When it
 // returns nil the session led at the revision of [Election.Header].
 //
-// It costs one call without a rival; a wait costs what that of a lock does.
+// It costs one call without a rival; a wait costs what that of a lock does; a new value for
+// a session that stands in line already, one more.
 func (e *Election) Campaign(ctx context.Context, val string) error {
 	_, err := e.campaign(ctx, val)
 	return err
 }
 
 func (e *Election) campaign(ctx context.Context, val string) (ticket, error) {
-	return e.acquire(ctx, e.queue.joinTxn(val).update(val), true)
+	return e.acquire(ctx, e.queue.joinTxn(val).replacing(), true)
 }
 
 // Proclaim gives the leader's key a new value, in one call. It returns
@@ -251,7 +252,6 @@ type observer struct {
 func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, vacancies bool) error {
 	bound, cancel := untilClosed(ctx, e.queue.client())
 	defer cancel()
-	news := make(chan v3.WatchResponse)
 	var w *watcher
 	var watched string // the leader's key, or "" for the prefix
 	defer func() { w.stop() }()
@@ -264,7 +264,7 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, vaca
 			if w == nil || watched != o.leader.key {
 				w.stop()
 				watched = o.leader.key
-				w = e.watch(bound, news, watched)
+				w = e.watch(bound, watched)
 			}
 			stale = false
 		}
@@ -275,7 +275,7 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, vaca
 		select {
 		case tell <- o.pending:
 			o.told, o.pending = o.pending, nil
-		case resp := <-news:
+		case resp := <-w.heard():
 			stale = o.hear(resp)
 			if resp.Canceled {
 				w.stop()
@@ -293,31 +293,28 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, vaca
 
 // watch watches, from now on, the leader's key, or for puts on any while there is
 // none.
-func (e *Election) watch(ctx context.Context, news chan<- v3.WatchResponse, leader string) *watcher {
+func (e *Election) watch(ctx context.Context, leader string) *watcher {
 	client := e.queue.client()
 	if leader != "" {
-		return watch(ctx, client, news, leader, v3.WithCreatedNotify())
+		return watch(ctx, client, leader, v3.WithCreatedNotify())
 	}
-	return watch(ctx, client, news, e.queue.prefix, v3.WithPrefix(), v3.WithFilterDelete(), v3.WithCreatedNotify())
+	return watch(ctx, client, e.queue.prefix, v3.WithPrefix(), v3.WithFilterDelete(), v3.WithCreatedNotify())
 }
 
 // look finds out who leads, at one revision.
 func (e *Election) look(ctx context.Context, o *observer) error {
-	client := e.queue.client()
-	return retry(ctx, client, func(ctx context.Context) error {
-		resp, err := client.Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
-		if err != nil {
-			return err
-		}
-		o.rev, o.leader, o.pending = resp.Header.Revision, ticket{}, nil
-		if len(resp.Kvs) > 0 {
-			o.leader = ticketOf(resp.Kvs[0])
-		}
-		if len(resp.Kvs) > 0 || o.vacancies {
-			o.offer(resp)
-		}
-		return nil
-	})
+	resp, err := e.queue.get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
+	if err != nil {
+		return err
+	}
+	o.rev, o.leader, o.pending = resp.Header.Revision, ticket{}, nil
+	if len(resp.Kvs) > 0 {
+		o.leader = ticketOf(resp.Kvs[0])
+	}
+	if len(resp.Kvs) > 0 || o.vacancies {
+		o.offer(resp)
+	}
+	return nil
 }
 
 // offer makes resp the next to be told, unless it is what was told last.

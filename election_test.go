@@ -300,10 +300,10 @@ func TestElectionCampaignAgain(t *testing.T) {
 		require.Equal(t, context.Canceled, b.election.Campaign(cancelled(), "new"))
 		b.leads(t, b.election, "old")
 
-		gate := b.faults.HoldAnswer(fault.Txn, 1)
+		gate := b.faults.HoldAnswer(fault.Txn, 2)
 		under, cancel := context.WithCancel(ctx)
 		call := etcdtest.Go(func() error { return b.election.Campaign(under, "new") })
-		ended(t, gate.Reached(), "the call is answered")
+		ended(t, gate.Reached(), "the call that gives the key its value is answered")
 		cancel()
 		require.Equal(t, context.Canceled, call.Wait(t))
 		b.leads(t, b.election, "new") // it was carried out
@@ -447,7 +447,8 @@ func TestElectionCosts(t *testing.T) {
 	}
 	costs("Campaign without a rival", 1, func() error { return b.election.Campaign(ctx, "v") })
 	require.Zero(t, b.faults.Count(fault.Watch))
-	costs("Campaign of a leader", 1, func() error { return b.election.Campaign(ctx, "w") })
+	costs("Campaign of a leader with the same value", 1, func() error { return b.election.Campaign(ctx, "v") })
+	costs("Campaign of a leader with another value", 2, func() error { return b.election.Campaign(ctx, "w") })
 	costs("Proclaim", 1, func() error { return b.election.Proclaim(ctx, "x") })
 	costs("Leader", 1, func() error { _, err := b.election.Leader(ctx); return err })
 	costs("Resign", 1, func() error { return b.election.Resign(ctx) })

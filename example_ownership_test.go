@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -111,6 +112,41 @@ func ExampleMutex_Rev() {
 	// true <nil>
 	// late write: a greater token has been seen
 	// new
+}
+
+// Work that must not be half done when the lock is lost begins a step only if there is
+// time for it. The margin is what a step that takes longer than it should, or a clock that
+// is slow, has left before anybody else can own.
+func ExampleWithSafetyMargin() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := concurrency.NewSession(client,
+		concurrency.WithTTL(60), concurrency.WithSafetyMargin(20*time.Second))
+	check(err)
+	defer s.Close()
+	m := concurrency.NewMutex(s, "my-lock")
+	check(m.Lock(ctx))
+	fmt.Println("the lease lives for", s.TTL())
+
+	// Renewals move the deadline on. This is what is left if none is answered from now on.
+	left := time.Until(s.Deadline())
+	fmt.Println("the session for", left.Round(20*time.Second))
+	for _, step := range []time.Duration{10 * time.Second, 50 * time.Second} {
+		fmt.Printf("a step of %v: %v\n", step, step < left)
+	}
+
+	_, err = concurrency.NewSession(client,
+		concurrency.WithTTL(10), concurrency.WithSafetyMargin(10*time.Second))
+	fmt.Println(err)
+
+	// Output:
+	// the lease lives for 1m0s
+	// the session for 40s
+	// a step of 10s: true
+	// a step of 50s: false
+	// concurrency: a safety margin of 10s does not lie within the TTL of 10s
 }
 
 // The context of a lock ends with it, whatever took it away.

@@ -95,7 +95,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, e
 	err := l.within(ctx, func(ctx context.Context) (err error) {
 		for {
 			v, err = q.join(ctx, join, patient)
-			if err == nil && patient {
+			if err == nil && v.ahead != (ticket{}) {
 				v, err = q.wait(ctx, v)
 			}
 			switch {
@@ -125,17 +125,21 @@ func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, e
 // reads back who is ahead, or reads back the head of the line. Repeating it is
 // harmless: the repetition finds its own key.
 type joinTxn struct {
-	prefix, key string // of the line, and the session's in it
-	unless      v3.Cmp
-	then, els   []v3.Op
+	lease     v3.LeaseID
+	key       string
+	unless    v3.Cmp
+	then, els []v3.Op
+	value     string
+	replaces  bool // a key that is found is to have the value
 }
 
 // joinTxn puts the session's key if it does not exist.
 func (q queue) joinTxn(value string) joinTxn {
 	key := q.key()
 	return joinTxn{
-		prefix: q.prefix,
+		lease:  q.session.id,
 		key:    key,
+		value:  value,
 		unless: v3.Compare(v3.CreateRevision(key), "=", 0),
 		then:   []v3.Op{v3.OpPut(key, value, v3.WithLease(q.session.id)), v3.OpGet(q.prefix, newestTwo...)},
 		els:    []v3.Op{v3.OpGet(q.prefix, oldest...)},
@@ -144,16 +148,16 @@ func (q queue) joinTxn(value string) joinTxn {
 
 // alone makes a join put the session's key only if nobody stands in line, the session
 // itself included.
-func (j joinTxn) alone() joinTxn {
-	j.unless = v3.Compare(v3.CreateRevision(j.prefix), "=", 0).WithPrefix()
+func (q queue) alone(j joinTxn) joinTxn {
+	j.unless = v3.Compare(v3.CreateRevision(q.prefix), "=", 0).WithPrefix()
 	return j
 }
 
-// update makes a join that finds the session's key give it this value, if it has
-// another one, and change nothing else.
-func (j joinTxn) update(value string) joinTxn {
-	same := v3.Compare(v3.Value(j.key), "=", value)
-	j.els = append(j.els, v3.OpTxn([]v3.Cmp{same}, nil, j.then[:1]))
+// replacing makes a join that finds the session's key read it, so that it can be given the
+// value.
+func (j joinTxn) replacing() joinTxn {
+	j.replaces = true
+	j.els = []v3.Op{v3.OpGet(j.key), j.els[0]}
 	return j
 }
 
@@ -172,7 +176,8 @@ var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 // revision.
 func (q queue) join(ctx context.Context, txn joinTxn, patient bool) (v view, err error) {
 	for {
-		if v, err = q.joinOnce(ctx, txn); err != nil {
+		var found *mvccpb.KeyValue
+		if v, found, err = q.joinOnce(ctx, txn); err != nil {
 			return v, err
 		}
 		switch {
@@ -188,7 +193,10 @@ func (q queue) join(ctx context.Context, txn joinTxn, patient bool) (v view, err
 			}
 		}
 		if !q.lease().condemned(v.mine) {
-			return v, nil
+			if found != nil {
+				v, err = q.setValue(ctx, v, found, txn.value)
+			}
+			return v, err
 		}
 		// The key found is being deleted, by a call that has no answer yet. Make sure
 		// of it, and draw a new ticket.
@@ -198,10 +206,12 @@ func (q queue) join(ctx context.Context, txn joinTxn, patient bool) (v view, err
 	}
 }
 
-func (q queue) joinOnce(ctx context.Context, txn joinTxn) (view, error) {
+// joinOnce sends the transaction until it is answered. One that replaces the value of the
+// session's key returns that key, if it has found it.
+func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
 	var resp *v3.TxnResponse
 	unknown := false
-	err := retry(ctx, q.client(), func(ctx context.Context) (err error) {
+	err = q.lease().retry(ctx, func(ctx context.Context) (err error) {
 		resp, err = q.client().Txn(ctx).If(txn.unless).Then(txn.then...).Else(txn.els...).Commit()
 		if err != nil && !definite(err) {
 			unknown = true
@@ -211,43 +221,83 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (view, error) {
 	})
 	switch {
 	case err != nil && unknown:
-		return view{mine: ticket{key: txn.key}}, err
+		return view{mine: ticket{key: txn.key}}, nil, err
 	case err != nil:
-		return view{}, err
+		return view{}, nil, err
 	}
-	return txn.joined(resp), nil
+	v, found = txn.joined(resp)
+	return v, found, nil
+}
+
+// setValue gives the session's key the value. It writes over what it has read and nothing
+// else, so that a write that arrives late overwrites nothing that was written meanwhile, by a
+// proclamation for one.
+func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, value string) (view, error) {
+	for string(found.Value) != value {
+		var resp *v3.TxnResponse
+		err := q.lease().retry(ctx, func(ctx context.Context) (err error) {
+			resp, err = q.client().Txn(ctx).
+				If(v3.Compare(v3.ModRevision(v.mine.key), "=", found.ModRevision)).
+				Then(v3.OpPut(v.mine.key, value, v3.WithLease(q.session.id))).
+				Else(v3.OpGet(v.mine.key)).Commit()
+			return err
+		})
+		if err != nil {
+			return v, err
+		}
+		v.header = resp.Header // at which the ticket stood, too
+		if resp.Succeeded {
+			break
+		}
+		kvs := resp.Responses[0].GetResponseRange().Kvs
+		if len(kvs) == 0 || ticketOf(kvs[0]) != v.mine {
+			return v, ErrSessionExpired
+		}
+		found = kvs[0]
+	}
+	return v, nil
 }
 
 // joined reads the answer to a join. A key just put is the newest in line. Otherwise
-// the session's own ticket is known only if it is the head.
-func (j joinTxn) joined(resp *v3.TxnResponse) view {
-	v := view{header: resp.Header}
-	if !resp.Succeeded {
-		head := ticketOf(resp.Responses[0].GetResponseRange().Kvs[0])
-		if head.key == j.key {
-			v.mine = head
-		} else {
-			v.ahead = head
+// the session's own ticket is known only if it is the head, or was asked for.
+func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
+	v.header = resp.Header
+	line := resp.Responses[len(resp.Responses)-1].GetResponseRange().Kvs
+	if resp.Succeeded {
+		v.mine = ticket{j.key, line[0].CreateRevision}
+		if len(line) > 1 {
+			v.ahead = ticketOf(line[1])
 		}
-		return v
+		return v, nil
 	}
-	line := resp.Responses[1].GetResponseRange().Kvs
-	v.mine = ticket{j.key, line[0].CreateRevision}
-	if len(line) > 1 {
-		v.ahead = ticketOf(line[1])
+	if j.replaces {
+		found = resp.Responses[0].GetResponseRange().Kvs[0]
+		v.mine = ticketOf(found)
 	}
-	return v
+	if head := ticketOf(line[0]); head.key == j.key {
+		v.mine = head
+	} else {
+		v.ahead = head
+	}
+	return v, found
 }
 
-// look shows, with one linearizable read, who stands directly ahead of mine. It
-// is [ErrSessionExpired] if mine does not stand in line any more.
-func (q queue) look(ctx context.Context, mine ticket) (view, error) {
-	var resp *v3.GetResponse
+// look shows, at one revision that is not older than rev and mine, who stands directly ahead
+// of mine. It is [ErrSessionExpired] if mine does not stand in line any more.
+//
+// A revision that the servers have told of is one that is committed, so any member that
+// has come so far can show it: a serializable read, which asks no other member. Only from
+// one that lags behind, and when nothing is known (rev is 0), it takes a linearizable read.
+func (q queue) look(ctx context.Context, mine ticket, rev int64) (view, error) {
 	upTo := append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))
-	err := retry(ctx, q.client(), func(ctx context.Context) (err error) {
-		resp, err = q.client().Get(ctx, q.prefix, upTo...)
-		return err
-	})
+	opts := upTo
+	if rev != 0 {
+		opts = append(opts, v3.WithSerializable())
+	}
+	resp, err := q.get(ctx, q.prefix, opts...)
+	if err == nil && resp.Header.Revision < max(rev, mine.rev) {
+		resp, err = q.get(ctx, q.prefix, upTo...)
+	}
 	if err != nil {
 		return view{mine: mine}, err
 	}
@@ -275,74 +325,119 @@ const ownWatchDelay = 100 * time.Millisecond
 // (server/storage/mvcc/watchable_store.go). A deletion between the last look and
 // the watch's beginning would be missed, so that a beginning newer than the last
 // look calls for another look. The own key is watched from the revision after a
-// look that has shown it, which leaves no gap; there, 100 ms don't matter.
+// look that has shown it, which leaves no gap; there, 100 ms don't matter. Silence
+// proves nothing, since a connection may be dead without anybody's knowing: once in a TTL
+// it looks without a reason.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
-	if v.ahead == (ticket{}) {
-		return v, nil
-	}
-	news := make(chan v3.WatchResponse)
 	var ahead, own *watcher
 	defer func() {
 		own.stop()
 		if err == nil {
-			q.lease().linger(ahead)
+			q.lease().keepSpare(ahead)
 		} else {
 			ahead.stop()
 		}
 	}()
-	late := time.NewTimer(ownWatchDelay)
-	defer late.Stop()
+	silence := time.NewTimer(ownWatchDelay)
+	defer silence.Stop()
 	for breaks := 0; v.ahead != (ticket{}); {
 		if ahead == nil || ahead.key != v.ahead.key {
 			ahead.stop()
-			lasting := context.WithoutCancel(ctx) // it may linger
-			ahead = watch(lasting, q.client(), news, v.ahead.key, v3.WithFilterPut(), v3.WithCreatedNotify())
+			ahead = q.watchAhead(ctx, v.ahead.key)
 		}
+		var news v3.WatchResponse
 		select {
-		case resp := <-news:
-			switch {
-			case resp.Canceled:
-				ahead.stop()
-				own.stop()
-				ahead, own = nil, nil
-				late.Reset(ownWatchDelay)
-				pause(ctx, breaks)
-				breaks++
-			case resp.Header.Revision <= v.header.Revision:
-				breaks = 0
-				continue // nothing that the last look has not shown
+		case news = <-ahead.heard():
+		case news = <-own.heard():
+		case <-silence.C:
+			silence.Reset(q.lease().timeToLive())
+			if own == nil {
+				own = watch(ctx, q.client(), v.mine.key, v3.WithFilterPut(), v3.WithRev(v.header.Revision+1))
+				continue
 			}
-		case <-late.C:
-			own = watch(ctx, q.client(), news, v.mine.key, v3.WithFilterPut(), v3.WithRev(v.header.Revision+1))
-			continue
-		case <-ctx.Done(): // which the look reports
+		case <-ctx.Done():
+			return v, ctx.Err()
 		}
-		if v, err = q.look(ctx, v.mine); err != nil {
+		since := news.Header.GetRevision()
+		switch {
+		case news.Canceled:
+			ahead.stop()
+			own.stop()
+			ahead, own = nil, nil
+			silence.Reset(ownWatchDelay)
+			pause(ctx, breaks)
+			breaks++
+			since = 0
+		case since != 0 && since <= v.header.Revision:
+			breaks = 0
+			continue // nothing that the last look has not shown
+		}
+		if v, err = q.look(ctx, v.mine, since); err != nil {
 			return v, err
 		}
 	}
 	return v, nil
 }
 
-// lingering is for how long a watch that has done its work is kept.
-const lingering = time.Second
+// watchAhead watches the key from now on, or goes on with the spare watch. It may become the
+// spare one itself, and doesn't end with ctx.
+func (q queue) watchAhead(ctx context.Context, key string) *watcher {
+	if w := q.lease().takeSpare(key); w != nil {
+		return w
+	}
+	return watch(context.WithoutCancel(ctx), q.client(), key, v3.WithFilterPut(), v3.WithCreatedNotify())
+}
 
-// linger keeps one watch of the session for a little longer. The client ends a stream of
-// watches with its last watch (client/v3 watch.go), and another stream costs about as much
-// as a call, which is a quarter of a hand-over where a lock goes round quickly.
-func (l *lease) linger(w *watcher) {
-	if !l.lingers.CompareAndSwap(false, true) {
+// spareFor is for how long a watch that nobody needs is kept, at least.
+const spareFor = time.Second
+
+// keepSpare keeps a watch that has done its work for the next wait behind the same key:
+// where a lock goes round, all stand behind the same key each time. Since such a watch began
+// before that wait's first look, nothing happened in between that it won't tell, and it
+// saves the servers and the client the beginning and the end of a watch, which cost as much
+// as a call. A session keeps one, the latest, and no longer than it lives itself.
+func (l *lease) keepSpare(w *watcher) {
+	l.mu.Lock()
+	if l.closed {
+		l.mu.Unlock()
 		w.stop()
 		return
 	}
-	done := l.background(func() {
-		sleep(l.ctx, lingering)
-		w.stop()
-		l.lingers.Store(false)
-	})
-	if l.ctx.Err() != nil { // then it may not have been started
-		<-done
-		w.stop()
+	older := l.spare
+	l.spare, l.spareUsed = w, true
+	if !l.spareKept {
+		l.spareKept = true
+		l.work.Go(l.dropSpare)
+	}
+	l.mu.Unlock()
+	older.stop()
+}
+
+// takeSpare returns the spare watch if it is one of the key.
+func (l *lease) takeSpare(key string) (w *watcher) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.spare != nil && l.spare.key == key {
+		w, l.spare = l.spare, nil
+	}
+	return w
+}
+
+// dropSpare ends the spare watch when none was kept for a while.
+func (l *lease) dropSpare() {
+	for used := true; used; {
+		alive := sleep(l.ctx, spareFor)
+		l.mu.Lock()
+		used, l.spareUsed = l.spareUsed && alive, false
+		l.spareKept = used
+		w := l.spare
+		if !used {
+			l.spare = nil
+		}
+		l.mu.Unlock()
+		if !used {
+			w.stop()
+		}
 	}
 }
 
@@ -352,7 +447,7 @@ func (l *lease) linger(w *watcher) {
 // [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (header *pb.ResponseHeader, err error) {
 	calls, stood := 0, false
-	err = retry(ctx, q.client(), func(ctx context.Context) error {
+	err = q.lease().retry(ctx, func(ctx context.Context) error {
 		calls++
 		resp, err := q.client().Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
 		if err == nil {
@@ -395,13 +490,20 @@ func (q queue) withdraw(t ticket) {
 	if t == (ticket{}) {
 		return
 	}
-	awaitCleanUp(q.lease().cleanUp(func(ctx context.Context) {
+	l := q.lease()
+	awaitCleanUp(l.cleanUp(func(ctx context.Context) {
 		if t.rev == 0 {
-			ctx, cancel := context.WithTimeout(ctx, withdrawal) // sweep has more time
+			bound, cancel := context.WithTimeout(ctx, withdrawal) // sweep has more time
 			defer cancel()
-			t, _ = q.find(ctx, t.key)
+			found, err := q.find(bound, t.key)
+			if err != nil {
+				q.doubt(t.key)
+			}
+			t = found
 		}
-		q.removeUnused(ctx, t)
+		if q.removeUnused(ctx, t); l.awaited(t) {
+			q.doubt(t.key) // whom it is left to may fail without ever having seen it
+		}
 	}))
 }
 
@@ -427,12 +529,17 @@ func (q queue) doubt(key string) {
 	if sweeping {
 		return
 	}
-	l.background(func() {
+	done := l.background(func() {
 		_ = l.within(l.client.Ctx(), func(ctx context.Context) error {
 			q.sweep(ctx, key)
 			return nil
 		})
 	})
+	select {
+	case <-done: // at once if the session was closed: another one of the lease may sweep
+		l.edit(key, func(p *place) { p.doubted = time.Time{} })
+	default:
+	}
 }
 
 func (q queue) sweep(ctx context.Context, key string) {
@@ -467,15 +574,21 @@ func awaitCleanUp(done <-chan struct{}) {
 }
 
 // find returns the ticket that stands under the key, or none.
-func (q queue) find(ctx context.Context, key string) (t ticket, err error) {
-	err = retry(ctx, q.client(), func(ctx context.Context) error {
-		resp, err := q.client().Get(ctx, key, v3.WithKeysOnly())
-		if err == nil && len(resp.Kvs) > 0 {
-			t = ticketOf(resp.Kvs[0])
-		}
+func (q queue) find(ctx context.Context, key string) (ticket, error) {
+	resp, err := q.get(ctx, key, v3.WithKeysOnly())
+	if err != nil || len(resp.Kvs) == 0 {
+		return ticket{}, err
+	}
+	return ticketOf(resp.Kvs[0]), nil
+}
+
+// get reads, linearizably unless the options say otherwise.
+func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (resp *v3.GetResponse, err error) {
+	err = q.lease().retry(ctx, func(ctx context.Context) (err error) {
+		resp, err = q.client().Get(ctx, key, opts...)
 		return err
 	})
-	return t, err
+	return resp, err
 }
 
 // place is what all handles of one lease know together of their place in one line. It
@@ -599,6 +712,12 @@ func (l *lease) condemnUnused(t ticket) (condemned bool) {
 		}
 	})
 	return condemned
+}
+
+// awaited reports whether t was left to others that wait, or are about to.
+func (l *lease) awaited(t ticket) (awaited bool) {
+	l.edit(t.key, func(p *place) { awaited = p.waiting > 0 && t.rev > max(p.granted, p.doomed) })
+	return awaited
 }
 
 // forget notes that t is deleted.

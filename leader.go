@@ -80,9 +80,14 @@ func leadOnce(
 		time.AfterFunc(withdrawal, cancel)
 		_ = s.Close() // what is not answered in time ends with the lease
 	}()
+	// A session that ends before its turn comes, with the context of WithContext, does not
+	// stand in line for the rest of its lease.
+	stand := context.AfterFunc(s.ctx, s.lease.lose)
+	defer stand()
 	var failure error
 	var lost bool
 	err = NewElection(s, prefix).Lead(ctx, value, func(ctx context.Context) error {
+		stand()
 		led = true
 		failure = work(ctx)
 		cause := context.Cause(ctx)

@@ -9,7 +9,7 @@ import (
 
 func TestTurnIsPassedOn(t *testing.T) {
 	var client *v3.Client
-	first := takeTurn(t.Context(), client, []string{"passed on"}, true)
+	first, _ := takeTurn(t.Context(), client, []string{"passed on"}, true)
 	second := joinTurn(client, []string{"passed on"}, false)
 	require.Same(t, first, second)
 	first.release()

@@ -31,7 +31,7 @@ var (
 // All methods may be called from any goroutine.
 type Mutex struct {
 	ownership
-	join joinTxn // is the same for every Lock
+	join joinTxn // of the session as it was then
 }
 
 // NewMutex returns a handle of the lock that pfx names. Its keys lie under
@@ -49,7 +49,7 @@ func NewMutex(s *Session, pfx string) *Mutex {
 // It costs one call, repeated over transient faults until ctx or the lease ends.
 // Its other errors are those of [Mutex.Lock]; what failure leaves behind, likewise.
 func (m *Mutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.join.alone(), false)
+	_, err := m.acquire(ctx, m.queue.alone(m.joining()), false)
 	return err
 }
 
@@ -79,7 +79,15 @@ func (m *Mutex) Lock(ctx context.Context) error {
 }
 
 func (m *Mutex) lock(ctx context.Context) (ticket, error) {
-	return m.acquire(ctx, m.join, true)
+	return m.acquire(ctx, m.joining(), true)
+}
+
+// joining is the join made by NewMutex, unless the session was filled in since.
+func (m *Mutex) joining() joinTxn {
+	if m.join.lease != m.queue.session.id {
+		return m.queue.joinTxn("")
+	}
+	return m.join
 }
 
 // Unlock releases the lock: it deletes the key of this handle's last Lock, and no

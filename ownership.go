@@ -145,17 +145,19 @@ func (q queue) follow(t ticket) *term {
 // when ctx does, and with a permanent error that keeps it from reading the key: who
 // can't know does not own.
 func (q queue) standing(ctx context.Context, t ticket) error {
-	news := make(chan v3.WatchResponse)
 	for breaks := 0; ; breaks++ {
-		rev, err := q.confirm(ctx, t)
-		if err != nil {
+		resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
+		switch {
+		case err != nil:
 			return err
+		case len(resp.Kvs) == 0 || ticketOf(resp.Kvs[0]) != t:
+			return ErrSessionExpired
 		}
 		// From the revision after one at which it stood: no gap.
-		w := watch(ctx, q.client(), news, t.key, v3.WithFilterPut(), v3.WithRev(rev+1))
+		w := watch(ctx, q.client(), t.key, v3.WithFilterPut(), v3.WithRev(resp.Header.Revision+1))
 		select {
-		case resp := <-news:
-			if len(resp.Events) > 0 {
+		case news := <-w.news:
+			if len(news.Events) > 0 {
 				w.stop()
 				return ErrSessionExpired
 			}
@@ -164,22 +166,6 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 		w.stop()
 		pause(ctx, breaks)
 	}
-}
-
-// confirm returns a revision at which the ticket stands.
-func (q queue) confirm(ctx context.Context, t ticket) (rev int64, err error) {
-	err = retry(ctx, q.client(), func(ctx context.Context) error {
-		resp, err := q.client().Get(ctx, t.key, v3.WithKeysOnly())
-		switch {
-		case err != nil:
-			return err
-		case len(resp.Kvs) == 0 || ticketOf(resp.Kvs[0]) != t:
-			return ErrSessionExpired
-		}
-		rev = resp.Header.Revision
-		return nil
-	})
-	return rev, err
 }
 
 // during runs work while the turn lasts that acquire waits for, on a context that ends
@@ -218,12 +204,13 @@ func (o *ownership) during(ctx context.Context, acquire func() (ticket, error), 
 // [ErrSessionExpired] if the release showed that held was lost before.
 func (o *ownership) surrender(ctx context.Context, held ticket) error {
 	l := o.queue.lease()
-	answer := make(chan error, 1)
+	var err error
+	released := false
 	done := l.background(func() {
 		ctx, cancel := context.WithTimeout(l.client.Ctx(), l.timeToLive())
 		defer cancel()
-		_, err := o.release(ctx, held)
-		answer <- err
+		_, err = o.release(ctx, held)
+		released = true
 	})
 	select {
 	case <-done:
@@ -231,11 +218,15 @@ func (o *ownership) surrender(ctx context.Context, held ticket) error {
 		awaitCleanUp(done)
 	}
 	select {
-	case err := <-answer:
-		return err
+	case <-done:
 	default:
-		return ctx.Err() // nil if the session was closed, which has deleted the key
+		return ctx.Err()
 	}
+	if !released { // the session was closed, which has deleted the key
+		o.end(held)
+		o.drop(held)
+	}
+	return err
 }
 
 // join is errors.Join, but a single error stays as it is and is told once.

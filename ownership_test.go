@@ -359,6 +359,29 @@ func TestCtxRidesOut(t *testing.T) {
 				require.NoError(t, l.session.Ctx().Err())
 			}
 		})
+		t.Run("a compaction between the look and the watch", func(t *testing.T) {
+			t.Parallel()
+			own := etcdtest.New(t) // compaction is everybody's
+			for _, deleted := range []bool{false, true} {
+				l := &line{name: prefix(t), client: own.Client(t), outside: own.Client(t)}
+				l.faults = counted(t, l.client)
+				l.session = session(t, l.client)
+				h := kind(l.session, l.name)
+				require.NoError(t, h.take(t.Context()))
+				if deleted {
+					l.faults.Before(fault.Watch, 1, func() { l.delete(t, h.Key()) })
+				}
+				l.faults.CompactBeforeWatch(1, l.name+"-noise")
+				ctx := h.Ctx()
+				if !deleted {
+					l.watched(t, 2)
+					require.NoError(t, ctx.Err())
+					l.delete(t, h.Key())
+				}
+				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.NoError(t, l.session.Ctx().Err())
+			}
+		})
 		t.Run("reports of progress, which others may ask for on the same client", func(t *testing.T) {
 			t.Parallel()
 			l, h := taken(t, kind)
@@ -640,18 +663,62 @@ type cutOff struct {
 	known, witness, isIn time.Time // each written before its call has returned
 }
 
-func newCutOff(tb testing.TB, outside *clientv3.Client, watched bool) *cutOff {
+// listening is how a holder hears of its end.
+type listening struct {
+	how string
+	to  func(tb testing.TB, l *line, h holder) <-chan struct{}
+}
+
+var listenings = []listening{
+	{"by the session alone", func(_ testing.TB, l *line, _ holder) <-chan struct{} {
+		return l.session.Done()
+	}},
+	{"by Ctx, its own-key watch working", func(tb testing.TB, l *line, h holder) <-chan struct{} {
+		ctx := h.Ctx()
+		etcdtest.Eventually(tb, func() bool {
+			return l.faults.Count(fault.Watch) >= 1 || ctx.Err() != nil
+		}, "the watch, of %v", l.faults)
+		return ctx.Done()
+	}},
+	{"by Ctx, its watch held back", func(tb testing.TB, l *line, h holder) <-chan struct{} {
+		held := l.faults.Hold(fault.Watch, 1)
+		ctx := h.Ctx()
+		select {
+		case <-held.Reached():
+		case <-ctx.Done():
+		}
+		return ctx.Done()
+	}},
+}
+
+// newCutOff has a holder that listens, and a rival in line behind it. Where a machine does
+// not run this process for a TTL, a session may end before it holds anything: then another
+// is opened.
+func newCutOff(
+	tb testing.TB, kind func(*concurrency.Session, string) holder, how listening,
+	outside *clientv3.Client, ttl int,
+) *cutOff {
 	tb.Helper()
-	name := prefix(tb)
 	p, c := proxied(tb, server(tb))
-	s := session(tb, c, concurrency.WithTTL(2+rand.IntN(2)))
-	m := concurrency.NewMutex(s, name)
-	require.NoError(tb, m.Lock(context.Background()))
-	end := s.Done()
-	if watched {
-		end = m.Ctx().Done()
-	}
-	rival := concurrency.NewMutex(session(tb, outside), name)
+	l := &line{name: prefix(tb), client: c, outside: outside, faults: counted(tb, c)}
+	var h holder
+	etcdtest.Eventually(tb, func() (held bool) {
+		s, err := concurrency.NewSession(c, concurrency.WithTTL(ttl))
+		if err != nil {
+			return false
+		}
+		tb.Cleanup(func() { s.Close() })
+		l.session, h = s, kind(s, l.name)
+		if err := h.take(context.Background()); err != nil {
+			tb.Logf("ended before it was cut off: %v", err)
+			s.Close()
+			return false
+		}
+		return true
+	}, "a holder")
+	l.faults.Reset()
+	s, end := l.session, how.to(tb, l, h)
+	rival := kind(session(tb, outside), l.name)
 	o := &cutOff{proxy: p, session: s}
 	o.calls = append(o.calls, etcdtest.Go(func() error {
 		<-end
@@ -664,66 +731,100 @@ func newCutOff(tb testing.TB, outside *clientv3.Client, watched bool) *cutOff {
 		o.witness = time.Now()
 		return nil
 	}), etcdtest.Go(func() error {
-		err := rival.Lock(context.Background())
+		err := rival.take(context.Background())
 		o.isIn = time.Now()
 		return err
 	}))
-	etcdtest.WaitKeys(tb, outside, name+"/", 2)
+	etcdtest.Eventually(tb, func() bool {
+		return len(etcdtest.Keys(tb, outside, l.name+"/")) == 2 || !o.calls[2].Running()
+	}, "the rival stands in line")
 	return o
 }
 
 // lead is by how much the holder knew before the rival was in; paused, that it did not
 // because this process was not run at the deadline.
-func (o *cutOff) lead(tb testing.TB) (lead time.Duration, paused bool) {
+type lead struct {
+	by     time.Duration
+	paused bool
+}
+
+func (o *cutOff) lead(tb testing.TB) lead {
 	tb.Helper()
 	for _, call := range o.calls {
 		require.NoError(tb, call.Wait(tb))
 	}
+	o.proxy.Accept()
 	o.proxy.Resume()
 	require.False(tb, o.isIn.Before(o.session.Deadline()), "a rival is in before the deadline")
-	lead = o.isIn.Sub(o.known)
-	return lead, lead < 0 && !o.witness.Before(o.isIn)
+	by := o.isIn.Sub(o.known)
+	return lead{by, by < 0 && !o.witness.Before(o.isIn)}
 }
 
 // cut parts the holder at a random phase of its renewals, in one of three ways.
 func (o *cutOff) cut() {
 	ways := []func(){o.proxy.Stall, o.proxy.StallDown, func() { o.proxy.Refuse(); o.proxy.Cut() }}
-	time.AfterFunc(rand.N(time.Second), ways[rand.IntN(len(ways))])
+	time.AfterFunc(rand.N(o.session.TTL()/2), ways[rand.IntN(len(ways))])
 }
 
-// TRIALS sets the number of cut-offs of each kind.
+// cutOffs are n at the same time, half of them with a TTL of 5 s if the run is long.
+func cutOffs(
+	t *testing.T, kind func(*concurrency.Session, string) holder, how listening,
+	outside *clientv3.Client, n int, long bool,
+) (leads []lead) {
+	t.Helper()
+	t.Run("together", func(t *testing.T) { // so that what they used is closed
+		var all []*cutOff
+		for i := range n {
+			ttl := 2
+			if long && i%2 == 1 {
+				ttl = 5
+			}
+			all = append(all, newCutOff(t, kind, how, outside, ttl))
+		}
+		for _, o := range all {
+			o.cut()
+		}
+		for _, o := range all {
+			leads = append(leads, o.lead(t))
+		}
+	})
+	require.Len(t, leads, n)
+	return leads
+}
+
+// TRIALS sets the number of cut-offs of each kind; in a long run every other one has a
+// TTL of 5 s instead of 2. Overlaps that the witness excuses prove nothing, neither way:
+// a fiftieth of the trials may be lost to them, and one of a short run.
 func TestCtxEndsBeforeARivalIsIn(t *testing.T) {
-	t.Parallel()
+	const batch = 24 // at the same time, so that the machine can run them
 	trials := 24
-	if n, err := strconv.Atoi(os.Getenv("TRIALS")); err == nil {
+	if n, err := strconv.Atoi(os.Getenv("TRIALS")); err == nil && n > 0 {
 		trials = n
 	}
-	for how, watched := range map[string]bool{"Session.Done": false, "Ctx": true} {
-		t.Run(how, func(t *testing.T) {
-			t.Parallel()
-			overlaps, pauses, outside, least := 0, 0, client(t), time.Hour
-			for left := trials; left > 0; left -= 24 {
-				var batch []*cutOff
-				for range min(left, 24) {
-					batch = append(batch, newCutOff(t, outside, watched))
-				}
-				for _, o := range batch {
-					o.cut()
-				}
-				for _, o := range batch {
-					lead, paused := o.lead(t)
-					least = min(least, lead)
-					if paused {
-						pauses++
-					} else if lead < 0 {
-						overlaps++
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		for _, how := range listenings {
+			t.Run(how.how, func(t *testing.T) {
+				t.Parallel()
+				overlaps, excused, outside, least := 0, 0, client(t), time.Hour
+				for done := 0; done < trials; done += batch {
+					n := min(batch, trials-done)
+					for _, lead := range cutOffs(t, kind, how, outside, n, trials >= 100) {
+						least = min(least, lead.by)
+						switch {
+						case lead.paused:
+							excused++
+						case lead.by < 0:
+							overlaps++
+						}
 					}
 				}
-			}
-			t.Logf("%d trials, the closest by %v, %d with a paused process", trials, least, pauses)
-			require.Zero(t, overlaps, "of %d", trials)
-		})
-	}
+				t.Logf("%s: %d cut-offs, %d overlaps, %d more excused by a process that was not run, the closest by %v",
+					t.Name(), trials, overlaps, excused, least.Round(time.Millisecond))
+				require.Zero(t, overlaps, "of %d", trials)
+				require.LessOrEqual(t, excused, max(trials/50, 1), "too many are excused to prove anything")
+			})
+		}
+	})
 }
 
 func TestSafetyMargin(t *testing.T) {

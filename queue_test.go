@@ -33,19 +33,10 @@ func TestJoinTransaction(t *testing.T) {
 		require.Equal(t, v3.GetPrefixRangeEnd("name/"), string(op.RangeBytes()))
 	}
 
-	try := join.alone()
+	try := q.alone(join)
 	require.Equal(t, v3.Compare(v3.CreateRevision("name/"), "=", 0).WithPrefix(), try.unless)
 	require.Equal(t, join.then, try.then)
 	require.Equal(t, join.els, try.els)
-}
-
-// An update must not write into the transaction that it was made from.
-func TestJoinTransactionWithUpdate(t *testing.T) {
-	join := newQueue(&Session{id: 1}, "name").joinTxn("v")
-	updated := join.update("v")
-	require.Len(t, join.els, 1)
-	require.Len(t, updated.els, 2)
-	require.True(t, updated.els[1].IsTxn())
 }
 
 // Whatever the handles of a session do with their place in a line, in any order:

@@ -15,13 +15,18 @@ import (
 // answer, with a permanent error, with the client, or with ctx: then its error
 // is exactly the context's. A call may have been carried out by a server that
 // could not say so, hence only calls that may be repeated belong here.
-func retry(ctx context.Context, client *v3.Client, call func(context.Context) error) error {
+//
+// A call is given half the TTL: a server that keeps silent on a connection that stands may
+// be the only one that does, and a repetition asks another.
+func (l *lease) retry(ctx context.Context, call func(context.Context) error) error {
 	for n := 0; ctx.Err() == nil; n++ {
 		// The client itself repeats a Get for seconds after it was closed.
-		if client.Ctx().Err() != nil {
+		if l.client.Ctx().Err() != nil {
 			return context.Canceled
 		}
-		err := call(ctx)
+		bound, cancel := context.WithTimeout(ctx, l.timeToLive()/2)
+		err := call(bound)
+		cancel()
 		switch {
 		case err == nil:
 			return nil
@@ -92,26 +97,28 @@ func transient(err error) bool {
 }
 
 // definite reports whether err is an answer of etcd's that rules out that the
-// call was carried out.
+// call was carried out. A server that has just run out of space carries it out and
+// complains then (server/etcdserver/apply/quota.go).
 func definite(err error) bool {
 	var answer rpctypes.EtcdError
-	return errors.As(err, &answer) && answer.Code() != unavailable
+	return errors.As(err, &answer) && answer.Code() != unavailable && !errors.Is(err, rpctypes.ErrNoSpace)
 }
 
 // watcher is one watch and the goroutine that forwards it.
 type watcher struct {
 	key    string
+	news   chan v3.WatchResponse
 	cancel context.CancelFunc
 	done   chan struct{}
 }
 
-// watch forwards to news what client.Watch delivers, beside its caller, because
+// watch forwards to its news what client.Watch delivers, beside its caller, because
 // client.Watch blocks until a server has answered. A watch that breaks is told by
 // a last response with Canceled set; a member that has lost its quorum breaks its
 // watches, instead of keeping silent. The caller has to stop the watcher.
-func watch(ctx context.Context, client *v3.Client, news chan<- v3.WatchResponse, key string, opts ...v3.OpOption) *watcher {
+func watch(ctx context.Context, client *v3.Client, key string, opts ...v3.OpOption) *watcher {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(ctx))
-	w := &watcher{key: key, cancel: cancel, done: make(chan struct{})}
+	w := &watcher{key, make(chan v3.WatchResponse), cancel, make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		for intact, events := true, client.Watch(ctx, key, opts...); intact; {
@@ -124,7 +131,7 @@ func watch(ctx context.Context, client *v3.Client, news chan<- v3.WatchResponse,
 				return
 			}
 			select {
-			case news <- resp:
+			case w.news <- resp:
 			case <-ctx.Done():
 				return
 			}
@@ -133,7 +140,15 @@ func watch(ctx context.Context, client *v3.Client, news chan<- v3.WatchResponse,
 	return w
 }
 
-// stop ends the watch and waits for its goroutine. A nil watcher is no watch.
+// heard is where the news come from. A nil watcher is no watch and has none.
+func (w *watcher) heard() <-chan v3.WatchResponse {
+	if w == nil {
+		return nil
+	}
+	return w.news
+}
+
+// stop ends the watch and waits for its goroutine.
 func (w *watcher) stop() {
 	if w != nil {
 		w.cancel()

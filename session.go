@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -225,8 +224,7 @@ type lease struct {
 
 	places *places // what its sessions know of their tickets
 
-	work    sync.WaitGroup // counts what runs in the background
-	lingers atomic.Bool    // a watch does
+	work sync.WaitGroup // counts what runs in the background
 
 	mu       sync.Mutex    // guards the fields below; never held across a call
 	ttl      time.Duration // as granted
@@ -234,6 +232,10 @@ type lease struct {
 	expiry   *time.Timer   // fires at the deadline
 	closed   bool          // nothing may be started in the background any more
 	revoked  bool          // the server has said that the lease is gone
+
+	spare     *watcher // see keepSpare; nil: none, or it is in use
+	spareUsed bool     // a spare one was kept since dropSpare last looked
+	spareKept bool     // dropSpare runs
 }
 
 // openLease has a lease granted or takes over the one in o, and starts to keep
@@ -312,13 +314,12 @@ func (l *lease) adopt(ctx context.Context, _ int64) (left time.Duration, err err
 	case l.margin >= l.ttl:
 		return 0, marginError(l.margin, l.ttl)
 	case left <= l.margin:
-		renewal, err := l.client.KeepAliveOnce(ctx, l.id)
-		if err != nil {
-			return 0, err
-		}
-		left = seconds(renewal.TTL)
+		err = l.retry(ctx, func(ctx context.Context) (err error) {
+			left, err = l.renew(ctx)
+			return err
+		})
 	}
-	return left, nil
+	return left, err
 }
 
 func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
@@ -338,7 +339,7 @@ func (l *lease) keepAlive(sent time.Time, atOnce bool) {
 			return
 		}
 		attempt := time.Now()
-		ttl, err := l.renew()
+		ttl, err := l.renew(l.ctx)
 		switch {
 		case err == nil:
 			sent, failures, atOnce = attempt, 0, false
@@ -360,11 +361,11 @@ func (l *lease) keepAlive(sent time.Time, atOnce bool) {
 // KeepAliveOnce repeats itself without a pause for as long as no server can be
 // reached (client/v3 lease.go). So it is called only when the connection is not
 // known to be broken, and is called off when it breaks.
-func (l *lease) renew() (time.Duration, error) {
+func (l *lease) renew(ctx context.Context) (time.Duration, error) {
 	if l.disconnected() {
 		return 0, errDisconnected
 	}
-	ctx, cancel := context.WithTimeout(l.ctx, l.life()/4)
+	ctx, cancel := context.WithTimeout(ctx, l.life()/4)
 	defer cancel()
 	var look func()
 	look = func() {
@@ -383,7 +384,7 @@ func (l *lease) renew() (time.Duration, error) {
 	return seconds(resp.TTL), nil
 }
 
-var errDisconnected = errors.New("no server can be reached")
+var errDisconnected = fmt.Errorf("no server can be reached: %w", context.DeadlineExceeded)
 
 // disconnected reports whether the last attempts to connect to every server have
 // failed: gRPC stays in this state until one succeeds. The server's in-process
@@ -418,8 +419,8 @@ func (l *lease) expire() {
 	due := !time.Now().Before(l.deadline)
 	l.mu.Unlock()
 	if due && l.ctx.Err() == nil {
-		l.lose()
 		l.end(ErrSessionExpired)
+		l.lose()
 	}
 }
 
@@ -429,8 +430,8 @@ func (l *lease) gone() {
 	l.revoked = true
 	l.mu.Unlock()
 	l.expiry.Stop()
-	l.lose()
 	l.end(ErrSessionExpired)
+	l.lose()
 }
 
 // orphan ends the session, and with it the deadline: who renews the lease from
@@ -441,17 +442,14 @@ func (l *lease) orphan(cause error) {
 }
 
 // loss says why nothing can be done on the lease any more, or nil while something
-// can. It looks at the clock itself, since a timer may be late.
+// can. It looks at the clock itself, since a timer may be late, and its word is final: an
+// answer that comes after the deadline revives nothing.
 func (l *lease) loss() error {
+	l.expire()
 	switch {
 	case l.client.Ctx().Err() != nil:
 		return context.Canceled
 	case l.lost.Err() != nil:
-		return ErrSessionExpired
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ctx.Err() == nil && !time.Now().Before(l.deadline) {
 		return ErrSessionExpired
 	}
 	return nil
@@ -472,7 +470,7 @@ func (l *lease) revoke() error {
 	defer closed()
 	ctx, cancel := context.WithTimeout(ctx, max(left, time.Second))
 	defer cancel()
-	err := retry(ctx, l.client, func(ctx context.Context) error {
+	err := l.retry(ctx, func(ctx context.Context) error {
 		_, err := l.client.Revoke(ctx, l.id)
 		return err
 	})

@@ -228,15 +228,14 @@ func TestWithLease(t *testing.T) {
 		s := session(t, c, concurrency.WithLease(id), concurrency.WithTTL(33))
 		require.EqualValues(t, 9, grantedTTL(t, s))
 	})
-	t.Run("its last second without an answer to the renewal", func(t *testing.T) {
+	t.Run("its last second, and a renewal that fails at first", func(t *testing.T) {
 		t.Parallel()
 		c := client(t)
 		id := granted(t, c, 1)
 		f := counted(t, c)
 		f.Refuse(fault.KeepAliveOnce, 1, codes.Unavailable, "away")
-		s, err := concurrency.NewSession(c, concurrency.WithLease(id))
-		require.Error(t, err)
-		require.Nil(t, s)
+		s := session(t, c, concurrency.WithLease(id))
+		require.NoError(t, s.Ctx().Err())
 	})
 	t.Run("NoLease is none", func(t *testing.T) {
 		t.Parallel()

@@ -142,9 +142,9 @@ func WithMaxTxnOps(n int) STMOption {
 // NewSTM runs apply as a transaction: its reads through the [STM] are isolated from
 // other transactions and its writes take effect together, when it has returned nil.
 // When the commit conflicts, apply is run again, on newer values, until it commits: at
-// once at first, then after pauses of a quarter of a second at most. Transactions of one
-// client that conflict take turns, for which each waits 50 ms at most. So apply may run
-// many times, and should have no effects but those through its STM. It runs on the caller's
+// once at first, then after a few pauses of a quarter of a second at most, then at once.
+// Transactions of one client that conflict take turns, for which a transaction waits 50 ms at
+// most, once in vain at most. So apply may run many times, and should have no effects but those through its STM. It runs on the caller's
 // goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere,
 // and nothing is committed.
 //
@@ -176,40 +176,41 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 	for _, opt := range so {
 		opt(&o)
 	}
-	var seen snapshot
-	var held *turn
-	defer func() { held.release() }()
-	for conflicts := 0; ; conflicts++ {
+	a := &attempt{}
+	defer func() { a.turn.release() }() // also when a panic passes
+	for {
 		if err := o.ctx.Err(); err != nil {
 			return nil, err
 		}
 		start := time.Now()
-		a := &attempt{client: c, options: o, level: levels[o.isolation], snapshot: seen, turn: held}
+		a = &attempt{
+			client: c, options: o, level: levels[o.isolation],
+			snapshot: a.snapshot, turn: a.turn, waited: a.waited, hot: a.hot, heat: a.heat,
+		}
 		resp, err := a.run(apply)
-		seen, held = a.snapshot, a.turn
 		switch {
 		case err == errOutdated:
-			conflicts--
 		case err != errConflict:
 			return resp, err
-		case conflicts >= pauseFrom && conflicts < pauseUntil:
+		case a.heat > pauseAfter && a.heat <= pauseUntil:
 			// Those who conflicted would all propose again now, and all but one in vain.
 			// What was seen grows old meanwhile, and is of no more use.
 			sleep(o.ctx, rand.N(min(pauseSpan*time.Since(start), pauseMost)+1))
-			seen = snapshot{}
+			a.snapshot = snapshot{}
 		}
 	}
 }
 
-// A transaction that conflicts is run again at once at first, since most conflicts are
-// of two; then it pauses, for a random part of pauseSpan times what its attempt took;
-// and one that has conflicted very often tries again at once, on the values of the
-// conflict, by which it is ahead of all that begin. Earlier and longer pauses save the
-// servers proposals, and cost those who pause; PERFORMANCE.md has the figures.
+// A transaction that conflicts is run again at once at first, since most conflicts are of
+// two. When one key has made it conflict three times in a row, it pauses, for a random part
+// of pauseSpan times what its attempt took; and one that the same key has made conflict very
+// often tries again at once, on the values of the conflict, by which it is ahead of all that
+// begin. Earlier and longer pauses save the servers proposals, and cost those who pause;
+// PERFORMANCE.md has the figures.
 const (
-	pauseFrom, pauseUntil = 3, 6
-	pauseSpan             = 16
-	pauseMost             = 250 * time.Millisecond
+	pauseAfter, pauseUntil = 2, 6 // conflicts in a row over one key
+	pauseSpan              = 16
+	pauseMost              = 250 * time.Millisecond
 )
 
 // snapshot is what is known of the store at one revision.
@@ -233,7 +234,11 @@ type attempt struct {
 	reads  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
 	writes []write                     // in the order in which their keys were first written
 
-	turn *turn // among the transactions of this client that conflict; nil: none
+	turn   *turn // among the transactions of this client that conflict; nil: none
+	waited bool  // for a turn, in vain: once is enough
+
+	heat int      // conflicts in a row that were over one key
+	hot  []string // the keys of which that is true
 
 	err  error // the first failure, after which nothing is read or committed
 	over bool  // the function has returned
@@ -451,11 +456,17 @@ func (a *attempt) compile() compiled {
 	for _, w := range a.writes {
 		c.then = append(c.then, w.op)
 	}
-	if a.level.snapshot {
+	switch {
+	case a.level.snapshot:
 		c.keys = slices.Sorted(maps.Keys(a.reads))
 		for _, key := range c.keys {
 			c.els = append(c.els, v3.OpGet(key))
 		}
+	case len(c.cmps) > 0 && len(c.then)+len(c.els) == 0:
+		// A transaction of compares alone is answered by any member, however far it lags
+		// behind (IsTxnSerializable in server/etcdserver/txn/txn.go); one that might read
+		// is not.
+		c.els = append(c.els, v3.OpGet(string(c.cmps[0].KeyBytes())))
 	}
 	return c
 }
@@ -476,8 +487,8 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 		return nil, fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and %d guards is over the limit of %d: %w",
 			len(c.then), len(c.cmps)-guards, guards, a.options.maxOps, rpctypes.ErrTooManyOps)
 	}
-	if a.turn == nil && a.level.snapshot {
-		a.turn = takeTurn(ctx, a.client, c.keys, false)
+	if a.level.snapshot {
+		a.wantTurn(c.keys, false)
 	}
 	if a.outdated() {
 		a.snapshot = a.turn.last
@@ -526,6 +537,7 @@ func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
 	}
 	a.snapshot = snapshot{}
 	if !a.level.snapshot {
+		a.warm(nil)
 		return errConflict
 	}
 	a.header, a.known = resp.Header, map[string]*mvccpb.KeyValue{}
@@ -537,11 +549,23 @@ func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
 			changed = append(changed, key)
 		}
 	}
-	if a.turn == nil {
-		a.turn = takeTurn(a.options.ctx, a.client, changed, true)
-	}
+	a.warm(changed)
+	a.wantTurn(changed, true)
 	a.snapshot = a.turn.newer(a.snapshot)
 	return errConflict
+}
+
+// warm counts the conflicts in a row that were over one key, as far as is known: a key that
+// was only written is not read back.
+func (a *attempt) warm(changed []string) {
+	again := slices.DeleteFunc(slices.Clone(changed), func(key string) bool { return !slices.Contains(a.hot, key) })
+	switch {
+	case len(again) > 0:
+		a.hot = again
+	case len(changed) > 0:
+		a.hot, a.heat = changed, 0
+	}
+	a.heat++
 }
 
 // NewSTMRepeatable runs a transaction at [RepeatableReads] that ctx can abort.

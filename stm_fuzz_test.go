@@ -34,7 +34,8 @@ import (
 //  6. A function that returns an error is given it back, and nothing is written.
 //  7. It costs one call for each Get or Rev that meets a key that is not known, and one
 //     for each commit. A conflict's answer makes all keys known that were read before it,
-//     unless a pause follows, as after the fourth to the sixth conflict.
+//     unless a pause follows, as after the third to the sixth conflict
+//     in a row over one key.
 //
 // The input is a program, see [program]. Whatever the bytes, it means something. The
 // server is the process's own, so that its revisions are known in advance.
@@ -197,6 +198,8 @@ type run struct {
 	pin    map[string]entry // the snapshot; nil: nothing was read yet
 	pinRev int64
 	known  map[string]entry // what the conflict's answer held
+	heat   int              // conflicts in a row that may all have been over one of the keys in hot
+	hot    []string
 	calls  *int
 }
 
@@ -209,12 +212,12 @@ func (m *model) transaction(t *testing.T, tx transaction) {
 	m.faults.Reset()
 	resp, err := concurrency.NewSTM(m.client, func(stm concurrency.STM) error {
 		if attempts++; attempts > 1 {
-			r.conflict(t, attempts)
+			r.conflict(t)
 		}
 		last := r
 		r = &run{model: m, tx: tx, reads: map[string]entry{}, calls: &calls}
 		if last != nil {
-			r.pin, r.pinRev, r.known = last.pin, last.pinRev, last.known
+			r.pin, r.pinRev, r.known, r.heat, r.hot = last.pin, last.pinRev, last.known, last.heat, last.hot
 		}
 		r.fetch(tx.prefetch)
 		for _, s := range tx.steps {
@@ -350,17 +353,39 @@ func (r *run) conflicts() bool {
 
 // conflict checks that the attempt that has ended had to, and leaves what the next one
 // starts with.
-func (r *run) conflict(t *testing.T, attempt int) {
-	require.True(t, r.conflicts(), "attempt %d for nothing", attempt)
+func (r *run) conflict(t *testing.T) {
+	require.True(t, r.conflicts(), "another attempt for nothing")
 	*r.calls++
 	r.pin, r.known = nil, nil
-	paused := 5 <= attempt && attempt <= 7
+	r.warm()
+	paused := 3 <= r.heat && r.heat <= 6
 	if levels[r.tx.level].snapshot && !paused {
 		r.pin, r.pinRev, r.known = maps.Clone(r.state), r.rev, map[string]entry{}
 		for key := range r.reads {
 			r.known[key] = r.state[key]
 		}
 	}
+}
+
+// warm counts the conflicts over one key. Levels without a snapshot are not told which keys
+// have changed, and none is told of keys only written: then it may be any.
+func (r *run) warm() {
+	var changed, again []string
+	for key, e := range r.reads {
+		if levels[r.tx.level].snapshot && r.state[key].rev != e.rev {
+			changed = append(changed, key)
+			if slices.Contains(r.hot, key) {
+				again = append(again, key)
+			}
+		}
+	}
+	switch {
+	case len(again) > 0:
+		r.hot = again
+	case len(changed) > 0:
+		r.hot, r.heat = changed, 0
+	}
+	r.heat++
 }
 
 // commit checks the response and carries out the writes (properties 4 and 5).

@@ -560,7 +560,7 @@ func TestSTMAfterAConflict(t *testing.T) {
 		t.Parallel()
 		s := newSpace(t, server(t))
 		s.put(t, "x", "0")
-		const conflicts = 7 // of which pauses follow the fourth to the sixth
+		const conflicts = 7 // of which pauses follow the third to the sixth
 		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
 			stm.Put(s.key("z"), stm.Get(s.key("x")))
 			if attempt <= conflicts {
@@ -623,7 +623,7 @@ func TestSTMAbortContext(t *testing.T) {
 	t.Run("ends a transaction that conflicts for ever, in its pauses too", func(t *testing.T) {
 		t.Parallel()
 		for _, l := range levels {
-			for _, last := range []int{1, 3, 6, 10} { // pauses follow the fourth to the sixth
+			for _, last := range []int{1, 3, 6, 10} { // pauses follow the third to the sixth
 				if !l.checkReads {
 					continue
 				}

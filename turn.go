@@ -3,6 +3,7 @@ package concurrency
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -11,11 +12,11 @@ import (
 )
 
 // turnWait bounds how long a transaction waits for those of the same client with which
-// it conflicts. Then it goes on without its turn, and may conflict.
+// it conflicts. Then it goes on without a turn, and may conflict.
 const turnWait = 50 * time.Millisecond
 
-// turn lets the transactions of one client that conflict on one key commit one after the
-// other, instead of each spending a proposal of the servers' log on losing. It exists
+// turn lets the transactions of one client that read and write one key, and have conflicted
+// on it, commit one after the other, instead of each spending a proposal of the servers' log on losing. It exists
 // while somebody uses it. Nothing rests on it: the servers decide about every commit.
 type turn struct {
 	at    turnKey
@@ -38,22 +39,22 @@ var turns = struct {
 }{at: map[turnKey]*turn{}}
 
 // takeTurn waits for the turn at the first of the keys that has one; with create, that is
-// the first key. It returns nil if there is none or the wait took too long.
-func takeTurn(ctx context.Context, client *v3.Client, keys []string, create bool) *turn {
-	t := joinTurn(client, keys, create)
+// the first key. It returns nil if there is none, and says so if the wait was in vain.
+func takeTurn(ctx context.Context, client *v3.Client, keys []string, create bool) (t *turn, inVain bool) {
+	t = joinTurn(client, keys, create)
 	if t == nil {
-		return nil
+		return nil, false
 	}
 	timer := time.NewTimer(turnWait)
 	defer timer.Stop()
 	select {
 	case t.slot <- struct{}{}:
-		return t
+		return t, false
 	case <-ctx.Done():
 	case <-timer.C:
 	}
 	t.leave()
-	return nil
+	return nil, true
 }
 
 func joinTurn(client *v3.Client, keys []string, create bool) *turn {
@@ -88,6 +89,17 @@ func (t *turn) release() {
 		<-t.slot
 		t.leave()
 	}
+}
+
+// wantTurn takes the turn, unless the attempt has one or its transaction has waited in vain
+// before. Only keys that were read and written count: those who only read a key do not make
+// each other conflict, and need no order.
+func (a *attempt) wantTurn(keys []string, create bool) {
+	if a.turn != nil || a.waited {
+		return
+	}
+	keys = slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return a.written(key) < 0 })
+	a.turn, a.waited = takeTurn(a.options.ctx, a.client, keys, create)
 }
 
 // newer returns what the turn knows, if that is newer than s.

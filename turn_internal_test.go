@@ -61,11 +61,15 @@ func TestOutdated(t *testing.T) {
 
 func TestTurnsThatNobodyUsesAreForgotten(t *testing.T) {
 	var client *v3.Client
-	require.Nil(t, takeTurn(t.Context(), client, []string{"none"}, false))
-	first := takeTurn(t.Context(), client, []string{"a", "b"}, true)
+	none, inVain := takeTurn(t.Context(), client, []string{"none"}, false)
+	require.Nil(t, none)
+	require.False(t, inVain)
+	first, _ := takeTurn(t.Context(), client, []string{"a", "b"}, true)
 	require.NotNil(t, first)
 	// The second waits in vain for the first, and leaves the turn to it.
-	require.Nil(t, takeTurn(t.Context(), client, []string{"none", "a"}, false))
+	none, inVain = takeTurn(t.Context(), client, []string{"none", "a"}, false)
+	require.Nil(t, none)
+	require.True(t, inVain)
 	first.release()
 	require.Nil(t, joinTurn(client, []string{"a", "b"}, false))
 }

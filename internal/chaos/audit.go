@@ -79,6 +79,24 @@ func (a *auditor) until(ctx context.Context, rev int64) error {
 	}
 }
 
+// leads reports whether a key with a value that begins like this is the first in its line.
+func (a *auditor) leads(value string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	first := map[string]*history.Life{}
+	for _, life := range a.lives {
+		if f := first[life.Name]; f == nil || life.Token < f.Token {
+			first[life.Name] = life
+		}
+	}
+	for _, life := range first {
+		if strings.HasPrefix(life.Value, value) {
+			return true
+		}
+	}
+	return false
+}
+
 func (a *auditor) note(resp clientv3.WatchResponse) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -106,7 +124,9 @@ func (a *auditor) change(ev *clientv3.Event) {
 		}
 		a.rec.Add(history.Record{Write: &w})
 	case area+"/" == registerArea && ev.Type == mvccpb.Event_PUT:
-		a.rec.Add(history.Record{Commit: &history.Commit{Key: key, Value: string(ev.Kv.Value), At: now}})
+		a.rec.Add(history.Record{Commit: &history.Commit{
+			Key: key, Value: string(ev.Kv.Value), Rev: ev.Kv.ModRevision, At: now,
+		}})
 	case area+"/" != lineArea: // accounts, and the end
 	case ev.Type == mvccpb.Event_DELETE:
 		if life := a.lives[key]; life != nil {
@@ -117,6 +137,7 @@ func (a *auditor) change(ev *clientv3.Event) {
 	case ev.IsCreate():
 		a.lives[key] = &history.Life{
 			Name: key[:strings.LastIndexByte(key, '/')], Token: ev.Kv.CreateRevision, Lease: ev.Kv.Lease,
+			Value: string(ev.Kv.Value), Created: now,
 		}
 	}
 }

@@ -30,8 +30,30 @@ type childSpec struct {
 
 // childReport is what it says at its end.
 type childReport struct {
-	Written int // guarded writes that were carried out
-	Refused int // guarded writes that were refused
+	Calls            int
+	Written, Refused int // guarded writes that were carried out, and that were refused
+	// Those that it made as soon as it went on after a pause, before it asked whether it
+	// still held. One was carried out only if its key still stood, which the history shows.
+	StaleWritten, StaleRefused int
+}
+
+// count adds a call.
+func (r *childReport) count(c history.Call) {
+	r.Calls++
+	written, refused := &r.Written, &r.Refused
+	switch c.Op {
+	case guardedOp:
+	case staleOp:
+		written, refused = &r.StaleWritten, &r.StaleRefused
+	default:
+		return
+	}
+	switch c.Error {
+	case "":
+		*written++
+	case errRefused.Error():
+		*refused++
+	}
 }
 
 // child works until the input ends.
@@ -45,7 +67,7 @@ func child(spec string, in io.Reader, out io.Writer) error {
 		return err
 	}
 	defer client.Close()
-	r := &run{rec: history.NewRecorder(), end: 1<<63 - 1}
+	r := &run{rec: history.NewRecorder()}
 	r.seed = s.Seed
 	lib := here
 	if s.Package == history.Upstream {
@@ -59,19 +81,14 @@ func child(spec string, in io.Reader, out io.Writer) error {
 	var wg sync.WaitGroup
 	for i := range uint64(2) {
 		station := &station{who: history.Who{Client: s.Client, Package: s.Package}, lib: lib, client: client}
-		w := &worker{run: r, station: station, rnd: r.rand(500 + i)}
+		w := &worker{run: r, station: station, rnd: r.rand(500 + i), dawdles: true}
 		wg.Go(func() { w.work(ctx) })
 	}
 	wg.Wait()
 	var report childReport
 	for _, record := range r.rec.History() {
-		if c := record.Call; c != nil && c.Op == guardedOp {
-			switch c.Error {
-			case "":
-				report.Written++
-			case errRefused.Error():
-				report.Refused++
-			}
+		if record.Call != nil {
+			report.count(*record.Call)
 		}
 	}
 	return json.NewEncoder(out).Encode(report)

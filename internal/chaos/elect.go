@@ -6,6 +6,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency"
@@ -20,8 +21,11 @@ type headed interface {
 // value is one that nobody has campaigned with.
 func (w *worker) value() string {
 	w.number++
-	return fmt.Sprintf("%s-%d-%d", w.who.Package, w.who.Client, w.number)
+	return fmt.Sprint(valueOf(w.who), w.number)
 }
+
+// valueOf is how all values of a client begin.
+func valueOf(who history.Who) string { return fmt.Sprintf("%s-%d-", who.Package, who.Client) }
 
 // owner is the comparison that holds while the election is led by rev.
 func owner(key string, rev int64) clientv3.Cmp {
@@ -120,44 +124,94 @@ func (w *worker) runLeader(ctx context.Context, name string) {
 }
 
 // holdRun holds what RunLeader has acquired. Which ticket that is only the servers tell: the
-// head of the line with the value of this call. The session's deadline is unknown, which
-// is what the margin is for.
+// newest of those in line with the value of this call. That it is not the first, or does not
+// stand at all, is left to the checks, for which the term of ctx is recorded. The session's
+// deadline is unknown, which is what the margin is for.
 func (w *worker) holdRun(ctx context.Context, name, value string) {
-	bound, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	resp, err := w.client.Get(bound, name+"/", clientv3.WithFirstCreate()...)
-	if err != nil || len(resp.Kvs) == 0 || string(resp.Kvs[0].Value) != value {
-		pause(ctx, w.duration())
+	t := &history.Term{Who: w.who, Name: name, Value: value}
+	alive := func() bool {
+		now := w.rec.Now()
+		if ctx.Err() != nil {
+			return false
+		}
+		if t.Start == 0 {
+			t.Start = now
+		}
+		t.End = now
+		return true
+	}
+	if !alive() {
 		return
 	}
-	kv := resp.Kvs[0]
-	h := &history.Hold{Who: w.who, Name: name, Token: kv.CreateRevision, Lease: kv.Lease}
+	defer func() { w.rec.Add(history.Record{Term: t}) }()
+	bound, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	resp, err := w.client.Get(bound, name+"/", clientv3.WithPrefix())
+	switch {
+	case err != nil:
+		w.lastWhile(ctx, w.duration(), alive)
+		return
+	case !alive(): // the answer may be of later
+		return
+	}
+	kv := newest(resp.Kvs, value)
+	if kv == nil {
+		t.Due = t.End + lifetime
+		w.lastWhile(ctx, 2*lifetime, alive)
+		return
+	}
+	t.Token, t.Lease = kv.CreateRevision, kv.Lease
+	h := &history.Hold{
+		Who: w.who, Name: name, Token: kv.CreateRevision, Lease: kv.Lease, Rev: resp.Header.Revision,
+	}
 	hidden := *w // whose session is not the worker's
 	hidden.session = session{}
-	hidden.hold(ctx, h, func() bool { return ctx.Err() == nil }, owner(string(kv.Key), kv.CreateRevision))
+	hidden.hold(ctx, h, alive, owner(string(kv.Key), kv.CreateRevision))
+}
+
+// newest is the newest key with a value, nil if there is none.
+func newest(kvs []*mvccpb.KeyValue, value string) (found *mvccpb.KeyValue) {
+	for _, kv := range kvs {
+		if string(kv.Value) == value && (found == nil || kv.CreateRevision > found.CreateRevision) {
+			found = kv
+		}
+	}
+	return found
+}
+
+// lastWhile looks for a while whether the leadership lasts.
+func (w *worker) lastWhile(ctx context.Context, length time.Duration, alive func() bool) {
+	for over := w.rec.Now() + length; alive() && w.rec.Now() < over; {
+		pause(ctx, 3*time.Millisecond)
+	}
 }
 
 // follow observes an election by Observe and Leaders in turn, until ctx ends; by each of
-// them until it is broken off or, when calm is closed, for good. Its session is for the
+// them until it is broken off or, when the faults are over, for good. Its session is for the
 // handle alone: observing needs none that lives.
-func (w *worker) follow(ctx context.Context, name string, last *latest, calm <-chan struct{}) {
+func (w *worker) follow(ctx context.Context, name string, last *latest) {
 	for n := 0; pause(ctx, between(w.rnd, 0, 50*time.Millisecond)); n++ {
 		if !w.reopen(ctx) {
 			continue
 		}
 		bound, cancel := context.WithCancel(ctx)
 		over := time.AfterFunc(between(w.rnd, time.Second, 10*time.Second), func() {
-			if !ended(calm) {
+			if !ended(w.calm) {
 				cancel()
 			}
 		})
+		stream := w.streams.Add(1)
 		e := w.session.election(name)
+		var err error // why it ended, where that is told
 		if l, ok := e.(*concurrency.Election); ok && n%2 == 1 {
-			w.leaders(bound, name, l, last)
+			err = w.leaders(bound, stream, name, l, last)
 		} else {
 			for resp := range e.Observe(bound) {
-				w.sight(name, resp, last)
+				w.sight(stream, name, resp, last)
 			}
+		}
+		if w.who.Package == history.Here && bound.Err() == nil && w.client.Ctx().Err() == nil {
+			w.violate("observer", w.who.Package, "%v: an observation of %q ended by itself: %v", w.who, name, err)
 		}
 		over.Stop()
 		cancel()
@@ -165,27 +219,43 @@ func (w *worker) follow(ctx context.Context, name string, last *latest, calm <-c
 	w.shut()
 }
 
-func (w *worker) leaders(ctx context.Context, name string, e *concurrency.Election, last *latest) {
+// leaders follows by Leaders. A vacancy carries no revision: it lies between the last one
+// that was known before and one that is asked for afterwards.
+func (w *worker) leaders(
+	ctx context.Context, stream int64, name string, e *concurrency.Election, last *latest,
+) error {
+	known := w.audit.seen()
 	for l, err := range e.Leaders(ctx) {
 		if err != nil {
-			return
+			return err
 		}
 		last.set(l.Value)
-		s := history.Sighting{Who: w.who, Name: name, Token: l.Rev, From: l.Revision, To: l.Revision, At: w.rec.Now()}
+		s := history.Sighting{
+			Who: w.who, Stream: stream, Name: name, Token: l.Rev, From: l.Revision, To: l.Revision, At: w.rec.Now(),
+		}
 		if l == (concurrency.Leader{}) {
-			continue // it carries no revision at which to look
+			bound, cancel := context.WithTimeout(ctx, time.Second)
+			resp, err := w.admin.Get(bound, endKey)
+			cancel()
+			if err != nil {
+				continue
+			}
+			s.From, s.To = known, resp.Header.Revision
+		} else {
+			known = max(known, l.Revision)
 		}
 		w.rec.Add(history.Record{Sighting: &s})
 	}
+	return nil
 }
 
 // sight records what Observe has told. Upstream's header is of a later revision than the
 // event that it belongs to.
-func (w *worker) sight(name string, resp *clientv3.GetResponse, last *latest) {
+func (w *worker) sight(stream int64, name string, resp *clientv3.GetResponse, last *latest) {
 	kv := resp.Kvs[0]
 	last.set(string(kv.Value))
 	s := history.Sighting{
-		Who: w.who, Name: name, Token: kv.CreateRevision,
+		Who: w.who, Stream: stream, Name: name, Token: kv.CreateRevision,
 		From: resp.Header.Revision, To: resp.Header.Revision, At: w.rec.Now(),
 	}
 	if w.who.Package == history.Upstream {

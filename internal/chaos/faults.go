@@ -2,14 +2,17 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency/internal/fault"
@@ -29,16 +32,31 @@ type harm struct {
 	do   func(h hand, ctx context.Context) (on string, err error)
 }
 
-// hands are the faults of the members, those of the connections, and those of operators
-// and processes. The quicker ones have more than one pair of hands.
-var hands = []struct {
+// pair is what one pair of hands does.
+type pair struct {
 	harms []harm
 	rest  time.Duration // at most, between two of them
-}{
+}
+
+// hands are the faults of the members, those of the connections, and those of operators
+// and processes. The quicker ones have more than one pair of hands.
+var hands = []pair{
 	{membersHarms, 2 * time.Second},
 	{linkHarms, 500 * time.Millisecond},
 	{linkHarms, 500 * time.Millisecond},
 	{handHarms, time.Second},
+}
+
+// chosen are the hands with those harms only whose names match.
+func chosen(names *regexp.Regexp) []pair {
+	var all []pair
+	for _, p := range hands {
+		p.harms = slices.DeleteFunc(slices.Clone(p.harms), func(h harm) bool {
+			return names != nil && !names.MatchString(h.what)
+		})
+		all = append(all, p)
+	}
+	return all
 }
 
 // torture lets all hands go on for a while.
@@ -46,7 +64,10 @@ func (r *run) torture(ctx context.Context, length time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, length)
 	defer cancel()
 	var wg sync.WaitGroup
-	for i, own := range hands {
+	for i, own := range chosen(r.faults) {
+		if len(own.harms) == 0 {
+			continue
+		}
 		h := hand{r, r.rand(400 + uint64(i))}
 		wg.Go(func() {
 			for pause(ctx, between(h.rnd, own.rest/10, own.rest)) {
@@ -195,33 +216,59 @@ func links(which func(*rand.Rand) bool, do func(*fault.Proxy)) func(h hand, ctx 
 }
 
 var handHarms = []harm{
-	{"revoke a lease", func(h hand, _ context.Context) (string, error) {
+	{"revoke a lease", func(h hand, ctx context.Context) (string, error) {
 		kv, err := h.participant()
 		if err != nil || kv == nil || kv.Lease == 0 {
 			return "", err
 		}
 		h.rec.Add(history.Record{Loss: &history.Loss{Lease: kv.Lease, At: h.rec.Now()}})
-		_, err = h.admin.Revoke(h.soon(), clientv3.LeaseID(kv.Lease))
-		return string(kv.Key), err
+		return string(kv.Key), h.answered(ctx, func(ctx context.Context) error {
+			_, err := h.admin.Revoke(ctx, clientv3.LeaseID(kv.Lease))
+			if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+				return nil // by an attempt before, or by itself
+			}
+			return err
+		})
 	}},
-	{"delete a participant's key", func(h hand, _ context.Context) (string, error) {
+	{"delete a participant's key", func(h hand, ctx context.Context) (string, error) {
 		kv, err := h.participant()
 		if err != nil || kv == nil {
 			return "", err
 		}
 		h.rec.Add(history.Record{Loss: &history.Loss{Token: kv.CreateRevision, At: h.rec.Now()}})
-		_, err = h.admin.Txn(h.soon()).
-			If(clientv3.Compare(clientv3.CreateRevision(string(kv.Key)), "=", kv.CreateRevision)).
-			Then(clientv3.OpDelete(string(kv.Key))).Commit()
-		return string(kv.Key), err
+		return string(kv.Key), h.answered(ctx, func(ctx context.Context) error {
+			_, err := h.admin.Txn(ctx).
+				If(clientv3.Compare(clientv3.CreateRevision(string(kv.Key)), "=", kv.CreateRevision)).
+				Then(clientv3.OpDelete(string(kv.Key))).Commit()
+			return err
+		})
 	}},
 	{"pause a process", func(h hand, ctx context.Context) (string, error) {
+		value := valueOf(history.Who{Client: paused, Package: h.here()})
+		soon := h.rec.Now() + lifetime // to stop one that leads shows the most
+		for h.rec.Now() < soon && !h.audit.leads(value) && pause(ctx, 3*time.Millisecond) {
+		}
 		if err := h.child.pause(); err != nil {
 			return "", err
 		}
 		pause(ctx, between(h.rnd, lifetime/2, 2*lifetime))
-		return fmt.Sprint("client ", crew), h.child.resume()
+		return fmt.Sprint("client ", paused), h.child.resume()
 	}},
+}
+
+// answered repeats a call until it is answered, or the end of the faults is past and the
+// cluster should be whole. The loss was noted before it, and nothing that rests on what is
+// lost can be held against anybody any more: so it has to come about.
+func (h hand) answered(ctx context.Context, call func(context.Context) error) error {
+	late, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(settling, cancel) })()
+	for {
+		err := call(h.soon())
+		if err == nil || !pause(late, retryPause) {
+			return err
+		}
+	}
 }
 
 // participant picks one of those who stand in some line.

@@ -16,7 +16,7 @@ import (
 type library struct {
 	name     string
 	open     func(c *clientv3.Client, ttl int, lease clientv3.LeaseID) (session, error)
-	transact func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error) error
+	transact func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string) error
 	// unknown says whether a transaction that failed may have been committed.
 	unknown func(err error) bool
 }
@@ -54,6 +54,8 @@ type election interface {
 type stm interface {
 	Get(key ...string) string
 	Put(key, value string, opts ...clientv3.OpOption)
+	Rev(key string) int64
+	Del(key string)
 }
 
 // What only this package has.
@@ -83,9 +85,10 @@ var here = library{
 			},
 		}, nil
 	},
-	transact: func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error) error {
+	transact: func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string) error {
 		_, err := concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) },
-			concurrency.WithAbortContext(ctx), concurrency.WithIsolation(concurrency.Isolation(level)))
+			concurrency.WithAbortContext(ctx), concurrency.WithIsolation(concurrency.Isolation(level)),
+			concurrency.WithPrefetch(prefetch...))
 		return err
 	},
 	unknown: isCommitUnknown,
@@ -107,9 +110,10 @@ var theirs = library{
 			},
 		}, nil
 	},
-	transact: func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error) error {
+	transact: func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string) error {
 		_, err := upstream.NewSTM(c, func(s upstream.STM) error { return f(s) },
-			upstream.WithAbortContext(ctx), upstream.WithIsolation(upstream.Isolation(level)))
+			upstream.WithAbortContext(ctx), upstream.WithIsolation(upstream.Isolation(level)),
+			upstream.WithPrefetch(prefetch...))
 		return err
 	},
 	unknown: func(error) bool { return true },

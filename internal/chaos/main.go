@@ -15,6 +15,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"regexp"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -25,6 +27,8 @@ type options struct {
 	seed     uint64
 	upstream bool
 	evidence string
+	faults   *regexp.Regexp // of their names; nil: all
+	failFast bool
 }
 
 // roundLength is the longest time for which one cluster is tormented. A longer run is made
@@ -55,6 +59,16 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.upstream, "upstream", false,
 		"let all clients run upstream's package, and fail unless violations are found")
 	f.StringVar(&o.evidence, "evidence", "", "`folder` in which the evidence of violations is left (default: a temporary one)")
+	f.BoolVar(&o.failFast, "fail-fast", false, "stop after the first round with a violation of the package in question")
+	f.Func("faults", "do only that harm whose name matches the `regexp`", func(text string) (err error) {
+		if o.faults, err = regexp.Compile(text); err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(chosen(o.faults), func(p pair) bool { return len(p.harms) > 0 }) {
+			return errors.New("no fault has such a name")
+		}
+		return nil
+	})
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
@@ -82,11 +96,17 @@ func torment(ctx context.Context, args []string, out io.Writer) error {
 		length := min(left, roundLength)
 		left -= length
 		report, err := round(ctx, seed, length, o)
+		if report != nil {
+			report.print(out)
+			total.add(report.tally)
+		}
 		if err != nil {
+			total.print(out)
 			return fmt.Errorf("seed %d: %w", seed, err)
 		}
-		report.print(out)
-		total.add(report.tally)
+		if o.failFast && len(report.own) > 0 {
+			break
+		}
 	}
 	total.print(out)
 	switch found := total.violations[o.upstream]; {

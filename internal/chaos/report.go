@@ -46,7 +46,9 @@ func (r *run) judge(length time.Duration) *report {
 		} else {
 			rep.own = append(rep.own, v)
 		}
-		rep.kinds[v.Property+" by "+v.Package]++
+		kind := v.Property + " by " + v.Package
+		rep.kinds[kind]++
+		rep.sooner(kind, v.At)
 	}
 	return rep
 }
@@ -102,10 +104,11 @@ type tally struct {
 	calls      map[string]int // by package and operation
 	failed     map[string]int // those of them that returned an error
 	faults     map[string]int
-	holds      map[string]int // by package
-	txns       map[string]int // by package, attempts that were not committed included
-	violations map[bool]int   // by whether they are upstream's
-	kinds      map[string]int // violations by property and package
+	holds      map[string]int           // by package
+	txns       map[string]int           // by package, attempts that were not committed included
+	violations map[bool]int             // by whether they are upstream's
+	kinds      map[string]int           // violations by property and package
+	first      map[string]time.Duration // of each kind, after the beginning of its round
 	paused     childReport
 }
 
@@ -113,6 +116,7 @@ func newTally() *tally {
 	return &tally{
 		calls: map[string]int{}, failed: map[string]int{}, faults: map[string]int{}, holds: map[string]int{},
 		txns: map[string]int{}, violations: map[bool]int{}, kinds: map[string]int{},
+		first: map[string]time.Duration{},
 	}
 }
 
@@ -126,7 +130,7 @@ func (t *tally) count(h history.History) {
 			if record.Call.Error != "" {
 				t.failed[op]++
 			}
-		case record.Fault != nil && record.Fault.Error == "":
+		case record.Fault != nil && record.Fault.Error == "" && record.Fault.On != "":
 			t.faults[record.Fault.What]++
 		case record.Hold != nil:
 			t.holds[record.Hold.Package]++
@@ -140,8 +144,11 @@ func (t *tally) count(h history.History) {
 func (t *tally) add(u *tally) {
 	t.rounds += u.rounds
 	t.tormented += u.tormented
+	t.paused.Calls += u.paused.Calls
 	t.paused.Written += u.paused.Written
 	t.paused.Refused += u.paused.Refused
+	t.paused.StaleWritten += u.paused.StaleWritten
+	t.paused.StaleRefused += u.paused.StaleRefused
 	addUp(t.calls, u.calls)
 	addUp(t.failed, u.failed)
 	addUp(t.faults, u.faults)
@@ -149,6 +156,16 @@ func (t *tally) add(u *tally) {
 	addUp(t.txns, u.txns)
 	addUp(t.violations, u.violations)
 	addUp(t.kinds, u.kinds)
+	for kind, at := range u.first {
+		t.sooner(kind, at)
+	}
+}
+
+// sooner notes when a violation of a kind came, if it was the first.
+func (t *tally) sooner(kind string, at time.Duration) {
+	if first, ok := t.first[kind]; !ok || at < first {
+		t.first[kind] = at
+	}
 }
 
 func addUp[K comparable](to, from map[K]int) {
@@ -168,18 +185,23 @@ func sum[K comparable](m map[K]int) (total int) {
 func (t *tally) print(out io.Writer) {
 	fmt.Fprintf(out, "\n%d rounds, %v of faults. Violations: %d here, %d upstream.\n",
 		t.rounds, t.tormented, t.violations[false], t.violations[true])
-	fmt.Fprintf(out, "Guarded writes of the process that was paused: %d carried out, %d refused.\n",
-		t.paused.Written, t.paused.Refused)
+	fmt.Fprintf(out, "The process that was paused made %d calls. Its guarded writes: %d carried out, %d refused; "+
+		"right after a pause: %d carried out, %d refused.\n",
+		t.paused.Calls, t.paused.Written, t.paused.Refused, t.paused.StaleWritten, t.paused.StaleRefused)
 	for _, part := range []struct {
 		title  string
 		counts map[string]int
 	}{
-		{"fault", t.faults}, {"holds by", t.holds}, {"transactions and attempts by", t.txns}, {"violation", t.kinds},
+		{"fault", t.faults}, {"holds by", t.holds}, {"transactions and attempts by", t.txns},
 	} {
 		fmt.Fprintf(out, "\n| %s | count |\n|---|---|\n", part.title)
 		for _, key := range slices.Sorted(maps.Keys(part.counts)) {
 			fmt.Fprintf(out, "| %s | %d |\n", key, part.counts[key])
 		}
+	}
+	fmt.Fprint(out, "\n| violation | count | first, within its round |\n|---|---|---|\n")
+	for _, kind := range slices.Sorted(maps.Keys(t.kinds)) {
+		fmt.Fprintf(out, "| %s | %d | %v |\n", kind, t.kinds[kind], t.first[kind].Round(time.Millisecond))
 	}
 	fmt.Fprint(out, "\n| call | count | failed |\n|---|---|---|\n")
 	for _, op := range slices.Sorted(maps.Keys(t.calls)) {

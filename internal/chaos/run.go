@@ -55,6 +55,12 @@ func guardedKey(name string) string { return root + dataArea + strings.TrimPrefi
 // crew is the number of clients in this process. A third of them run upstream's package.
 const crew = 6
 
+// The numbers of those who are none of the crew.
+const (
+	paused   = crew + iota // the child
+	operator               // the admin
+)
+
 // run is one round: a cluster, its clients, and what they recorded.
 type run struct {
 	options
@@ -66,10 +72,12 @@ type run struct {
 	child    *process
 	dir      string // of the evidence
 
-	led atomic.Int64 // functions that RunLeader has run
+	calm    chan struct{} // closed when the faults are over and the cluster is whole; nil: never
+	led     atomic.Int64  // functions that RunLeader has run
+	streams atomic.Int64  // calls of Observe and Leaders
 
 	mu         sync.Mutex // guards the fields below
-	end        time.Duration
+	ends       map[string]time.Duration
 	violations []history.Violation
 }
 
@@ -82,17 +90,20 @@ func (r *run) violate(property, pkg, format string, args ...any) {
 	})
 }
 
-// stopped is when the clients were told to stop.
-func (r *run) stopped() time.Duration {
+// stopped is when the clients of a package were told to stop.
+func (r *run) stopped(pkg string) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.end
+	if end, ok := r.ends[pkg]; ok {
+		return end
+	}
+	return 1<<63 - 1
 }
 
-func (r *run) stop() {
+func (r *run) stop(pkg string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.end = r.rec.Now()
+	r.ends[pkg] = r.rec.Now()
 }
 
 // here is the package whose promises this run is about.
@@ -104,25 +115,30 @@ func (r *run) here() string {
 }
 
 // round torments one cluster for a while and reports what came of it. Its error is about
-// the harness. The evidence stays only if there is a violation of the package in question.
+// the harness, and names the folder of the evidence. That stays only for such an error, which
+// may be the doing of a violation, and for a violation of the package in question.
 func round(ctx context.Context, seed uint64, length time.Duration, o options) (*report, error) {
-	r := &run{options: o, rec: history.NewRecorder(), end: 1<<63 - 1}
+	r := &run{
+		options: o, rec: history.NewRecorder(), calm: make(chan struct{}), ends: map[string]time.Duration{},
+	}
 	r.seed = seed
 	if err := r.open(); err != nil {
 		r.close()
-		return nil, err
+		return nil, fmt.Errorf("%w (logs: %s)", err, r.dir)
 	}
 	err := r.live(ctx, length)
 	r.close()
-	if err != nil {
-		return nil, err
-	}
-	r.leftGoroutines()
 	rep := r.judge(length)
-	if len(rep.own) > 0 {
-		return rep, rep.keep(r.dir)
+	if err == nil && len(rep.own) == 0 {
+		return rep, os.RemoveAll(r.dir)
 	}
-	return rep, os.RemoveAll(r.dir)
+	if kept := rep.keep(r.dir); err == nil {
+		err = kept
+	}
+	if err != nil {
+		return rep, fmt.Errorf("%w (evidence: %s)", err, r.dir)
+	}
+	return rep, nil
 }
 
 // open starts the servers and the clients.
@@ -159,7 +175,7 @@ func (r *run) open() (err error) {
 		r.stations = append(r.stations, s)
 	}
 	r.child, err = startChild(childSpec{
-		Client: crew, Package: r.here(), Seed: r.seed, Endpoints: r.cluster.Endpoints(),
+		Client: paused, Package: r.here(), Seed: r.seed, Endpoints: r.cluster.Endpoints(),
 	})
 	return err
 }
@@ -192,7 +208,7 @@ func (r *run) close() {
 }
 
 // live is what happens between open and close: work and faults, then work alone, then the
-// promises about the end.
+// promises about the end. The cluster is told to be whole before anything is asked for.
 func (r *run) live(ctx context.Context, length time.Duration) error {
 	auditing, stopAudit := context.WithCancel(context.Background())
 	var auditors sync.WaitGroup
@@ -200,57 +216,38 @@ func (r *run) live(ctx context.Context, length time.Duration) error {
 	defer auditors.Wait()
 	defer stopAudit()
 
-	working, stopWork := context.WithCancel(context.Background())
-	watching, stopWatch := context.WithCancel(context.Background())
-	var workers, watchers sync.WaitGroup
-	calm := make(chan struct{})
-	latests := r.staff(working, watching, calm, &workers, &watchers)
-
+	ours, theirs := r.staff()
 	r.torture(ctx, length)
-	close(calm)
 	err := r.healed()
-	if err == nil {
-		r.leadsAgain()
-	}
-	r.stop()
-	stopWork()
+	close(r.calm)
 	r.child.finish()
-	r.await(&workers, "work")
+	last := ours
+	if r.upstream {
+		last = theirs
+		r.endWork(last)
+	} else { // what upstream leaves to itself is none of ours
+		r.endWork(theirs)
+		r.endWatch(theirs)
+		r.dismiss(theirs)
+	}
 	if err == nil {
-		r.everyNameIsFree()
-		r.observersKnow(latests)
+		r.everyNameIsFree() // while our sessions live and work
 	}
-	stopWatch()
-	r.await(&watchers, "observers")
-	if err != nil {
-		return err
+	if !r.upstream {
+		r.endWork(ours)
 	}
-	return r.nothingIsLeft()
-}
-
-// staff starts the work.
-func (r *run) staff(
-	working, watching context.Context, calm <-chan struct{}, workers, watchers *sync.WaitGroup,
-) (latests map[string][]*latest) {
-	latests = map[string][]*latest{}
-	for i, s := range r.stations {
-		for n := range uint64(2) { // with a session each
-			w := &worker{run: r, station: s, rnd: r.rand(10*n + uint64(i))}
-			workers.Go(func() { w.work(working) })
-		}
-		t := &transactor{run: r, station: s, rnd: r.rand(100 + uint64(i))}
-		workers.Go(func() { t.work(working) })
-		if s.lib.name == history.Here {
-			l := &worker{run: r, station: s, rnd: r.rand(200 + uint64(i))}
-			workers.Go(func() { l.runLeader(working, runElection) })
-		}
-		name := elections[i%len(elections)]
-		o := &worker{run: r, station: s, rnd: r.rand(300 + uint64(i))}
-		last := &latest{who: s.who}
-		latests[name] = append(latests[name], last)
-		watchers.Go(func() { o.follow(watching, name, last, calm) })
+	if err == nil {
+		r.observersKnow(last.latests)
 	}
-	return latests
+	r.endWatch(last)
+	if r.upstream { // whose sessions may leave watchers to their clients
+		r.dismiss(last)
+	}
+	if err == nil {
+		err = r.nothingIsLeft()
+	}
+	r.dismiss(last)
+	return err
 }
 
 // rand is a source of its own for each participant, so that the order of one's work does
@@ -259,7 +256,7 @@ func (r *run) rand(participant uint64) *rand.Rand { return rand.New(rand.NewPCG(
 
 // await waits for those who were told to stop. Every wait ends: one that doesn't is a
 // violation, and the stacks tell where it hangs.
-func (r *run) await(wg *sync.WaitGroup, what string) {
+func (r *run) await(wg *sync.WaitGroup, pkg, what string) {
 	done := make(chan struct{})
 	go func() {
 		wg.Wait()
@@ -270,33 +267,13 @@ func (r *run) await(wg *sync.WaitGroup, what string) {
 	case <-time.After(settling):
 		text := stacks()
 		_ = os.WriteFile(filepath.Join(r.dir, "stacks.txt"), []byte(text), 0o644)
-		r.violate("hang", r.here(), "%s went on for %v after the end of every context; see stacks.txt", what, settling)
+		r.violate("hang", pkg, "%s went on for %v after the end of every context; see stacks.txt", what, settling)
 	}
 }
 
 func stacks() string {
 	text := make([]byte, 16<<20)
 	return string(text[:runtime.Stack(text, true)])
-}
-
-// latest is what an observer was told last.
-type latest struct {
-	who history.Who
-	mu  sync.Mutex // guards value
-	// value is that of the leader's key, "" when nobody led.
-	value string
-}
-
-func (l *latest) set(value string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.value = value
-}
-
-func (l *latest) get() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.value
 }
 
 // pause waits and reports whether ctx still lives.

@@ -19,7 +19,7 @@ const (
 	// registers of one part are used for an epoch, so that the order of a part's
 	// transactions can be searched for.
 	registers = 4
-	epoch     = 10 * time.Second
+	epoch     = 5 * time.Second
 )
 
 func account(i int) string { return fmt.Sprintf("%s%s%d", root, accountArea, i) }
@@ -34,6 +34,7 @@ const snapshots = 2
 type transactor struct {
 	*run
 	*station
+	index  int // among those of the station
 	rnd    *rand.Rand
 	number int // of the values written
 }
@@ -48,6 +49,8 @@ func (t *transactor) work(ctx context.Context) {
 			t.audited(ctx)
 		case n < 65:
 			t.appendTo(ctx)
+		case n < 72 && t.own():
+			t.remove(ctx)
 		case n < 80:
 			t.update(ctx)
 		case n < 92:
@@ -75,7 +78,19 @@ func (t *transactor) register(part string) string {
 // value is one that nobody else writes.
 func (t *transactor) value() string {
 	t.number++
-	return fmt.Sprintf("%d-%d", t.who.Client, t.number)
+	return fmt.Sprintf("%d.%d-%d", t.who.Client, t.index, t.number)
+}
+
+// own reports whether to use what has no counterpart in upstream's package, or is broken
+// there: Rev, Del, reads of many keys at once, and those that are made ahead.
+func (t *transactor) own() bool { return t.who.Package == history.Here }
+
+// ahead is the keys to read ahead, now and then.
+func (t *transactor) ahead(keys ...string) []string {
+	if t.own() && t.rnd.IntN(3) == 0 {
+		return keys
+	}
+	return nil
 }
 
 // appendTo adds to a list, having read it.
@@ -84,7 +99,7 @@ func (t *transactor) appendTo(ctx context.Context) {
 	key := t.register(part)
 	t.transact(ctx, "append", part, t.rnd.IntN(snapshots+1), func(s *tracked) {
 		s.Put(key, s.Get(key)+" "+value)
-	})
+	}, t.ahead(key)...)
 }
 
 // update reads some registers and writes others, without a regard for what they were.
@@ -92,7 +107,10 @@ func (t *transactor) update(ctx context.Context) {
 	part, value := t.part(), t.value()
 	from, to, also := t.register(part), t.register(part), t.register(part)
 	t.transact(ctx, "update", part, t.rnd.IntN(snapshots+1), func(s *tracked) {
-		if t.rnd.IntN(4) > 0 {
+		switch n := t.rnd.IntN(4); {
+		case n == 0 && t.own():
+			s.Rev(from)
+		case n > 0:
 			s.Get(from)
 		}
 		s.Put(to, value)
@@ -102,15 +120,37 @@ func (t *transactor) update(ctx context.Context) {
 	})
 }
 
+// remove deletes one register and writes another, whose value tells whether both was done.
+func (t *transactor) remove(ctx context.Context) {
+	part, value := t.part(), t.value()
+	gone, to := t.register(part), t.register(part)
+	t.transact(ctx, "remove", part, t.rnd.IntN(snapshots+1), func(s *tracked) {
+		switch t.rnd.IntN(3) {
+		case 0:
+			s.Rev(gone)
+		case 1:
+			s.GetBoth(gone, to)
+		}
+		s.Del(gone)
+		s.Put(to, value)
+	}, t.ahead(gone, to)...)
+}
+
 // read only reads.
 func (t *transactor) read(ctx context.Context) {
 	part := t.part()
 	keys := []string{t.register(part), t.register(part), t.register(part)}
+	many := t.own() && t.rnd.IntN(2) == 0
 	t.transact(ctx, "read", part, t.rnd.IntN(snapshots+1), func(s *tracked) {
+		if many {
+			s.GetBoth(keys[0], keys[1])
+			s.Rev(keys[2])
+			return
+		}
 		for _, key := range keys {
 			s.Get(key)
 		}
-	})
+	}, t.ahead(keys[1:]...)...)
 }
 
 // weak reads and writes at ReadCommitted, in keys of its own.
@@ -125,17 +165,19 @@ func (t *transactor) weak(ctx context.Context) {
 
 // transact runs f as a transaction. What each attempt at a level with a snapshot has read
 // is a transaction of its own, committed or not.
-func (t *transactor) transact(ctx context.Context, op, part string, level int, f func(s *tracked)) {
+func (t *transactor) transact(
+	ctx context.Context, op, part string, level int, f func(s *tracked), prefetch ...string,
+) {
 	call := t.rec.Now()
 	note := func(s *tracked, writes map[string]string, unknown bool) {
 		t.rec.Add(history.Record{Txn: &history.Txn{
 			Who: t.who, Part: part, Level: levels[level], Call: call, Return: t.rec.Now(),
-			Reads: s.reads, Writes: writes, Unknown: unknown,
+			Reads: s.reads, Revs: s.revs, Writes: writes, Unknown: unknown,
 		}})
 	}
 	var attempt *tracked
 	abandon := func() {
-		if attempt != nil && level < snapshots && len(attempt.reads) > 0 {
+		if attempt != nil && level < snapshots && len(attempt.reads)+len(attempt.revs) > 0 {
 			note(attempt, nil, false)
 		}
 	}
@@ -144,7 +186,7 @@ func (t *transactor) transact(ctx context.Context, op, part string, level int, f
 		attempt = track(s)
 		f(attempt)
 		return nil
-	})
+	}, prefetch...)
 	switch {
 	case attempt == nil: // it has not come to that
 	case err == nil:
@@ -158,11 +200,13 @@ func (t *transactor) transact(ctx context.Context, op, part string, level int, f
 }
 
 // try makes the call.
-func (t *transactor) try(ctx context.Context, op, part string, level int, f func(stm) error) error {
+func (t *transactor) try(
+	ctx context.Context, op, part string, level int, f func(stm) error, prefetch ...string,
+) error {
 	limit := between(t.rnd, 100*time.Millisecond, 3*time.Second)
 	w := worker{run: t.run, station: t.station}
 	return w.call(ctx, op, part, limit, func(ctx context.Context) error {
-		return t.lib.transact(ctx, t.client, level, f)
+		return t.lib.transact(ctx, t.client, level, f, prefetch...)
 	})
 }
 
@@ -170,10 +214,11 @@ func (t *transactor) try(ctx context.Context, op, part string, level int, f func
 type tracked struct {
 	stm
 	reads, writes map[string]string
+	revs          map[string]int64
 }
 
 func track(s stm) *tracked {
-	return &tracked{stm: s, reads: map[string]string{}, writes: map[string]string{}}
+	return &tracked{stm: s, reads: map[string]string{}, writes: map[string]string{}, revs: map[string]int64{}}
 }
 
 // Get reads one key. What the attempt wrote itself it is not told by the servers.
@@ -183,6 +228,29 @@ func (s *tracked) Get(key string) string {
 		s.reads[key] = value
 	}
 	return value
+}
+
+// GetBoth reads two keys in one call, which returns the value of the first; the other is
+// asked for afterwards.
+func (s *tracked) GetBoth(first, second string) {
+	value := s.stm.Get(first, second)
+	if _, own := s.writes[first]; !own {
+		s.reads[first] = value
+	}
+	s.Get(second)
+}
+
+// Rev reads a revision, as the servers have it, whatever the attempt has written.
+func (s *tracked) Rev(key string) int64 {
+	rev := s.stm.Rev(key)
+	s.revs[key] = rev
+	return rev
+}
+
+// Del deletes, which is to write "".
+func (s *tracked) Del(key string) {
+	s.stm.Del(key)
+	s.writes[key] = ""
 }
 
 // Put writes.
@@ -206,7 +274,7 @@ func (t *transactor) transfer(ctx context.Context) {
 		s.Put(account(from), plus(s.Get(account(from)), -amount))
 		s.Put(account(to), plus(s.Get(account(to)), amount))
 		return nil
-	})
+	}, t.ahead(account(from), account(to))...)
 }
 
 func plus(value string, amount int) string {

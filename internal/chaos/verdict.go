@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -32,26 +33,14 @@ func (r *run) healed() error {
 	}
 }
 
-// leadsAgain waits for RunLeader to run its function again now that the faults are over.
-func (r *run) leadsAgain() {
-	if r.upstream {
-		return
-	}
-	before, since := r.led.Load(), r.rec.Now()
-	for r.led.Load() == before {
-		if r.rec.Now()-since > settling {
-			r.violate("liveness", history.Here, "no RunLeader of %q led within %v after the last fault", runElection, settling)
-			return
-		}
-		pause(context.Background(), retryPause)
-	}
-}
-
-// everyNameIsFree takes every lock and wins every election within twice the TTL of the end
-// of the work. What the dead left behind has expired by then.
+// everyNameIsFree takes every lock and wins every election within twice the TTL, in turn
+// with those who go on working, and sees RunLeader run its functions again meanwhile. What
+// the dead left behind has expired by then. The same limit has been enough for RunLeader,
+// which has to notice by itself that its session is lost.
 func (r *run) everyNameIsFree() {
-	limit := 2*lifetime + r.stopped() - r.rec.Now()
-	ctx, cancel := context.WithTimeout(context.Background(), max(limit, lifetime))
+	const limit = 2 * lifetime
+	led := r.led.Load()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
 	s, err := concurrency.NewSession(r.admin, concurrency.WithTTL(int(settling/time.Second)))
 	if err != nil {
@@ -62,10 +51,19 @@ func (r *run) everyNameIsFree() {
 	var wg sync.WaitGroup
 	for _, name := range slices.Concat(locks, elections, []string{runElection}) {
 		wg.Go(func() {
-			if err := concurrency.NewMutex(s, name).Lock(ctx); err != nil {
-				r.violate("liveness", r.here(), "%q could not be locked within %v of the end of the work: %v", name, limit, err)
+			m := concurrency.NewMutex(s, name)
+			if err := m.Lock(ctx); err != nil {
+				r.violate("liveness", r.here(), "%q could not be locked within %v after the faults: %v", name, limit, err)
+			} else if err := m.Unlock(ctx); err != nil && ctx.Err() == nil {
+				r.violate("liveness", history.Here, "Unlock of %q: %v", name, err)
 			}
 		})
+	}
+	for !r.upstream && r.led.Load() == led {
+		if !pause(ctx, retryPause) {
+			r.violate("liveness", history.Here, "no RunLeader of %q led within %v after the faults", runElection, limit)
+			break
+		}
 	}
 	wg.Wait()
 }
@@ -98,14 +96,15 @@ func (r *run) observersKnow(latests map[string][]*latest) {
 	}
 }
 
-// nothingIsLeft checks that sessions that have ended leave nothing in etcd: no key that
-// stands in line, no lease, and no watcher.
+// nothingIsLeft checks that sessions that have ended leave nothing, even while their clients
+// live on: in etcd no key that stands in line, no lease, and no watcher; in this process no
+// goroutine of the package's. It also has the total of the accounts read a last time.
 func (r *run) nothingIsLeft() error {
-	for _, s := range r.stations {
-		s.client.Close()
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), settling)
 	defer cancel()
+	if err := r.total(ctx); err != nil {
+		return err
+	}
 	end, err := r.admin.Put(ctx, endKey, "")
 	if err != nil {
 		return err
@@ -113,18 +112,40 @@ func (r *run) nothingIsLeft() error {
 	if err := r.audit.until(ctx, end.Header.Revision); err != nil {
 		return err
 	}
-	for {
-		left, err := r.left(ctx)
+	for left := ""; ; {
+		now, err := r.left(ctx)
 		switch {
-		case err != nil:
+		case err != nil && ctx.Err() == nil:
 			return err
-		case left == "":
+		case err == nil && now == "":
+			r.leftGoroutines()
 			return nil
-		case !pause(ctx, 5*retryPause):
+		case err == nil:
+			left = now
+		}
+		if !pause(ctx, 5*retryPause) {
 			r.violate("leftover", r.here(), "%v after the end there are still %s", settling, left)
+			r.leftGoroutines()
 			return nil
 		}
 	}
+}
+
+// total reads the accounts as they are at the end.
+func (r *run) total(ctx context.Context) error {
+	resp, err := r.admin.Get(ctx, root+accountArea, clientv3.WithPrefix())
+	if err != nil {
+		return err
+	}
+	sum := 0
+	for _, kv := range resp.Kvs {
+		n, _ := strconv.Atoi(string(kv.Value))
+		sum += n
+	}
+	r.rec.Add(history.Record{Total: &history.Total{
+		Who: history.Who{Client: operator, Package: r.here()}, Sum: sum, Want: accounts * balance, At: r.rec.Now(),
+	}})
+	return nil
 }
 
 // left says what is left in etcd. The auditor has a watcher.
@@ -147,7 +168,7 @@ func (r *run) left(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%d keys, %d leases, %d watchers", keys.Count, len(leases.Leases), watchers-1), nil
 }
 
-// leftGoroutines looks for goroutines of the package when all clients are closed.
+// leftGoroutines looks for goroutines of the package when all sessions are closed.
 func (r *run) leftGoroutines() {
 	const frame = "example.com/etcd/concurrency."
 	ctx, cancel := context.WithTimeout(context.Background(), settling)
@@ -159,7 +180,7 @@ func (r *run) leftGoroutines() {
 		}
 		if !pause(ctx, retryPause) {
 			_ = os.WriteFile(filepath.Join(r.dir, "stacks.txt"), []byte(text), 0o644)
-			r.violate("leftover", history.Here, "goroutines go on after the end of all clients; see stacks.txt")
+			r.violate("leftover", history.Here, "goroutines go on after the end of all sessions; see stacks.txt")
 			return
 		}
 	}

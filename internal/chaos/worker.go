@@ -20,7 +20,8 @@ type worker struct {
 	rnd     *rand.Rand
 	session session
 	open    bool
-	number  int // of the values that it has campaigned with
+	number  int  // of the values that it has campaigned with
+	dawdles bool // holds for long one time in two, so that what is rare meets a hold
 }
 
 // work goes on until ctx ends.
@@ -75,11 +76,18 @@ func (w *worker) shut() {
 	w.open = false
 }
 
-// call makes a call and records it. A limit of 0 is none.
+// call makes a call and records it. A limit of 0 is none: this package's NewSession and
+// Close have one of their own, the TTL.
 func (w *worker) call(
 	ctx context.Context, op, name string, limit time.Duration, f func(context.Context) error,
 ) error {
 	c := history.Call{Who: w.who, Op: op, Name: name, Call: w.rec.Now()}
+	if w.open && op != guardedOp && op != staleOp { // which need no session
+		c.Lease = int64(w.session.lease)
+	}
+	if limit == 0 && w.who.Package == history.Here {
+		c.Due = c.Call + lifetime
+	}
 	if limit > 0 {
 		bound, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
@@ -88,7 +96,7 @@ func (w *worker) call(
 	err := f(ctx)
 	c.Return = w.rec.Now()
 	if ctx.Err() != nil && limit > 0 {
-		c.Ended = min(c.Call+limit, w.stopped())
+		c.Ended = min(c.Call+limit, w.stopped(w.who.Package))
 	}
 	if err != nil {
 		c.Error = err.Error()
@@ -105,12 +113,19 @@ func (w *worker) patience() time.Duration {
 	return between(w.rnd, time.Second, 4*time.Second)
 }
 
+// brief is the longest hold when the faults are over.
+const brief = 50 * time.Millisecond
+
 // duration is how long to hold: mostly short, sometimes long enough for a fault to end it.
 func (w *worker) duration() time.Duration {
-	if w.rnd.IntN(8) == 0 {
-		return between(w.rnd, 500*time.Millisecond, 2*ttl*time.Second)
+	rarely := 8
+	if w.dawdles {
+		rarely = 2
 	}
-	return between(w.rnd, 0, 50*time.Millisecond)
+	if w.rnd.IntN(rarely) == 0 {
+		return between(w.rnd, 500*time.Millisecond, 2*lifetime)
+	}
+	return between(w.rnd, 0, brief)
 }
 
 // lock takes a lock, holds it and releases it.
@@ -128,7 +143,7 @@ func (w *worker) lock(ctx context.Context, try bool) {
 	former := m.IsOwner()
 	err := w.call(ctx, "Unlock", name, w.patience(), m.Unlock)
 	if w.rnd.IntN(4) == 0 {
-		w.guarded(ctx, name, former)
+		w.guarded(ctx, guardedOp, name, former)
 	}
 	if err != nil && w.rnd.IntN(2) == 0 {
 		w.shut()
@@ -157,9 +172,16 @@ func (w *worker) alive(handle any) func() bool {
 
 // hold holds for a while, and at the longest until it is known that it was lost. It
 // notes the time before it asks whether it still holds, so that the answer was true then.
+//
+// If more than the TTL has passed since it last asked, the process was paused, and does what
+// is feared of such a one: it writes first.
 func (w *worker) hold(ctx context.Context, h *history.Hold, alive func() bool, owner clientv3.Cmp) {
 	look := func() bool {
 		now := w.rec.Now()
+		if h.Start > 0 && now-h.End > lifetime {
+			w.guarded(ctx, staleOp, h.Name, owner)
+			now = w.rec.Now()
+		}
 		if w.session.deadline != nil {
 			h.Deadline = w.rec.When(w.session.deadline())
 		}
@@ -172,10 +194,15 @@ func (w *worker) hold(ctx context.Context, h *history.Hold, alive func() bool, o
 		h.End = now
 		return true
 	}
-	over := w.rec.Now() + w.duration()
-	for look() && w.rec.Now() < over && pause(ctx, 3*time.Millisecond) {
+	for begun, length := w.rec.Now(), w.duration(); look() && w.rec.Now() < begun+length; {
+		if !pause(ctx, 3*time.Millisecond) {
+			break
+		}
 		if w.rnd.IntN(15) == 0 {
-			w.guarded(ctx, h.Name, owner)
+			w.guarded(ctx, guardedOp, h.Name, owner)
+		}
+		if ended(w.calm) {
+			length = min(length, brief)
 		}
 	}
 	look() // right before it is released
@@ -184,21 +211,24 @@ func (w *worker) hold(ctx context.Context, h *history.Hold, alive func() bool, o
 	}
 }
 
-const guardedOp = "guarded write"
+const (
+	guardedOp = "guarded write"
+	staleOp   = "guarded write after a pause"
+)
 
 // errRefused is what a guarded write ends with when its guard does not hold.
 var errRefused = errors.New("refused")
 
 // guarded writes under the guard of an ownership, present or former. The auditor sees
 // whether it was carried out.
-func (w *worker) guarded(ctx context.Context, name string, owner clientv3.Cmp) {
+func (w *worker) guarded(ctx context.Context, op, name string, owner clientv3.Cmp) {
 	token := tokenOf(owner)
 	if token == 0 {
 		return
 	}
 	key, value := guardedKey(name), fmt.Sprintf(guardedFormat, token, w.who.Client, w.who.Package)
 	byNewSTM := w.who.Package == history.Here && w.rnd.IntN(2) == 0
-	_ = w.call(ctx, guardedOp, name, time.Second, func(ctx context.Context) error {
+	_ = w.call(ctx, op, name, time.Second, func(ctx context.Context) error {
 		if byNewSTM {
 			_, err := concurrency.NewSTM(w.client, func(s concurrency.STM) error {
 				s.Put(key, value)

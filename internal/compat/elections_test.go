@@ -16,23 +16,25 @@ import (
 
 var electionRows = []row{
 	{"E1", "Campaign proves its own candidacy: never two leaders", []part{
-		{run: twoLeaders, queue: true, alone: true, form: candidacy, upstream: "returned <nil>"},
+		{run: twoLeaders, queue: true, form: candidacy, upstream: "returned <nil>"},
 	}},
 	{"E2", "a failed Campaign withdraws its candidacy, whatever failed", []part{
 		{name: "lost answer", run: lostJoin, queue: true, form: candidacy, upstream: "the key stays"},
 		{name: "compaction", run: compactedCampaign, wire: true, members: 1, form: candidacy, upstream: "the key stays"},
-		{name: "unreachable", run: unreachable, queue: true, alone: true, form: candidacy, wire: true, upstream: "blocked"},
+		{name: "unreachable", run: unreachable, queue: true, form: candidacy, wire: true, upstream: "blocked"},
 	}},
 	{"E3", "L1, L5, L6, L7, L12 and L15 hold for Campaign", []part{
 		{name: "L1", run: revokedWaiter, queue: true, form: candidacy, upstream: "still waiting"},
 		{name: "L5", run: unreachable, queue: true, wire: true, form: candidacy, upstream: "blocked"},
 		{name: "L6", run: compactedWait, queue: true, wire: true, members: 1, form: candidacy, upstream: "compacted"},
+		{name: "L6, before a watch", run: compactedBeforeWatch, queue: true, members: 1, form: candidacy, upstream: "compacted"},
 		{name: "L7", run: quorumLost, queue: true, members: 3, form: candidacy, upstream: "still waiting"},
 		{name: "L12", run: headerAfterWait, queue: true, form: candidacy, upstream: "older than the release"},
 		{name: "L15", run: refusedJoin, queue: true, form: candidacy, upstream: "ended by"},
 	}},
-	{"E4", "a failed Resign can be repeated", []part{
-		{run: resignAgain, form: candidacy, upstream: "the key stays"},
+	{"E4", "a failed Resign or Unlock can be repeated", []part{
+		{name: "Resign", run: releaseAgain, queue: true, form: candidacy, upstream: "the key stays"},
+		{name: "Unlock", run: releaseAgain, queue: true, form: lock},
 	}},
 	{"E5", "Proclaim of who does not lead is ErrElectionNotLeader, every time", []part{
 		{name: "deposed", run: proclaimDeposed, form: candidacy, upstream: "key is not provided"},
@@ -44,6 +46,7 @@ var electionRows = []row{
 	}},
 	{"E7", "Observe tells leaders only, survives faults, and skips stale values", []part{
 		{name: "compaction", run: observeCompaction, form: candidacy, wire: true, members: 1, upstream: "closed"},
+		{name: "compaction before a watch", run: observeBeforeWatch, form: candidacy, members: 1, upstream: "closed"},
 		{name: "slow reader", run: observeSlowly, form: candidacy, upstream: "values were kept"},
 		{name: "leaders", run: observeLeaders, form: candidacy},
 		{name: "end", run: observeEnds, form: candidacy},
@@ -51,8 +54,9 @@ var electionRows = []row{
 	{"E8", "Key and Rev are empty unless elected", []part{
 		{run: keyWhileWaiting, form: candidacy, child: true, upstream: "while waiting"},
 	}},
-	{"E9", "a leader whose repeated Campaign fails on its context stays leader", []part{
-		{run: campaignAgain, form: candidacy, upstream: "not the leader"},
+	{"E9", "who owns and whose repeated Campaign or Lock fails on its context still owns", []part{
+		{name: "Campaign", run: acquireAgain, queue: true, alone: true, form: candidacy, upstream: "not the owner"},
+		{name: "Lock", run: acquireAgain, queue: true, alone: true, form: lock},
 	}},
 }
 
@@ -98,15 +102,15 @@ func (e *env) election() (election, *party) {
 	return e.newElection(p.session, e.name), p
 }
 
-func resignAgain(e *env) error {
-	el, p := e.election()
-	e.must(el.Campaign(e.Context(), "a"))
+func releaseAgain(e *env) error {
+	p := e.party(partyOptions{})
+	e.must(p.acquire(e.Context()))
 	ctx, cancel := context.WithCancel(e.Context())
 	cancel()
-	if err := el.Resign(ctx); err != context.Canceled {
-		return fmt.Errorf("a Resign that was given up returned %w", err)
+	if err := p.release(ctx); err != context.Canceled {
+		return fmt.Errorf("a release that was given up returned %w", err)
 	}
-	if err := el.Resign(e.Context()); err != nil {
+	if err := p.release(e.Context()); err != nil {
 		return err
 	}
 	return e.leaves(p.place(), soon)
@@ -236,6 +240,24 @@ func observeCompaction(e *env) error {
 	return nil
 }
 
+func observeBeforeWatch(e *env) error {
+	el, _ := e.election()
+	e.must(el.Campaign(e.Context(), "a"))
+	watcher := e.party(partyOptions{})
+	watcher.faults.CompactBeforeWatch(1, e.name+"-other")
+	ctx, cancel := context.WithCancel(e.Context())
+	defer cancel()
+	ch := e.newElection(watcher.session, e.name).Observe(ctx)
+	if got := next(ch, ample); got != "a" {
+		return fmt.Errorf("observed %s", got)
+	}
+	e.must(el.Proclaim(e.Context(), "b"))
+	if got := next(ch, ample); got != "b" {
+		return fmt.Errorf("observed %s", got)
+	}
+	return nil
+}
+
 func observeSlowly(e *env) error {
 	const n = 50
 	el, _ := e.election()
@@ -342,35 +364,51 @@ func (p *party) queueCampaign(el election, n int) *etcdtest.Call {
 	return call
 }
 
-// The context ends in the middle of whatever calls a repeated Campaign makes: before
+// The context ends in the middle of whatever calls a repeated acquisition makes: before
 // the nth is sent, or before its answer comes.
-func campaignAgain(e *env) error {
+func acquireAgain(e *env) error {
 	for n := 1; n <= 2; n++ {
 		for _, hold := range []func(*fault.Faults, fault.Kind, int) *fault.Gate{
 			(*fault.Faults).Hold, (*fault.Faults).HoldAnswer,
 		} {
-			el, p := e.election()
-			e.must(el.Campaign(e.Context(), "a"))
-			ctx, cancel := context.WithCancel(e.Context())
-			gate := hold(p.faults, fault.Txn, n)
-			call := etcdtest.Go(func() error { return el.Campaign(ctx, "b") })
-			select {
-			case <-gate.Reached():
-			case <-call.Done():
+			p := e.party(partyOptions{})
+			if err := p.acquireAgain(func() *fault.Gate { return hold(p.faults, fault.Txn, n) }); err != nil {
+				return err
 			}
-			cancel()
-			if !returned(call, soon) {
-				return errors.New("the repeated Campaign is blocked")
-			}
-			p.faults.Clear()
-			if el.Key() != p.place() {
-				return fmt.Errorf("not the leader any more: Key is %q", el.Key())
-			}
-			if err := el.Proclaim(e.Context(), "c"); err != nil {
-				return fmt.Errorf("not the leader any more: %w", err)
-			}
-			e.must(el.Resign(e.Context()))
 		}
 	}
 	return nil
+}
+
+func (p *party) acquireAgain(hold func() *fault.Gate) error {
+	h := p.handle()
+	p.must(h.acquire(p.Context()))
+	again := h
+	if c, ok := h.(candidate); ok {
+		again = candidate{c.election, "another value"}
+	}
+	ctx, cancel := context.WithCancel(p.Context())
+	gate := hold()
+	call := etcdtest.Go(func() error { return again.acquire(ctx) })
+	select {
+	case <-gate.Reached():
+	case <-call.Done():
+	}
+	cancel()
+	if !returned(call, soon) {
+		return errors.New("the repeated acquisition is blocked")
+	}
+	p.faults.Clear()
+	if h.Key() != p.place() || !p.owns() {
+		return fmt.Errorf("not the owner any more: Key is %q", h.Key())
+	}
+	if c, ok := h.(candidate); ok {
+		if err := c.Proclaim(p.Context(), "c"); err != nil {
+			return fmt.Errorf("not the owner any more: %w", err)
+		}
+	}
+	if err := h.release(p.Context()); err != nil {
+		return fmt.Errorf("the release: %w", err)
+	}
+	return p.leaves(p.place(), soon)
 }

@@ -32,6 +32,7 @@ var lockRows = []row{
 		{name: "sibling", run: trySparesSibling, upstream: "the waiting sibling"},
 		{name: "given up", run: tryGivenUp, upstream: "the key stays"},
 		{name: "one wins", run: tryOneWins},
+		{name: "spurious", run: tryAgainstTry, upstream: "TryLock of a free lock returned"},
 	}},
 	{"L4", "an acquisition whose answer was lost blocks nobody", []part{
 		{name: "Lock", run: lostJoin, queue: true, form: lock, upstream: "the key stays"},
@@ -42,19 +43,22 @@ var lockRows = []row{
 		{run: unreachable, queue: true, wire: true, form: lock, upstream: "blocked"},
 	}},
 	{"L6", "a compaction together with a lost connection neither ends a wait nor hides the turn", []part{
-		{run: compactedWait, queue: true, wire: true, members: 1, form: lock, upstream: "compacted"},
+		{name: "cut", run: compactedWait, queue: true, wire: true, members: 1, form: lock, upstream: "compacted"},
+		{name: "before a watch", run: compactedBeforeWatch, queue: true, members: 1, form: lock, upstream: "compacted"},
 	}},
 	{"L7", "a wait on a member without quorum ends with the session, or goes on with the quorum", []part{
 		{name: "ends", run: quorumLost, queue: true, members: 3, form: lock, upstream: "still waiting"},
-		{name: "goes on", run: quorumReturns, queue: true, alone: true, members: 3},
+		{name: "goes on", run: quorumReturns, queue: true, members: 3},
 	}},
 	{"L8", "a hand-over does not wait for the server's resync", []part{
 		{name: "quiet", run: quietHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
 		{name: "busy", run: busyHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
 	}},
-	{"L9", "Unlock deletes only the ticket that this handle took", []part{
-		{name: "lost", run: unlockTwice, upstream: "the later lock"},
-		{name: "given up", run: unlockGivenUp, upstream: "the later lock"},
+	{"L9", "Unlock and Resign delete only the ticket that this handle took", []part{
+		{name: "lost", run: releaseTwice, queue: true, alone: true, form: lock, upstream: "the later one"},
+		{name: "given up", run: releaseGivenUp, queue: true, alone: true, form: lock, upstream: "the later one"},
+		{name: "lost, election", run: releaseTwice, queue: true, alone: true, form: candidacy},
+		{name: "given up, election", run: releaseGivenUp, queue: true, alone: true, form: candidacy},
 	}},
 	{"L10", "Unlock of a lost lock is nil and touches nobody; the session tells the loss", []part{
 		{run: unlockLost, queue: true},
@@ -76,6 +80,8 @@ var lockRows = []row{
 	{"L15", "transient faults are retried, a permanent one returns at once", []part{
 		{name: "joining", run: restartWhileJoining, queue: true, wire: true, members: 1, upstream: "ended by"},
 		{name: "waiting", run: restartWhileWaiting, queue: true, wire: true, members: 1},
+		{name: "leader stops, joining", run: leaderStopsJoining, queue: true, wire: true, members: 3, upstream: "ended by"},
+		{name: "leader stops, waiting", run: leaderStopsWaiting, queue: true, wire: true, members: 3},
 		{name: "refused", run: refusedJoin, queue: true, form: lock, upstream: "ended by"},
 		{name: "permanent", run: permanent, queue: true, auth: true},
 	}},
@@ -263,6 +269,26 @@ func tryOneWins(e *env) error {
 	return nil
 }
 
+// A TryLock of upstream's has put its key and is about to delete it, when the holder
+// leaves and another TryLock comes.
+func tryAgainstTry(e *env) error {
+	holder, a, b := e.party(partyOptions{}), e.party(partyOptions{}), e.party(partyOptions{})
+	e.must(holder.acquire(e.Context()))
+	second := a.faults.Hold(fault.Delete, 1)
+	defer second.Open()
+	call := etcdtest.Go(func() error { return e.newMutex(a.session, e.name).TryLock(e.Context()) })
+	select {
+	case <-second.Reached():
+	case <-call.Done():
+	}
+	e.must(holder.release(e.Context()))
+	if err := e.newMutex(b.session, e.name).TryLock(e.Context()); err != nil {
+		return fmt.Errorf("TryLock of a free lock returned %w", err)
+	}
+	second.Open()
+	return ends(call, soon, e.errLocked)
+}
+
 // blocksNobody is nil when what returned err has either taken the lock or leaves
 // the line.
 func (p *party) blocksNobody(err error, release func(context.Context) error) error {
@@ -355,6 +381,29 @@ func compactedWait(e *env) error {
 	return nil
 }
 
+// The store is compacted between each look of a wait and the watch that follows it.
+func compactedBeforeWatch(e *env) error {
+	holder, waiter := e.party(partyOptions{}), e.party(partyOptions{})
+	e.must(holder.acquire(e.Context()))
+	n := e.watches * len(waiter.handles)
+	for i := range n {
+		waiter.faults.CompactBeforeWatch(i+1, e.name+"-other")
+	}
+	call := waiter.start(e.Context())
+	// One watch at least was refused, and is begun again with the one beside it.
+	etcdtest.Eventually(e, func() bool {
+		return !call.Running() || waiter.faults.Count(fault.Watch) >= n+2
+	}, "the waiter watches again")
+	if !call.Running() {
+		return fmt.Errorf("the wait ended: %w", call.Err())
+	}
+	e.must(holder.release(e.Context()))
+	if err := ends(call, ample, nil); err != nil {
+		return fmt.Errorf("after the release: %w", err)
+	}
+	return nil
+}
+
 // withoutQuorum has a waiter on member 0, and stops the others.
 func withoutQuorum(e *env, ttl int) (holder, waiter *party, call *etcdtest.Call) {
 	c := e.cluster
@@ -439,9 +488,9 @@ func handOver(e *env) error {
 	return nil
 }
 
-// laterLock has one handle unlock twice, the first time as release does it, and a
-// second handle of the session lock in between: that lock must stand.
-func laterLock(e *env, release func(p *party, old contender)) error {
+// laterTicket has one handle release twice, the first time as release does it, and a
+// second handle of the session acquire in between: what that has must stand.
+func laterTicket(e *env, release func(p *party, old contender)) error {
 	p := e.party(partyOptions{})
 	old, later := p.handle(), p.handle()
 	e.must(old.acquire(e.Context()))
@@ -450,21 +499,21 @@ func laterLock(e *env, release func(p *party, old contender)) error {
 	e.must(later.acquire(e.Context()))
 	_ = old.release(e.Context()) // an error or not: see what it has done
 	if !p.owns() {
-		return errors.New("the later lock of the session was freed")
+		return errors.New("the later one of the session was freed")
 	}
 	return later.release(e.Context())
 }
 
-func unlockTwice(e *env) error {
-	return laterLock(e, func(p *party, old contender) {
+func releaseTwice(e *env) error {
+	return laterTicket(e, func(p *party, old contender) {
 		p.faults.LoseAnswer(fault.Txn, 1, nil)
 		p.faults.LoseAnswer(fault.Delete, 1, nil)
 		_ = old.release(e.Context())
 	})
 }
 
-func unlockGivenUp(e *env) error {
-	return laterLock(e, func(p *party, old contender) {
+func releaseGivenUp(e *env) error {
+	return laterTicket(e, func(p *party, old contender) {
 		txn, del := p.faults.HoldAnswer(fault.Txn, 1), p.faults.HoldAnswer(fault.Delete, 1)
 		ctx, cancel := context.WithCancel(e.Context())
 		defer cancel()
@@ -637,6 +686,59 @@ func restartWhileWaiting(e *env) error {
 	return ends(call, ample, nil)
 }
 
+// onLeader is a party that is connected to the leader alone, until moved on.
+func (e *env) onLeader() (p *party, leader int, moveOn func()) {
+	e.Helper()
+	leader = e.cluster.Leader()
+	p = e.party(partyOptions{client: e.client(e.cluster.Endpoint(leader))})
+	return p, leader, func() { p.client.SetEndpoints(e.cluster.Endpoints()...) }
+}
+
+// The leader has the request and can't carry it out any more when it is stopped.
+func leaderStopsJoining(e *env) error {
+	p, leader, moveOn := e.onLeader()
+	e.must(e.cluster.Isolate(leader))
+	call := p.start(e.Context())
+	etcdtest.Eventually(e, func() bool { return p.faults.Count(fault.Txn) >= len(p.handles) }, "it joins")
+	if returned(call, dwell) {
+		return fmt.Errorf("ended by %w before", call.Err())
+	}
+	e.cluster.Stop(leader)
+	moveOn()
+	if err := ends(call, handed, nil); err != nil {
+		return fmt.Errorf("ended by the loss of the leader: %w", err)
+	}
+	if !p.owns() {
+		return errors.New("let in without its key")
+	}
+	return nil
+}
+
+// The watches of the waiter are on the leader that is stopped.
+func leaderStopsWaiting(e *env) error {
+	holder := e.party(partyOptions{})
+	waiter, leader, moveOn := e.onLeader()
+	e.must(holder.acquire(e.Context()))
+	call := waiter.queue(e.Context(), 2)
+	e.cluster.Stop(leader)
+	moveOn()
+	if e.cluster.Leader() < 0 {
+		return errors.New("the case did not work: no other leader")
+	}
+	e.waitLine(2)
+	if !call.Running() {
+		return fmt.Errorf("the wait ended: %w", call.Err())
+	}
+	etcdtest.Eventually(e, func() bool { return holder.release(e.Context()) == nil }, "the holder releases")
+	if err := ends(call, handed, nil); err != nil {
+		return err
+	}
+	if !waiter.owns() {
+		return errors.New("let in without its key")
+	}
+	return nil
+}
+
 func refusedJoin(e *env) error {
 	p := e.party(partyOptions{})
 	p.faults.Refuse(fault.Txn, 2, codes.Unavailable, rpctypes.ErrorDesc(rpctypes.ErrGRPCLeaderChanged))
@@ -647,7 +749,7 @@ func refusedJoin(e *env) error {
 }
 
 func permanent(e *env) error {
-	p := e.party(partyOptions{client: e.login("guest", e.cluster.Endpoints()...)})
+	p := e.party(partyOptions{client: e.inNamespace(e.login("guest", e.cluster.Endpoints()...))})
 	if err := ends(p.start(e.Context()), soon, rpctypes.ErrPermissionDenied); err != nil {
 		return err
 	}

@@ -40,11 +40,19 @@ type part struct {
 	auth     bool
 	embedded bool
 
-	// On which paths this package runs it. A wire case needs a connection; a case
-	// that brings its own clients is plain.
+	// On which paths this package runs it: directly, in a namespace, and on the
+	// server's in-process client, with these exemptions. A wire case is not run
+	// in-process, where there is no connection to break, and one member only; nor is
+	// one with authentication, which those who are inside the process have passed. A
+	// plain case is run directly only: S7, which goes the other paths by itself.
 	wire, plain bool
 	// queue marks a case about the queue, which this package also runs as the other
-	// form and with two handles a session; alone marks one that pairs make no sense of.
+	// form and with two handles a session. alone exempts one from the two handles:
+	// those that bring second handles of a session themselves, and are about what one
+	// does to the other (L2, L9, E9); and L8, which measures one hand-over at a time.
+	// Cases that are not about the queue have one handle: what they ask is about that
+	// handle (E5 to E8, L11), about TryLock, which does not wait and whose story with
+	// a sibling is told by L3 and L4, about the session, or a transaction.
 	queue, alone bool
 	form         form
 
@@ -63,10 +71,10 @@ var rows = slices.Concat(lockRows, electionRows, sessionRows, transactionRows)
 // variants are how this package runs a part.
 func (p *part) variants(embeddedServer bool) []variant {
 	paths := []path{direct, namespaced}
-	if !p.wire && embeddedServer {
+	if !p.wire && !p.auth && embeddedServer {
 		paths = append(paths, inProcess)
 	}
-	if p.plain || p.auth {
+	if p.plain {
 		paths = []path{direct}
 	}
 	var vs []variant

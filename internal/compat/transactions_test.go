@@ -37,7 +37,7 @@ var transactionRows = []row{
 		{name: "Rev first", run: revFirst},
 	}},
 	{"T3", "no spurious failure on a healthy cluster of three", []part{
-		{run: threeEndpoints, plain: true, members: 3, upstream: "future revision"},
+		{run: threeEndpoints, wire: true, members: 3, upstream: "future revision"},
 	}},
 	{"T4", "a compaction during an attempt is retried", []part{
 		{run: compactedAttempt, members: 1, upstream: "compacted"},

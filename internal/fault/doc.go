@@ -2,8 +2,9 @@
 //
 // [Wrap] stands between the program and its client: it counts the calls, and
 // loses the answer of one, refuses it, or holds it before or after the server
-// has carried it out. Each fault names a kind of call and which one of them it
-// means, so that a test forces one interleaving instead of hoping for it.
+// has carried it out. It breaks a watch, or compacts the store between a read and
+// the watch that follows it. Each fault names a kind of call and which one of them
+// it means, so that a test forces one interleaving instead of hoping for it.
 //
 // [Proxy] stands on the wire: it stalls, cuts, refuses and delays connections.
 //

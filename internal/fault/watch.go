@@ -66,6 +66,30 @@ func (f *Faults) BreakWatch(nth int, err error) *Gate {
 	return g
 }
 
+// CompactBeforeWatch compacts the store at its latest revision just before the nth
+// watch is sent: between a read and the watch that follows it. It puts key twice
+// before that, so that a watch which is to go on from the revision after the read
+// has always missed something, and is canceled with ErrCompacted. A watch that
+// begins with the present has not. What keeps the fault from working is reported
+// as the end of the watch. Everybody on the server is hit by a compaction.
+func (f *Faults) CompactBeforeWatch(nth int, key string) {
+	f.add(Watch, nth, 1, &rule{before: func(ctx context.Context) error {
+		var last int64
+		for range 2 {
+			resp, err := f.kv.Put(ctx, key, "")
+			if err != nil {
+				return err
+			}
+			last = resp.Header.Revision
+		}
+		_, err := f.kv.Compact(ctx, last)
+		if errors.Is(err, rpctypes.ErrCompacted) {
+			return nil // by somebody else, at a later revision
+		}
+		return err
+	}})
+}
+
 // forward delivers the responses of in to out until broken is closed; then it
 // delivers err. It ends, and closes out, after that, when in is closed, or when
 // ctx ends.

@@ -105,20 +105,65 @@ func TestHeldWatchMissesNothing(t *testing.T) {
 	require.Equal(t, "between", string(resp.Events[0].Kv.Value))
 }
 
-// A compaction between a read and the watch that follows it.
+// A watch that follows a read without a gap is too late; one from the present, and
+// the one after it, are not.
 func TestCompactBeforeWatch(t *testing.T) {
 	client, f, plain := wrapped(t)
-	first, err := plain.Put(t.Context(), t.Name(), "1")
-	require.NoError(t, err)
-	last, err := plain.Put(t.Context(), t.Name(), "2")
-	require.NoError(t, err)
-	f.Before(fault.Watch, 1, func() {
-		_, err := plain.Compact(t.Context(), last.Header.Revision)
-		require.NoError(t, err)
-	})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	resp := <-client.Watch(ctx, t.Name(), clientv3.WithRev(first.Header.Revision))
+	f.CompactBeforeWatch(1, t.Name()+"-other")
+	f.CompactBeforeWatch(3, t.Name()+"-other")
+	read, err := client.Get(ctx, t.Name())
+	require.NoError(t, err)
+	next := clientv3.WithRev(read.Header.Revision + 1)
+	resp := <-client.Watch(ctx, t.Name(), next)
+	require.Equal(t, rpctypes.ErrCompacted, resp.Err())
+	require.Equal(t, read.Header.Revision+2, resp.CompactRevision, "the latest")
+
+	read, err = client.Get(ctx, t.Name())
+	require.NoError(t, err)
+	next = clientv3.WithRev(read.Header.Revision + 1)
+	second := client.Watch(ctx, t.Name(), next)
+	require.True(t, (<-client.Watch(ctx, t.Name(), clientv3.WithCreatedNotify())).Created)
+	_, err = plain.Put(ctx, t.Name(), "v")
+	require.NoError(t, err)
+	resp = <-second
+	require.NoError(t, resp.Err(), "it had begun before the compaction")
+	require.Len(t, resp.Events, 1)
+}
+
+// What keeps the fault from working ends the watch.
+func TestCompactBeforeWatchThatFails(t *testing.T) {
+	client, f, _ := wrapped(t)
+	f.CompactBeforeWatch(1, "") // which can't be put
+	resp := <-client.Watch(t.Context(), t.Name())
+	require.Equal(t, rpctypes.ErrEmptyKey, resp.Err())
+}
+
+// overtaken is a KV whose compactions come after one of somebody else's.
+type overtaken struct{ clientv3.KV }
+
+func (o overtaken) Compact(
+	ctx context.Context, rev int64, opts ...clientv3.CompactOption,
+) (*clientv3.CompactResponse, error) {
+	resp, err := o.Put(ctx, "somebody else's", "")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := o.KV.Compact(ctx, resp.Header.Revision); err != nil {
+		return nil, err
+	}
+	return o.KV.Compact(ctx, rev, opts...)
+}
+
+func TestCompactBeforeWatchBehindAnother(t *testing.T) {
+	clean(t)
+	client := server.Client(t)
+	client.KV = overtaken{client.KV}
+	fault.Wrap(client).CompactBeforeWatch(1, t.Name()+"-other")
+	read, err := client.Get(t.Context(), t.Name())
+	require.NoError(t, err)
+	resp := <-client.Watch(t.Context(), t.Name(), clientv3.WithRev(read.Header.Revision+1))
 	require.Equal(t, rpctypes.ErrCompacted, resp.Err())
 }
 

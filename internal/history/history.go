@@ -49,8 +49,23 @@ type Life struct {
 	Name    string        `json:"name"`
 	Token   int64         `json:"token"`
 	Lease   int64         `json:"lease,omitempty"`
+	Value   string        `json:"value,omitempty"`   // with which it was put first
+	Created time.Duration `json:"created,omitempty"` // when the news of the creation came
 	Deleted int64         `json:"deleted,omitempty"` // the revision, 0: it stands
 	Gone    time.Duration `json:"gone,omitempty"`    // when the news of the deletion came
+}
+
+// Term is the life of the context of a function that RunLeader ran. A function is not told
+// which key it leads by: it has looked for its value among those in line.
+type Term struct {
+	Who
+	Name  string        `json:"name"`
+	Value string        `json:"value"`
+	Token int64         `json:"token,omitempty"` // 0: not found
+	Lease int64         `json:"lease,omitempty"`
+	Start time.Duration `json:"start"`
+	End   time.Duration `json:"end"`           // the last time at which the context lived
+	Due   time.Duration `json:"due,omitempty"` // when it had to end, the key not standing; 0: not told
 }
 
 // Loss is a key deleted, or a lease revoked, by somebody who does not own it. The holder
@@ -74,29 +89,34 @@ type Write struct {
 // to To.
 type Sighting struct {
 	Who
-	Name  string        `json:"name"`
-	Token int64         `json:"token"` // 0: nobody led
-	From  int64         `json:"from"`
-	To    int64         `json:"to"`
-	At    time.Duration `json:"at"`
+	Stream int64         `json:"stream,omitempty"` // the call that told of it, 0: not told
+	Name   string        `json:"name"`
+	Token  int64         `json:"token"` // 0: nobody led
+	From   int64         `json:"from"`
+	To     int64         `json:"to"`
+	At     time.Duration `json:"at"`
 }
 
-// Txn is a transaction, or an attempt that read and was not committed.
+// Txn is a transaction, or an attempt that read and was not committed. A key that does not
+// exist has the value "", so that a deletion is a write of it.
 type Txn struct {
 	Who
 	Part    string            `json:"part,omitempty"` // transactions of different parts share no keys
 	Level   string            `json:"level,omitempty"`
 	Reads   map[string]string `json:"reads,omitempty"`
+	Revs    map[string]int64  `json:"revs,omitempty"` // reads of which only the revision was told
 	Writes  map[string]string `json:"writes,omitempty"`
 	Call    time.Duration     `json:"call"`
 	Return  time.Duration     `json:"return"`
 	Unknown bool              `json:"unknown,omitempty"` // nobody knows whether it was committed
 }
 
-// Commit is a value that the servers told of. Values are never written twice.
+// Commit is a value that the servers told of. Values are never written twice. Deletions,
+// which all write the same, are not told.
 type Commit struct {
 	Key   string        `json:"key"`
 	Value string        `json:"value"`
+	Rev   int64         `json:"rev,omitempty"`
 	At    time.Duration `json:"at"` // when the news came
 }
 
@@ -113,9 +133,11 @@ type Call struct {
 	Who
 	Op     string        `json:"op"`
 	Name   string        `json:"name,omitempty"`
+	Lease  int64         `json:"lease,omitempty"` // of the session that it was made on
 	Call   time.Duration `json:"call"`
 	Return time.Duration `json:"return"`
 	Ended  time.Duration `json:"ended,omitempty"` // when its context ended, 0: after the call
+	Due    time.Duration `json:"due,omitempty"`   // when it had to return by itself, 0: never
 	Error  string        `json:"error,omitempty"`
 }
 
@@ -131,6 +153,7 @@ type Fault struct {
 // Record is one line of evidence: exactly one field is set.
 type Record struct {
 	Hold     *Hold     `json:"hold,omitempty"`
+	Term     *Term     `json:"term,omitempty"`
 	Life     *Life     `json:"life,omitempty"`
 	Loss     *Loss     `json:"loss,omitempty"`
 	Write    *Write    `json:"write,omitempty"`

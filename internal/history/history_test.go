@@ -109,6 +109,75 @@ var cases = []struct {
 {"write":{"client":1,"package":"here","name":"a","token":5,"rev":8,"at":10}}
 {"write":{"client":2,"package":"here","name":"a","token":7,"rev":9,"at":12}}
 {"write":{"client":1,"package":"here","name":"a","token":5,"rev":10,"at":13}}`},
+	{"a guarded write of the head of the line", "", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"life":{"name":"a","token":7}}
+{"write":{"client":1,"package":"here","name":"a","token":5,"rev":7,"at":10}}
+{"write":{"client":2,"package":"here","name":"a","token":7,"rev":9,"at":12}}`},
+	{"a guarded write of one who waits", "write upstream", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"life":{"name":"a","token":7}}
+{"write":{"client":2,"package":"upstream","name":"a","token":7,"rev":7,"at":10}}`},
+	{"a guarded write after the loss, nobody following", "write here", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"write":{"client":1,"package":"here","name":"a","token":5,"rev":9,"at":13}}`},
+
+	{"functions one after the other", "", `
+{"term":{"client":1,"package":"here","name":"r","value":"1","token":5,"start":10,"end":20}}
+{"term":{"client":2,"package":"here","name":"r","value":"2","token":7,"start":20,"end":30}}`},
+	{"two functions at once", "overlap here", `
+{"term":{"client":1,"package":"here","name":"r","value":"1","token":5,"start":10,"end":21}}
+{"term":{"client":2,"package":"here","name":"r","value":"2","start":20,"end":30}}`},
+	{"two functions at once, since an operator deleted a key", "", `
+{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":21}}
+{"life":{"name":"r","token":5,"value":"1","deleted":8,"gone":19}}
+{"loss":{"token":5,"at":18}}
+{"term":{"client":2,"package":"here","name":"r","value":"2","token":7,"start":20,"end":30}}`},
+	{"a function without a key, for a little", "", `
+{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":21,"due":20}}`},
+	{"a function without a key", "claim here", `
+{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":3000000000,"due":20}}`},
+	{"a function without a key, which an operator deleted", "", `
+{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":3000000000,"due":20}}
+{"loss":{"lease":3,"at":9}}
+{"life":{"name":"r","token":5,"lease":3,"value":"1","deleted":8,"gone":19}}`},
+
+	{"a waiter that kept its place", "", `
+{"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":10,"return":20}}
+{"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":8,"gone":30}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"lease":3,"start":21,"end":25}}`},
+	{"a waiter that lost its place", "order here", `
+{"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":10,"return":20}}
+{"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":6,"gone":15}}
+{"life":{"name":"a","token":7,"lease":3,"created":16}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"lease":3,"start":21,"end":25}}`},
+	{"a waiter whose key an operator deleted", "", `
+{"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":10,"return":20}}
+{"loss":{"token":5,"at":14}}
+{"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":6,"gone":15}}
+{"life":{"name":"a","token":7,"lease":3,"created":16}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"lease":3,"start":21,"end":25}}`},
+	{"a waiter whose sibling has withdrawn", "", `
+{"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":1,"return":9,"ended":8,"error":"context canceled"}}
+{"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":10,"return":20}}
+{"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":6,"gone":15}}
+{"life":{"name":"a","token":7,"lease":3,"created":16}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"lease":3,"start":21,"end":25}}`},
+	{"a waiter whose sibling unlocks", "", `
+{"call":{"client":1,"package":"here","op":"Unlock","name":"a","lease":3,"call":9,"return":11}}
+{"call":{"client":1,"package":"here","op":"Campaign","name":"a","lease":3,"call":10,"return":20}}
+{"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":6,"gone":15}}
+{"life":{"name":"a","token":7,"lease":3,"created":16}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"lease":3,"start":21,"end":25}}`},
+	{"a lock taken twice, of which the news came late", "", `
+{"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":1,"return":3}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"lease":3,"start":4,"end":6}}
+{"call":{"client":1,"package":"here","op":"Unlock","name":"a","lease":3,"call":6,"return":9}}
+{"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":10,"return":20}}
+{"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":6,"gone":15}}
+{"life":{"name":"a","token":7,"lease":3,"created":16}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"lease":3,"start":21,"end":25}}`},
+
 	{"leaders seen", "", `
 {"life":{"name":"a","token":5,"deleted":8,"gone":12}}
 {"life":{"name":"a","token":7}}
@@ -126,6 +195,24 @@ var cases = []struct {
 	{"a leader not seen", "sighting here", `
 {"life":{"name":"a","token":5,"deleted":8,"gone":12}}
 {"sighting":{"client":3,"package":"here","name":"a","token":0,"from":7,"to":7,"at":11}}`},
+	{"a vacancy between two leaders", "", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"life":{"name":"a","token":9}}
+{"sighting":{"client":3,"package":"here","name":"a","token":0,"from":7,"to":12,"at":11}}`},
+	{"a vacancy where one leader followed the other", "sighting here", `
+{"life":{"name":"a","token":5,"deleted":8,"gone":12}}
+{"life":{"name":"a","token":7}}
+{"sighting":{"client":3,"package":"here","name":"a","token":0,"from":7,"to":12,"at":11}}`},
+	{"a vacancy in a line that nobody ever stood in", "", `
+{"sighting":{"client":3,"package":"here","name":"a","token":0,"from":7,"to":12,"at":11}}`},
+	{"revisions that go back", "observer here", `
+{"life":{"name":"a","token":5}}
+{"sighting":{"client":3,"package":"here","stream":1,"name":"a","token":5,"from":9,"to":9,"at":11}}
+{"sighting":{"client":3,"package":"here","stream":1,"name":"a","token":5,"from":8,"to":8,"at":12}}`},
+	{"revisions that go back in another call", "", `
+{"life":{"name":"a","token":5}}
+{"sighting":{"client":3,"package":"here","stream":1,"name":"a","token":5,"from":9,"to":9,"at":11}}
+{"sighting":{"client":3,"package":"here","stream":2,"name":"a","token":5,"from":8,"to":8,"at":12}}`},
 	{"a total", "", `{"total":{"client":1,"package":"here","sum":500,"want":500,"at":1}}`},
 	{"another total", "total here", `{"total":{"client":1,"package":"here","sum":499,"want":500,"at":1}}`},
 	{"a call that returned with its context", "", `
@@ -134,6 +221,25 @@ var cases = []struct {
 {"call":{"client":1,"package":"here","op":"Lock","call":9000000000,"return":9000000001,"ended":1}}`},
 	{"a call that did not return with its context", "wait here", `
 {"call":{"client":1,"package":"here","op":"Lock","call":1,"return":9000000000,"ended":900000000}}`},
+	{"a call that took as long as it may", "", `
+{"call":{"client":1,"package":"here","op":"NewSession","call":1,"return":2500000000,"due":2000000001}}`},
+	{"a call that took longer than it may", "wait here", `
+{"call":{"client":1,"package":"here","op":"Close","call":1,"return":9000000000,"due":2000000001}}`},
+	{"errors of lost sessions", "", `
+{"call":{"client":1,"package":"here","op":"TryLock","call":1,"return":2,"error":"mutex: Locked by another session"}}
+{"call":{"client":1,"package":"here","op":"Do","call":1,"return":2,"error":"mutex: session is expired"}}
+{"call":{"client":1,"package":"here","op":"Lead","call":1,"return":2,"error":"etcdserver: requested lease not found"}}
+{"call":{"client":1,"package":"here","op":"Proclaim","call":1,"return":2,"error":"election: not leader"}}`},
+	{"an error with the end of the context", "", `
+{"call":{"client":1,"package":"here","op":"Unlock","call":1,"return":2,"ended":2,"error":"context deadline exceeded"}}`},
+	{"an error without the end of the context", "error here", `
+{"call":{"client":1,"package":"here","op":"Unlock","call":1,"return":2,"error":"context deadline exceeded"}}`},
+	{"a Lock that did not wait", "error here", `
+{"call":{"client":1,"package":"here","op":"Lock","call":1,"return":2,"error":"mutex: Locked by another session"}}`},
+	{"an error of the package's own making", "error here", `
+{"call":{"client":1,"package":"here","op":"read","call":1,"return":2,"ended":2,"error":"etcdserver: mvcc: required revision is a future revision"}}`},
+	{"upstream's errors", "", `
+{"call":{"client":1,"package":"upstream","op":"Lock","call":1,"return":2,"error":"etcdserver: mvcc: required revision has been compacted"}}`},
 
 	{"transactions in a row", "", `
 {"txn":{"client":1,"package":"here","reads":{"x":""},"writes":{"x":"1"},"call":1,"return":5}}
@@ -197,6 +303,38 @@ var cases = []struct {
 	{"a read of what was never committed", "dirty here", `
 {"txn":{"client":2,"package":"here","level":"ReadCommitted","reads":{"x":"1"},"call":6,"return":9}}
 {"commit":{"key":"x","value":"2","at":7}}`},
+	{"a deletion", "", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"writes":{"x":"","y":"2"},"call":3,"return":4}}
+{"txn":{"client":1,"package":"here","reads":{"x":"","y":"2"},"call":5,"return":6}}
+{"commit":{"key":"x","value":"1","rev":7,"at":2}}
+{"commit":{"key":"y","value":"2","rev":8,"at":4}}`},
+	{"a deletion of unknown outcome", "", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":1,"package":"here","writes":{"x":""},"call":3,"return":4,"unknown":true}}
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"call":5,"return":6}}
+{"txn":{"client":1,"package":"here","reads":{"x":""},"call":7,"return":8}}
+{"commit":{"key":"x","value":"1","rev":7,"at":2}}`},
+	{"a deletion that was not carried out", "serializability here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":1,"package":"here","writes":{"x":""},"call":3,"return":4}}
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"call":5,"return":6}}
+{"commit":{"key":"x","value":"1","rev":7,"at":2}}`},
+	{"reads by revision", "", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"revs":{"x":7,"y":0},"call":5,"return":6}}
+{"commit":{"key":"x","value":"1","rev":7,"at":2}}`},
+	{"a stale read by revision", "serializability here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":1,"package":"here","revs":{"x":0},"call":5,"return":6}}
+{"commit":{"key":"x","value":"1","rev":7,"at":2}}`},
+	{"a revision of which nobody knows", "dirty here", `
+{"txn":{"client":1,"package":"here","revs":{"x":9},"call":5,"return":6}}
+{"commit":{"key":"z","value":"1","rev":7,"at":9}}`},
+	{"a revision that is not that of the value", "dirty here", `
+{"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":2}}
+{"txn":{"client":1,"package":"here","reads":{"x":"1"},"revs":{"x":0},"call":5,"return":6}}
+{"commit":{"key":"x","value":"1","rev":7,"at":2}}`},
 	{"unknown to the client, unknown to the servers", "serializability here, dirty here", `
 {"txn":{"client":1,"package":"here","writes":{"x":"1"},"call":1,"return":5,"unknown":true}}
 {"txn":{"client":2,"package":"here","reads":{"x":"1"},"call":7,"return":8}}
@@ -232,7 +370,7 @@ func TestEveryPropertyIsSeenViolated(t *testing.T) {
 	}
 	for _, property := range []string{
 		"overlap", "token", "claim", "overstay", "lateness", "write", "sighting", "total", "wait", "serializability",
-		"doubled", "lost", "dirty",
+		"doubled", "lost", "dirty", "order", "error", "observer",
 	} {
 		assert.True(t, seen[property], property)
 	}

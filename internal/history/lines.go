@@ -36,8 +36,8 @@ func (v Violation) String() string {
 func Check(h History) []Violation {
 	var found []Violation
 	for _, check := range []func(History) []Violation{
-		CheckOverlaps, CheckTokens, CheckClaims, CheckOverstays, CheckLateness,
-		CheckWrites, CheckSightings, CheckTotals, CheckCalls, CheckCommits,
+		CheckOverlaps, CheckTokens, CheckClaims, CheckOverstays, CheckLateness, CheckTerms, CheckOrder,
+		CheckWrites, CheckSightings, CheckStreams, CheckTotals, CheckCalls, CheckErrors, CheckCommits,
 	} {
 		found = append(found, check(h)...)
 	}
@@ -56,31 +56,44 @@ func all[T any](h History, field func(Record) *T) []T {
 	return found
 }
 
-// Holds are the holds as they can be held against somebody: up to the session's deadline,
-// up to a loss that nobody told the holder of, and none that had ended when it began. They
-// come by name, in the order of their beginning.
-func (h History) Holds() map[string][]Hold {
-	byToken, byLease := map[int64]time.Duration{}, map[int64]time.Duration{}
+// losses are when it was ordered that a ticket or a lease be lost.
+type losses struct{ byToken, byLease map[int64]time.Duration }
+
+func lossesOf(h History) losses {
+	l := losses{map[int64]time.Duration{}, map[int64]time.Duration{}}
 	note := func(m map[int64]time.Duration, id int64, at time.Duration) {
 		if old, ok := m[id]; id != 0 && (!ok || at < old) {
 			m[id] = at
 		}
 	}
-	for _, l := range all(h, func(r Record) *Loss { return r.Loss }) {
-		note(byToken, l.Token, l.At)
-		note(byLease, l.Lease, l.At)
+	for _, loss := range all(h, func(r Record) *Loss { return r.Loss }) {
+		note(l.byToken, loss.Token, loss.At)
+		note(l.byLease, loss.Lease, loss.At)
 	}
-	names := map[string][]Hold{}
+	return l
+}
+
+// cap is the end of what rests on a ticket and a lease, no later than the loss of either.
+func (l losses) cap(end time.Duration, token, lease int64) time.Duration {
+	if at, ok := l.byToken[token]; ok {
+		end = min(end, at)
+	}
+	if at, ok := l.byLease[lease]; ok {
+		end = min(end, at)
+	}
+	return end
+}
+
+// Holds are the holds as they can be held against somebody: up to the session's deadline,
+// up to a loss that nobody told the holder of, and none that had ended when it began. They
+// come by name, in the order of their beginning.
+func (h History) Holds() map[string][]Hold {
+	losses, names := lossesOf(h), map[string][]Hold{}
 	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
 		if hold.Deadline > 0 {
 			hold.End = min(hold.End, hold.Deadline)
 		}
-		if at, ok := byToken[hold.Token]; ok {
-			hold.End = min(hold.End, at)
-		}
-		if at, ok := byLease[hold.Lease]; ok {
-			hold.End = min(hold.End, at)
-		}
+		hold.End = losses.cap(hold.End, hold.Token, hold.Lease)
 		if hold.End >= hold.Start {
 			names[hold.Name] = append(names[hold.Name], hold)
 		}
@@ -276,38 +289,46 @@ func CheckLateness(h History) (found []Violation) {
 	return found
 }
 
-// CheckWrites finds guarded writes that succeeded under a token older than one that had
-// written.
+// CheckWrites finds guarded writes that succeeded under a token that was not the head of
+// its line, or one older than one that had written. Nothing is said of the head where the
+// history tells of no line.
 func CheckWrites(h History) (found []Violation) {
-	names := map[string][]Write{}
+	tokens, names := lines(h), map[string][]Write{}
 	for _, w := range all(h, func(r Record) *Write { return r.Write }) {
 		names[w.Name] = append(names[w.Name], w)
 	}
 	byName(names, func(name string, writes []Write) {
 		slices.SortFunc(writes, func(a, b Write) int { return cmp.Compare(a.Rev, b.Rev) })
-		greatest := writes[0]
-		for _, w := range writes[1:] {
-			if w.Token < greatest.Token {
+		l, greatest := tokens[name], writes[0]
+		for _, w := range writes {
+			switch {
+			case l != nil && l.head(w.Rev) != w.Token:
+				found = append(found, Violation{"write", w.Package, w.At, fmt.Sprintf(
+					"%v wrote under token %d of %q at revision %d, at which %d was the first in line",
+					w.Who, w.Token, name, w.Rev, l.head(w.Rev))})
+			case w.Token < greatest.Token:
 				found = append(found, Violation{"write", w.Package, w.At, fmt.Sprintf(
 					"%v wrote under token %d of %q at revision %d, after token %d had at %d",
 					w.Who, w.Token, name, w.Rev, greatest.Token, greatest.Rev)})
-				continue
+			default:
+				greatest = w
 			}
-			greatest = w
 		}
 	})
 	return found
 }
 
-// CheckSightings finds leaders that an observer was told of and that did not lead.
+// CheckSightings finds leaders that an observer was told of and that did not lead, and
+// vacancies while all the time somebody led.
 func CheckSightings(h History) (found []Violation) {
 	names := lines(h)
 	for _, s := range all(h, func(r Record) *Sighting { return r.Sighting }) {
 		l := names[s.Name]
 		if s.Token == 0 {
-			if head := l.head(s.To); head != 0 {
+			if !l.vacant(s.From, s.To) {
 				found = append(found, Violation{"sighting", s.Package, s.At, fmt.Sprintf(
-					"%v was told that nobody led %q at revision %d, where %d led", s.Who, s.Name, s.To, head)})
+					"%v was told that nobody led %q at some revision from %d to %d, at all of which somebody did",
+					s.Who, s.Name, s.From, s.To)})
 			}
 			continue
 		}
@@ -321,23 +342,25 @@ func CheckSightings(h History) (found []Violation) {
 	return found
 }
 
+// vacant reports whether nobody led at some revision from the one to the other.
+func (l *line) vacant(from, to int64) bool {
+	if l.head(from) == 0 {
+		return true
+	}
+	for _, life := range l.lives { // a line becomes empty with a deletion
+		if life.Deleted > from && life.Deleted <= to && l.head(life.Deleted) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // CheckTotals finds reads of a sum that is not what it always is.
 func CheckTotals(h History) (found []Violation) {
 	for _, t := range all(h, func(r Record) *Total { return r.Total }) {
 		if t.Sum != t.Want {
 			found = append(found, Violation{"total", t.Package, t.At, fmt.Sprintf(
 				"%v read a total of %d, which is %d", t.Who, t.Sum, t.Want)})
-		}
-	}
-	return found
-}
-
-// CheckCalls finds calls that went on long after their context had ended.
-func CheckCalls(h History) (found []Violation) {
-	for _, c := range all(h, func(r Record) *Call { return r.Call }) {
-		if late := c.Return - max(c.Ended, c.Call); c.Ended > 0 && late > overdue {
-			found = append(found, Violation{"wait", c.Package, c.Ended, fmt.Sprintf(
-				"%v: %s of %q returned %v after the end of its context", c.Who, c.Op, c.Name, late)})
 		}
 	}
 	return found

@@ -15,31 +15,66 @@ import (
 
 // Resolve finds out what became of the transactions of unknown outcome: one whose value the
 // servers told of was committed, by then; one whose value they did not tell of never was.
-// The commits must be complete, and the history at its end. A transaction that was not
-// committed leaves the history: what an attempt has read is noted by itself.
+// One that only deletes stays unknown. It also finds the values that were read by their
+// revisions. The commits must be complete, and the history at its end. A transaction that
+// was not committed leaves the history: what an attempt has read is noted by itself.
 func Resolve(h History) History {
-	at := map[[2]string]time.Duration{}
+	at, values := map[[2]string]time.Duration{}, valuesOf(h)
 	for _, c := range all(h, func(r Record) *Commit { return r.Commit }) {
 		at[[2]string{c.Key, c.Value}] = c.At
 	}
 	var resolved History
 	for _, r := range h {
-		if r.Txn != nil && r.Txn.Unknown && len(r.Txn.Writes) > 0 {
+		if r.Txn != nil {
 			t := *r.Txn
-			known := false
-			for key, value := range t.Writes {
-				if news, ok := at[[2]string{key, value}]; ok {
-					known, t.Return = true, max(news, t.Call)
-				}
-			}
-			if !known {
+			if t.Unknown && !settle(&t, at) {
 				continue
 			}
-			t.Unknown, r.Txn = false, &t
+			t.Reads = maps.Clone(t.Reads)
+			for key, rev := range t.Revs {
+				if _, ok := t.Reads[key]; !ok {
+					if t.Reads == nil {
+						t.Reads = map[string]string{}
+					}
+					t.Reads[key] = values[keyRev{key, rev}]
+				}
+			}
+			r.Txn = &t
 		}
 		resolved = append(resolved, r)
 	}
 	return resolved
+}
+
+// settle decides about a transaction of unknown outcome by the values of which the servers
+// told, and is false if it was not committed.
+func settle(t *Txn, at map[[2]string]time.Duration) (stays bool) {
+	stays = true
+	for key, value := range t.Writes {
+		if value == "" {
+			continue
+		}
+		if news, ok := at[[2]string{key, value}]; ok {
+			t.Unknown, t.Return = false, max(news, t.Call)
+			return true
+		}
+		stays = false
+	}
+	return stays
+}
+
+// keyRev is a version of a key.
+type keyRev struct {
+	key string
+	rev int64
+}
+
+func valuesOf(h History) map[keyRev]string {
+	values := map[keyRev]string{}
+	for _, c := range all(h, func(r Record) *Commit { return r.Commit }) {
+		values[keyRev{c.Key, c.Rev}] = c.Value
+	}
+	return values
 }
 
 // Txns is what CheckTxns found out, and what it takes to draw it.
@@ -94,7 +129,8 @@ func order(txns []Txn, blamed string, limit time.Duration) Txns {
 	found := Txns{info: info}
 	switch result {
 	case porcupine.Illegal:
-		found.Violations = []Violation{{"serializability", blamed, 0, culprit(ops)}}
+		at, text := culprit(ops)
+		found.Violations = []Violation{{"serializability", blamed, at, text}}
 	case porcupine.Unknown:
 		found.Violations = []Violation{{"undecided", "harness", 0, fmt.Sprintf(
 			"no answer about the order of %d transactions within %v", len(ops), limit)}}
@@ -104,9 +140,10 @@ func order(txns []Txn, blamed string, limit time.Duration) Txns {
 
 // CheckCommits finds values that were committed twice, values of a transaction that was
 // answered and that the servers don't know of, and reads of what was never committed. The
-// commits must be complete.
+// commits must be complete. Of deletions it says nothing: which of them was whose the
+// servers don't tell, and one that is lost or doubled is for the order to show.
 func CheckCommits(h History) (found []Violation) {
-	times := map[[2]string]int{}
+	times, values := map[[2]string]int{}, valuesOf(h)
 	for _, c := range all(h, func(r Record) *Commit { return r.Commit }) {
 		times[[2]string{c.Key, c.Value}]++
 	}
@@ -120,6 +157,7 @@ func CheckCommits(h History) (found []Violation) {
 		}
 		for key, value := range t.Writes {
 			switch n := times[[2]string{key, value}]; {
+			case value == "":
 			case n > 1:
 				accuse("doubled", key, value)
 			case n == 0 && !t.Unknown:
@@ -131,6 +169,12 @@ func CheckCommits(h History) (found []Violation) {
 				accuse("dirty", key, value)
 			}
 		}
+		for key, rev := range t.Revs {
+			value, ok := values[keyRev{key, rev}]
+			if rev != 0 && !ok || value != t.Reads[key] {
+				accuse("dirty", key, fmt.Sprint("revision ", rev))
+			}
+		}
 	}
 	return found
 }
@@ -139,8 +183,9 @@ func CheckCommits(h History) (found []Violation) {
 func (t Txns) Draw(w io.Writer) error { return porcupine.Visualize(registers, t.info, w) }
 
 // culprit names the parts that have no order, and for each the transaction with whose return
-// it becomes impossible: the history up to there has none, the one up to before has.
-func culprit(ops []porcupine.Operation) string {
+// it becomes impossible: the history up to there has none, the one up to before has. It
+// returns the time of the first of them as well.
+func culprit(ops []porcupine.Operation) (at time.Duration, text string) {
 	var texts []string
 	for _, part := range byPart(ops) {
 		if porcupine.CheckOperationsTimeout(registers, part, 10*time.Second) != porcupine.Illegal {
@@ -157,10 +202,13 @@ func culprit(ops []porcupine.Operation) string {
 			}
 		}
 		t := part[high-1].Input.(Txn)
+		if len(texts) == 0 || t.Return < at {
+			at = t.Return
+		}
 		texts = append(texts, fmt.Sprintf("part %q has no serial order from %v on: %v: %s",
 			t.Part, t.Return, t.Who, describe(t)))
 	}
-	return strings.Join(texts, "; ")
+	return at, strings.Join(texts, "; ")
 }
 
 // upTo is the history at the moment at which the first n operations have returned: those
@@ -196,6 +244,7 @@ var registers = porcupine.Model{
 		}
 		next := maps.Clone(store)
 		maps.Copy(next, t.Writes)
+		maps.DeleteFunc(next, func(_, value string) bool { return value == "" })
 		return true, next
 	},
 	Equal: func(a, b any) bool { return maps.Equal(a.(map[string]string), b.(map[string]string)) },

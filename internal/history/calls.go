@@ -1,0 +1,198 @@
+package history
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// CheckCalls finds calls that went on long after their context had ended, or after they had
+// to return by themselves.
+func CheckCalls(h History) (found []Violation) {
+	for _, c := range all(h, func(r Record) *Call { return r.Call }) {
+		due, what := c.Due, "the longest that it may take"
+		if c.Ended > 0 {
+			due, what = max(c.Ended, c.Call), "the end of its context"
+		}
+		if late := c.Return - due; due > 0 && late > overdue {
+			found = append(found, Violation{"wait", c.Package, due, fmt.Sprintf(
+				"%v: %s of %q returned %v after %s", c.Who, c.Op, c.Name, late, what)})
+		}
+	}
+	return found
+}
+
+// What the package's sentinels, and etcd's, say.
+const (
+	locked         = "mutex: Locked by another session"
+	sessionExpired = "mutex: session is expired"
+	leaseNotFound  = "etcdserver: requested lease not found"
+)
+
+// legitimate are the errors with which a call may end whose context lives. Whatever else
+// befalls it passes, and is to be ridden out. The calls that are not listed promise less.
+var legitimate = map[string][]string{
+	"Lock":      {sessionExpired, leaseNotFound},
+	"TryLock":   {locked, sessionExpired, leaseNotFound},
+	"Campaign":  {sessionExpired, leaseNotFound},
+	"Do":        {sessionExpired, leaseNotFound},
+	"Lead":      {sessionExpired, leaseNotFound},
+	"Unlock":    {},
+	"Resign":    {},
+	"RunLeader": {},
+}
+
+// CheckErrors finds errors that this package must not return: of calls that ride faults
+// out, other than of a lost session, while their contexts live; and of any call, those about
+// revisions, which are nobody's business but the package's.
+func CheckErrors(h History) (found []Violation) {
+	for _, c := range all(h, func(r Record) *Call { return r.Call }) {
+		if c.Package != Here || c.Error == "" {
+			continue
+		}
+		may, judged := legitimate[c.Op]
+		wrong := judged && c.Ended == 0 && !slices.Contains(may, c.Error)
+		for _, internal := range []string{"future revision", "compacted"} {
+			wrong = wrong || strings.Contains(c.Error, internal)
+		}
+		if wrong {
+			found = append(found, Violation{"error", c.Package, c.Return, fmt.Sprintf(
+				"%v: %s of %q failed after %v: %s", c.Who, c.Op, c.Name, c.Return-c.Call, c.Error)})
+		}
+	}
+	return found
+}
+
+// placeOf is a session's place in a line.
+type placeOf struct {
+	name  string
+	lease int64
+}
+
+// CheckOrder finds waiters that lost their place: a Lock or Campaign that succeeded with
+// another ticket than it had drawn before, which nobody took from it. It judges only those
+// calls that were alone on their place, with no failed one before, which may have left a
+// ticket to clean away.
+func CheckOrder(h History) (found []Violation) {
+	losses, calls := lossesOf(h), map[placeOf][]Call{}
+	for _, c := range all(h, func(r Record) *Call { return r.Call }) {
+		if c.Package == Here && c.Lease != 0 && c.Name != "" {
+			at := placeOf{c.Name, c.Lease}
+			calls[at] = append(calls[at], c)
+		}
+	}
+	holds := map[placeOf][]Hold{}
+	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
+		at := placeOf{hold.Name, hold.Lease}
+		holds[at] = append(holds[at], hold)
+	}
+	for _, life := range all(h, func(r Record) *Life { return r.Life }) {
+		at := placeOf{life.Name, life.Lease}
+		lost := losses.cap(life.Gone, life.Token, life.Lease) < life.Gone
+		served := slices.ContainsFunc(holds[at], func(h Hold) bool { return h.Token == life.Token })
+		if life.Deleted == 0 || lost || served {
+			continue
+		}
+		for _, c := range calls[at] {
+			if !waited(c, life, calls[at]) {
+				continue
+			}
+			if token := heldAfter(c, holds[at]); token > life.Token {
+				found = append(found, Violation{"order", c.Package, life.Gone, fmt.Sprintf(
+					"%v: %s of %q lost its place with token %d and came to own with %d",
+					c.Who, c.Op, c.Name, life.Token, token)})
+			}
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
+	return found
+}
+
+// waited reports whether the life was that of the ticket of c, a call that succeeded, and of
+// none of the others of its place. The news of a life come late, never early.
+func waited(c Call, life Life, others []Call) bool {
+	if c.Op != "Lock" && c.Op != "Campaign" || c.Error != "" || life.Created < c.Call || life.Gone < c.Call {
+		return false
+	}
+	for _, o := range others {
+		before := o.Return <= c.Call
+		if after := o.Call >= c.Return; o != c && !after && (!before || o.Error != "") {
+			return false
+		}
+	}
+	return true
+}
+
+// heldAfter is the token that c acquired, 0 if the holder did not come to look at it.
+func heldAfter(c Call, holds []Hold) (token int64) {
+	var first time.Duration
+	for _, hold := range holds {
+		if hold.Start >= c.Return && (token == 0 || hold.Start < first) {
+			token, first = hold.Token, hold.Start
+		}
+	}
+	return token
+}
+
+// CheckTerms finds functions of RunLeader that went on without leading: two of different
+// clients at once, whatever their tokens, and those whose key did not stand. A loss that
+// nobody told the function of ends its term.
+func CheckTerms(h History) (found []Violation) {
+	losses, names := lossesOf(h), map[string][]Term{}
+	lives := map[[2]string][]Life{} // by name and value
+	for _, life := range all(h, func(r Record) *Life { return r.Life }) {
+		key := [2]string{life.Name, life.Value}
+		lives[key] = append(lives[key], life)
+	}
+	for _, t := range all(h, func(r Record) *Term { return r.Term }) {
+		t.End = losses.cap(t.End, t.Token, t.Lease)
+		if t.Token == 0 { // any of the keys with its value may have been its own
+			for _, life := range lives[[2]string{t.Name, t.Value}] {
+				t.End = losses.cap(t.End, life.Token, life.Lease)
+			}
+		}
+		if t.End >= t.Start {
+			names[t.Name] = append(names[t.Name], t)
+		}
+	}
+	byName(names, func(name string, terms []Term) {
+		slices.SortStableFunc(terms, func(a, b Term) int { return cmp.Compare(a.Start, b.Start) })
+		for i, a := range terms {
+			if late := a.End - a.Due; a.Due > 0 && late > lateness {
+				found = append(found, Violation{"claim", a.Package, a.Due, fmt.Sprintf(
+					"%v led %q by RunLeader for %v longer than it may without a key", a.Who, name, late)})
+			}
+			for _, b := range terms[i+1:] {
+				if over := min(a.End, b.End) - b.Start; a.Who != b.Who && over > 0 {
+					found = append(found, Violation{"overlap", b.Package, b.Start, fmt.Sprintf(
+						"%q was led by RunLeader for %v by both %v and %v", name, over, a.Who, b.Who)})
+				}
+			}
+		}
+	})
+	return found
+}
+
+// CheckStreams finds observers of this package that were told of a revision and then of an
+// earlier one. Vacancies carry none.
+func CheckStreams(h History) (found []Violation) {
+	streams := map[int64][]Sighting{}
+	for _, s := range all(h, func(r Record) *Sighting { return r.Sighting }) {
+		if s.Stream != 0 && s.Token != 0 && s.Package == Here {
+			streams[s.Stream] = append(streams[s.Stream], s)
+		}
+	}
+	for _, told := range streams {
+		slices.SortStableFunc(told, func(a, b Sighting) int { return cmp.Compare(a.At, b.At) })
+		for i, s := range told[1:] {
+			if before := told[i]; s.To < before.To {
+				found = append(found, Violation{"observer", s.Package, s.At, fmt.Sprintf(
+					"%v was told of %q at revision %d after it was told of revision %d", s.Who, s.Name, s.To, before.To)})
+			}
+		}
+	}
+	slices.SortStableFunc(found, func(a, b Violation) int { return cmp.Compare(a.At, b.At) })
+	return found
+}
