@@ -326,8 +326,8 @@ const ownWatchDelay = 100 * time.Millisecond
 // the watch's beginning would be missed, so that a beginning newer than the last
 // look calls for another look. The own key is watched from the revision after a
 // look that has shown it, which leaves no gap; there, 100 ms don't matter. Silence
-// proves nothing, since a connection may be dead without anybody's knowing: once in a TTL
-// it looks without a reason.
+// proves nothing, since a connection may be dead without anybody's knowing: after a TTL
+// without a break both watches are taken for broken.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	var ahead, own *watcher
 	defer func() {
@@ -339,7 +339,6 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		}
 	}()
 	silence := time.NewTimer(ownWatchDelay)
-	defer silence.Stop()
 	for breaks := 0; v.ahead != (ticket{}); {
 		if ahead == nil || ahead.key != v.ahead.key {
 			ahead.stop()
@@ -350,11 +349,12 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case news = <-ahead.heard():
 		case news = <-own.heard():
 		case <-silence.C:
-			silence.Reset(q.lease().timeToLive())
 			if own == nil {
 				own = watch(ctx, q.client(), v.mine.key, v3.WithFilterPut(), v3.WithRev(v.header.Revision+1))
+				silence.Reset(q.lease().timeToLive())
 				continue
 			}
+			news.Canceled = true
 		case <-ctx.Done():
 			return v, ctx.Err()
 		}
@@ -368,7 +368,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 			pause(ctx, breaks)
 			breaks++
 			since = 0
-		case since != 0 && since <= v.header.Revision:
+		case since <= v.header.Revision:
 			breaks = 0
 			continue // nothing that the last look has not shown
 		}

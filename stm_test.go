@@ -572,6 +572,19 @@ func TestSTMAfterAConflict(t *testing.T) {
 		require.Equal(t, conflicts+1, s.faults.Count(fault.Txn))
 		require.Equal(t, strconv.Itoa(conflicts), s.value(t, "z"))
 	})
+	t.Run("conflicts over one key and another take no pause", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		const conflicts = 7
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			stm.Put(s.key("z"), stm.Get(s.key("x"), s.key("y")))
+			if attempt <= conflicts {
+				s.put(t, []string{"x", "y"}[attempt%2], strconv.Itoa(attempt))
+			}
+		})
+		require.Equal(t, conflicts+1, attempts)
+		require.Equal(t, 1+conflicts+1, s.faults.KV(), "one read of both, and the commits")
+	})
 	t.Run("a read-only attempt can follow", func(t *testing.T) {
 		t.Parallel()
 		s := newSpace(t, server(t))

@@ -25,7 +25,8 @@ var lockRows = []row{
 		{name: "expired", run: expiredWaiter, queue: true, wire: true, upstream: "still waiting"},
 	}},
 	{"L2", "Lock proves its own ticket, not a later one under the same key", []part{
-		{run: siblingGivesUp, queue: true, alone: true, upstream: "two hold at once"},
+		{name: "sibling gives up", run: siblingGivesUp, queue: true, alone: true, upstream: "two hold at once"},
+		{name: "late sibling", run: lateSibling, queue: true, alone: true},
 	}},
 	{"L3", "a failed TryLock writes nothing and disturbs nobody", []part{
 		{name: "revision", run: tryWritesNothing, upstream: "revisions were used"},
@@ -163,6 +164,27 @@ func siblingGivesUp(e *env) error {
 	}
 	e.must(h3.release(e.Context()))
 	return ends(other, ample, nil)
+}
+
+// A sibling that joins has been shown the holder, and not yet what followed, when the
+// holder leaves and the session is given the turn.
+func lateSibling(e *env) error {
+	holder, s := e.party(partyOptions{}), e.party(partyOptions{})
+	e.must(holder.acquire(e.Context()))
+	first := s.queue(e.Context(), 2)
+	join := s.faults.HoldAnswer(fault.Txn, 1)
+	late := s.handle()
+	second := etcdtest.Go(func() error { return late.acquire(e.Context()) })
+	<-join.Reached()
+	e.must(holder.release(e.Context()))
+	if err := ends(first, ample, nil); err != nil {
+		return err
+	}
+	join.Open()
+	if err := ends(second, ample, nil); err != nil {
+		return fmt.Errorf("the late sibling: %w", err)
+	}
+	return nil
 }
 
 // stands reports whether the key is the party's.

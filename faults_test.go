@@ -1,0 +1,196 @@
+package concurrency_test
+
+import (
+	"context"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+
+	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
+)
+
+// A server that runs out of space carries the call out and complains then.
+func TestNoSpaceIsNoAnswer(t *testing.T) {
+	t.Parallel()
+	t.Run("a lock leaves no key", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrNoSpace)
+		require.Equal(t, rpctypes.ErrNoSpace, l.mutex.Lock(t.Context()))
+		l.stand(t, 0)
+	})
+	t.Run("the outcome of a commit is unknown", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrNoSpace)
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Put(s.key("x"), "1")
+			return nil
+		})
+		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+		require.ErrorIs(t, err, rpctypes.ErrNoSpace)
+		require.Equal(t, "1", s.value(t, "x"))
+	})
+}
+
+// A handle may be made of a placeholder that is filled in later.
+func TestPlaceholderFilledIn(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	var placeholder concurrency.Session
+	m := concurrency.NewMutex(&placeholder, l.name)
+	placeholder = *l.session
+	require.NoError(t, m.Lock(t.Context()))
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	require.Equal(t, l.mutex.Key(), m.Key())
+	require.EqualValues(t, l.session.Lease(), etcdtest.WaitKeys(t, l.outside, l.name+"/", 1)[0].Lease)
+}
+
+// One that gives up leaves the key to another handle of the session, which is about to
+// join and fails without ever having seen it.
+func TestATicketLeftToASibling(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.held(t)
+	giveUp, cancel := context.WithCancel(t.Context())
+	first := l.waiting(t, giveUp, l.mutex, 2)
+	gate := l.faults.Hold(fault.Txn, 1)
+	l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	second := etcdtest.Go(func() error { return l.handle().Lock(t.Context()) })
+	ended(t, gate.Reached(), "the sibling joins")
+	cancel()
+	require.Equal(t, context.Canceled, first.Wait(t))
+	l.stand(t, 2)
+	gate.Open()
+	require.Equal(t, rpctypes.ErrPermissionDenied, second.Wait(t))
+	l.stand(t, 1)
+}
+
+// deaf is a Watcher whose connection is dead without anybody's knowing.
+type deaf struct{ clientv3.Watcher }
+
+func (deaf) Watch(ctx context.Context, _ string, _ ...clientv3.OpOption) clientv3.WatchChan {
+	never := make(chan clientv3.WatchResponse)
+	context.AfterFunc(ctx, func() { close(never) })
+	return never
+}
+
+func TestAWaitDoesNotTrustInSilence(t *testing.T) {
+	t.Parallel()
+	l := &line{name: prefix(t), client: client(t), outside: client(t)}
+	l.client.Watcher = deaf{l.client.Watcher}
+	l.faults = counted(t, l.client)
+	l.session = session(t, l.client, concurrency.WithTTL(2))
+	l.mutex = l.handle()
+	held := l.held(t)
+	call := l.waiting(t, t.Context(), l.mutex, 2)
+	require.NoError(t, held.Unlock(t.Context()))
+	require.NoError(t, call.Wait(t))
+}
+
+func TestACallThatIsNotAnsweredIsRepeated(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, concurrency.WithTTL(2))
+	l.faults.Hold(fault.Txn, 1)
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	l.faults.Hold(fault.Txn, 1)
+	require.NoError(t, l.mutex.Unlock(t.Context()))
+	require.Equal(t, 4, l.faults.Count(fault.Txn))
+}
+
+// lagging is a KV that answers serializable reads as of a revision that is long past.
+type lagging struct {
+	clientv3.KV
+	rev    int64
+	misled atomic.Int64
+}
+
+func (l *lagging) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	op := clientv3.OpGet(key, opts...)
+	if !op.IsSerializable() {
+		return l.KV.Get(ctx, key, opts...)
+	}
+	l.misled.Add(1)
+	resp, err := l.KV.Get(ctx, key, append(opts, clientv3.WithRev(l.rev))...)
+	if err == nil {
+		resp.Header.Revision = l.rev
+	}
+	return resp, err
+}
+
+func TestALookAtAMemberThatLagsIsRepeated(t *testing.T) {
+	t.Parallel()
+	l := &line{name: prefix(t), client: client(t), outside: client(t)}
+	kv := &lagging{KV: l.client.KV}
+	l.client.KV = kv
+	l.faults = counted(t, l.client)
+	l.session = session(t, l.client)
+	l.mutex = l.handle()
+	held := l.held(t)
+	call := l.waiting(t, t.Context(), l.mutex, 2)
+	kv.rev = l.revision(t) // both stand in line
+	require.NoError(t, held.Unlock(t.Context()))
+	require.NoError(t, call.Wait(t))
+	require.NotZero(t, kv.misled.Load())
+}
+
+// keyed counts the watches of one key.
+type keyed struct {
+	clientv3.Watcher
+	key     string
+	watches atomic.Int64
+}
+
+func (k *keyed) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	if key == k.key {
+		k.watches.Add(1)
+	}
+	return k.Watcher.Watch(ctx, key, opts...)
+}
+
+// Ten waits in quick succession behind one key take one watch of it, or few on a machine that
+// is busy elsewhere: not one each.
+func TestWaitsBehindOneKeyShareAWatch(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	rival := l.held(t)
+	k := &keyed{Watcher: l.client.Watcher, key: rival.Key()}
+	l.client.Watcher = k
+	for range 10 {
+		call := etcdtest.Go(func() error { return l.mutex.Lock(t.Context()) })
+		l.stand(t, 2)
+		require.NoError(t, rival.Unlock(t.Context()))
+		require.NoError(t, call.Wait(t))
+		require.NoError(t, l.mutex.Unlock(t.Context()))
+		require.NoError(t, rival.Lock(t.Context()))
+	}
+	require.Less(t, k.watches.Load(), int64(5))
+}
+
+// A write of Campaign's that comes late finds that somebody has written since.
+func TestElectionCampaignAgainComesLate(t *testing.T) {
+	t.Parallel()
+	b := &ballot{name: prefix(t), client: client(t), outside: client(t)}
+	kv := &late{KV: b.client.KV, err: rpctypes.ErrLeaderChanged}
+	b.client.KV = kv
+	b.faults = counted(t, b.client)
+	b.session = session(t, b.client)
+	b.election = b.handle()
+	b.wins(t, b.election, "first")
+	b.faults.After(fault.Txn, 1, func(error) {
+		kv.mu.Lock()
+		defer kv.mu.Unlock()
+		kv.next = true // of the call that gives the key its value
+	})
+	b.wins(t, b.election, "second")
+	require.True(t, kv.sent())
+	require.NoError(t, b.election.Proclaim(t.Context(), "third"))
+	kv.land(t)
+	b.leads(t, b.election, "third")
+}
