@@ -194,3 +194,15 @@ func TestElectionCampaignAgainComesLate(t *testing.T) {
 	kv.land(t)
 	b.leads(t, b.election, "third")
 }
+
+// The release of a Do whose context lives goes on for longer than a TTL: 14 repetitions
+// pause for more than two seconds.
+func TestDoReleasesForAsLongAsItsContextLives(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, concurrency.WithTTL(2))
+	require.NoError(t, l.mutex.Do(t.Context(), func(context.Context) error {
+		l.faults.Refuse(fault.Txn, 14, codes.Unavailable, "etcdserver: no leader")
+		return nil
+	}))
+	l.stand(t, 0)
+}

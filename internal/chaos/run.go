@@ -67,6 +67,7 @@ type run struct {
 	rec      *history.Recorder
 	cluster  *etcdtest.Cluster
 	admin    *clientv3.Client // on connections that no fault reaches
+	prober   *clientv3.Client // likewise, for the sessions that look what can still be done at the end
 	audit    *auditor
 	stations []*station
 	child    *process
@@ -157,6 +158,12 @@ func (r *run) open() (err error) {
 	if r.admin, err = r.cluster.NewClient(); err != nil {
 		return err
 	}
+	// A watch of etcd's client that ends before the server has confirmed it stays with the
+	// server until its stream ends (client/v3 watch.go, Created with nothing to resume). The
+	// auditor's stream lasts, so that the probes have another.
+	if r.prober, err = r.cluster.NewClient(); err != nil {
+		return err
+	}
 	for i := range accounts {
 		if _, err := r.admin.Put(context.Background(), account(i), fmt.Sprint(balance)); err != nil {
 			return err
@@ -199,8 +206,10 @@ func (r *run) close() {
 	for _, s := range r.stations {
 		s.close()
 	}
-	if r.admin != nil {
-		r.admin.Close()
+	for _, c := range []*clientv3.Client{r.admin, r.prober} {
+		if c != nil {
+			c.Close()
+		}
 	}
 	if r.cluster != nil {
 		r.cluster.Close()

@@ -42,7 +42,7 @@ func (r *run) everyNameIsFree() {
 	led := r.led.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	s, err := concurrency.NewSession(r.admin, concurrency.WithTTL(int(settling/time.Second)))
+	s, err := concurrency.NewSession(r.prober, concurrency.WithTTL(int(settling/time.Second)))
 	if err != nil {
 		r.violate("liveness", history.Here, "NewSession: %v", err)
 		return
@@ -70,7 +70,7 @@ func (r *run) everyNameIsFree() {
 
 // observersKnow makes one more leader for each election, of whom every observer must hear.
 func (r *run) observersKnow(latests map[string][]*latest) {
-	s, err := concurrency.NewSession(r.admin)
+	s, err := concurrency.NewSession(r.prober)
 	if err != nil {
 		r.violate("liveness", history.Here, "NewSession: %v", err)
 		return
@@ -124,8 +124,14 @@ func (r *run) nothingIsLeft() error {
 			left = now
 		}
 		if !pause(ctx, 5*retryPause) {
-			r.violate("leftover", r.here(), "%v after the end there are still %s", settling, left)
 			r.leftGoroutines()
+			for _, s := range r.stations {
+				s.client.Close()
+			}
+			pause(context.Background(), lifetime)
+			later, err := r.left(context.Background())
+			r.violate("leftover", r.here(), "%v after the end there are still %s; and %q with all clients closed (%v)",
+				settling, left, later, err)
 			return nil
 		}
 	}
