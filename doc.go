@@ -96,9 +96,16 @@
 // members without a quorum, compactions, lost answers. They end with the caller's
 // context within a second even if no server can be reached. What an unanswered call
 // may have left behind is cleaned up in the background, for at most the TTL; the lease
-// bounds everything: no key outlives it. Only [Election.Proclaim] and the commit of a
+// bounds everything: no key outlives it. [Election.Proclaim] and the commit of a
 // transaction are never repeated, because a repetition might overwrite what others
-// wrote in between.
+// wrote in between. What etcd's client does below is not in this package's hand: it sends
+// a call again when a server, or a gateway before it, answers with a status of Canceled or
+// DeadlineExceeded while the caller's context lives (client/v3 retry_interceptor.go).
+//
+// A server that keeps silent on a connection that stands is passed over: no call of a lock
+// or an election is waited for longer than half the TTL before it is sent again, and a wait
+// that has heard nothing for a TTL looks for itself. Transactions, Proclaim and Leader wait
+// for as long as their context lets them.
 //
 // Errors that upstream returns bare are returned bare and can be compared with ==: the
 // sentinels, the context's errors, and those of rpctypes. A program that calls a method
@@ -113,7 +120,8 @@
 // for its clean-up, and one for each context that was asked for by [Mutex.Ctx] or
 // [Election.Ctx]; [Session.Close] waits for them. A wait runs one for each key that it
 // watches, Observe and Leaders two, and none is left when they return or their channel
-// closes.
+// closes, but for one watch of the session, which is kept for a second or two after a wait
+// that was successful, or until the session ends.
 //
 // # Panics and side effects in transactions
 //
@@ -128,6 +136,7 @@
 // What a program can see when it changes the import path; the identifiers are those of
 // the table that `make compat` prints, which shows both packages on each.
 //
+//   - Observe skips values that a slow reader has not taken, instead of queueing them (E7).
 //   - Lock and Campaign return [ErrSessionExpired] when their key is gone, at once
 //     instead of when the one ahead leaves or never (L1, E1), and prove their own ticket
 //     (L2, E1).

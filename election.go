@@ -154,7 +154,8 @@ func (e *Election) Observe(ctx context.Context) <-chan *v3.GetResponse {
 	return out
 }
 
-// Leader is who leads an election, with which value. The zero Leader is nobody.
+// Leader is who leads an election, with which value. The zero Leader is nobody, at a
+// revision between those of the leaders before and after it.
 type Leader struct {
 	Key      string // in etcd
 	Rev      int64  // create revision of the key: rises with every change of the leader

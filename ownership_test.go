@@ -653,14 +653,16 @@ func TestTokens(t *testing.T) {
 }
 
 // cutOff is a holder that is parted from the servers, and a rival that waits behind it.
-// All times are taken on one clock. The witness is a bare timer for the same deadline:
-// when even that fires too late, this process was not run, which no timeout survives.
+// What the holder could know is looked at when the rival's acquisition returns. The witness
+// is a bare timer for the same deadline: when even that has not fired by then, this process
+// was not run, which no timeout survives.
 type cutOff struct {
 	proxy   *fault.Proxy
 	session *concurrency.Session
 	calls   []*etcdtest.Call
 
-	known, witness, isIn time.Time // each written before its call has returned
+	known, isIn     time.Time // each written before its call has returned
+	told, witnessed bool      // when the rival was in
 }
 
 // listening is how a holder hears of its end.
@@ -720,44 +722,62 @@ func newCutOff(
 	s, end := l.session, how.to(tb, l, h)
 	rival := kind(session(tb, outside), l.name)
 	o := &cutOff{proxy: p, session: s}
+	witness := make(chan struct{})
+	var look func()
+	look = func() {
+		if left := time.Until(s.Deadline()); left > 0 { // it is moved on by every renewal
+			time.AfterFunc(left, look)
+		} else {
+			close(witness)
+		}
+	}
+	look()
 	o.calls = append(o.calls, etcdtest.Go(func() error {
 		<-end
 		o.known = time.Now()
 		return nil
 	}), etcdtest.Go(func() error {
-		for time.Now().Before(s.Deadline()) {
-			<-time.After(time.Until(s.Deadline()))
-		}
-		o.witness = time.Now()
-		return nil
-	}), etcdtest.Go(func() error {
 		err := rival.take(context.Background())
+		o.told, o.witnessed = isClosed(end), isClosed(witness)
 		o.isIn = time.Now()
 		return err
 	}))
 	etcdtest.Eventually(tb, func() bool {
-		return len(etcdtest.Keys(tb, outside, l.name+"/")) == 2 || !o.calls[2].Running()
+		return len(etcdtest.Keys(tb, outside, l.name+"/")) == 2 || !o.calls[1].Running()
 	}, "the rival stands in line")
 	return o
 }
 
-// lead is by how much the holder knew before the rival was in; paused, that it did not
-// because this process was not run at the deadline.
-type lead struct {
-	by     time.Duration
-	paused bool
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
 }
 
-func (o *cutOff) lead(tb testing.TB) lead {
+// verdict is what became of a cut-off: lead is by how much the holder knew before the
+// rival was in, at least.
+type verdict struct {
+	overlap, excused bool
+	lead             time.Duration
+}
+
+func (o *cutOff) verdict(tb testing.TB) verdict {
 	tb.Helper()
 	for _, call := range o.calls {
 		require.NoError(tb, call.Wait(tb))
 	}
 	o.proxy.Accept()
 	o.proxy.Resume()
-	require.False(tb, o.isIn.Before(o.session.Deadline()), "a rival is in before the deadline")
-	by := o.isIn.Sub(o.known)
-	return lead{by, by < 0 && !o.witness.Before(o.isIn)}
+	deadline := o.session.Deadline()
+	require.False(tb, o.isIn.Before(deadline), "a rival is in before the deadline")
+	if !o.told {
+		tb.Logf("the rival was in %v after the deadline, the holder knew after %v, the witness by then: %v",
+			o.isIn.Sub(deadline), o.known.Sub(deadline), o.witnessed)
+	}
+	return verdict{!o.told && o.witnessed, !o.told && !o.witnessed, max(o.isIn.Sub(o.known), 0)}
 }
 
 // cut parts the holder at a random phase of its renewals, in one of three ways.
@@ -770,7 +790,7 @@ func (o *cutOff) cut() {
 func cutOffs(
 	t *testing.T, kind func(*concurrency.Session, string) holder, how listening,
 	outside *clientv3.Client, n int, long bool,
-) (leads []lead) {
+) (verdicts []verdict) {
 	t.Helper()
 	t.Run("together", func(t *testing.T) { // so that what they used is closed
 		var all []*cutOff
@@ -785,11 +805,11 @@ func cutOffs(
 			o.cut()
 		}
 		for _, o := range all {
-			leads = append(leads, o.lead(t))
+			verdicts = append(verdicts, o.verdict(t))
 		}
 	})
-	require.Len(t, leads, n)
-	return leads
+	require.Len(t, verdicts, n)
+	return verdicts
 }
 
 // TRIALS sets the number of cut-offs of each kind; in a long run every other one has a
@@ -808,13 +828,13 @@ func TestCtxEndsBeforeARivalIsIn(t *testing.T) {
 				overlaps, excused, outside, least := 0, 0, client(t), time.Hour
 				for done := 0; done < trials; done += batch {
 					n := min(batch, trials-done)
-					for _, lead := range cutOffs(t, kind, how, outside, n, trials >= 100) {
-						least = min(least, lead.by)
+					for _, v := range cutOffs(t, kind, how, outside, n, trials >= 100) {
+						least = min(least, v.lead)
 						switch {
-						case lead.paused:
-							excused++
-						case lead.by < 0:
+						case v.overlap:
 							overlaps++
+						case v.excused:
+							excused++
 						}
 					}
 				}

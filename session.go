@@ -85,8 +85,8 @@ func WithSafetyMargin(d time.Duration) SessionOption {
 // alive in the background until the session is closed or orphaned, the client is
 // closed, or the lease is lost.
 //
-// It blocks until a server answers, at most for the TTL, and ends with the
-// context given with [WithContext]. Its errors are those of the environment: the
+// It blocks until a server answers, at most for the TTL asked for (60 s if none was, with
+// [WithLease] too), and ends with the context given with [WithContext]. Its errors are those of the environment: the
 // context's, [context.Canceled] when the client is closed, and etcd's, of which
 // rpctypes.ErrLeaseNotFound says that the lease given with [WithLease] does not
 // exist. A failed NewSession revokes a lease that it was granted; one whose grant
@@ -217,8 +217,8 @@ type lease struct {
 	done, stopped chan struct{}
 
 	// lost ends when nothing can be done on the lease any more: it is known to be
-	// lost, or the client was closed. It is not the same as ctx: an orphaned session
-	// still has a living lease.
+	// lost, or the client was closed while the session was open. It is not the same as
+	// ctx: an orphaned session still has a living lease.
 	lost context.Context
 	lose context.CancelFunc
 

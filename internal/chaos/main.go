@@ -24,6 +24,7 @@ import (
 // options are the flags.
 type options struct {
 	duration time.Duration
+	grace    time.Duration
 	seed     uint64
 	upstream bool
 	evidence string
@@ -59,6 +60,7 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.upstream, "upstream", false,
 		"let all clients run upstream's package, and fail unless violations are found")
 	f.StringVar(&o.evidence, "evidence", "", "`folder` in which the evidence of violations is left (default: a temporary one)")
+	f.DurationVar(&o.grace, "grace", 0, "`time` added to twice the TTL in which every name must be free, for a machine that is busy")
 	f.BoolVar(&o.failFast, "fail-fast", false, "stop after the first round with a violation of the package in question")
 	f.Func("faults", "do only that harm whose name matches the `regexp`", func(text string) (err error) {
 		if o.faults, err = regexp.Compile(text); err != nil {

@@ -55,7 +55,7 @@ func TestParseRefuses(t *testing.T) {
 // A short round passes, and all who should take part in it do, the child included.
 func TestTorment(t *testing.T) {
 	var out strings.Builder
-	err := torment(t.Context(), []string{"-duration", "5s", "-evidence", t.TempDir()}, &out)
+	err := torment(t.Context(), []string{"-duration", "5s", "-grace", "20s", "-evidence", t.TempDir()}, &out)
 	require.NoError(t, err, out.String())
 	assert.Contains(t, out.String(), "violations: 0 here")
 	for _, row := range []string{"| here |", "| upstream |", "| here transfer |", "| here NewSession |"} {

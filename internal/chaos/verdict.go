@@ -38,7 +38,7 @@ func (r *run) healed() error {
 // the dead left behind has expired by then. The same limit has been enough for RunLeader,
 // which has to notice by itself that its session is lost.
 func (r *run) everyNameIsFree() {
-	const limit = 2 * lifetime
+	limit := 2*lifetime + r.grace
 	led := r.led.Load()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()

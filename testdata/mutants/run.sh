@@ -10,13 +10,15 @@
 #   ONLY=regexp  only the mutants whose names match
 #   FULL=1       those that live are run against all tests
 #   LIMIT=60     seconds for the tests of one mutant
+#   CHAOS=flags  those with a line "# chaos" are given to internal/chaos, run with the flags,
+#                instead of to their tests
 #
-# README.md beside it has the last result of each mutant. It fails unless all that were run
-# are killed.
+# README.md beside it has the last result of each mutant, CHAOS.md those of CHAOS. It fails
+# unless all that were run are killed.
 set -eu -o pipefail
 cd "$(dirname "$0")"
 here=$PWD
-only=${ONLY:-} full=${FULL:-} limit=${LIMIT:-60}
+only=${ONLY:-} full=${FULL:-} limit=${LIMIT:-60} chaos=${CHAOS:-}
 
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
@@ -28,7 +30,9 @@ cd "$tmp/tree"
 mutants=()
 for patch in "$here"/*.patch; do
 	name=$(basename "$patch" .patch)
-	[[ $name =~ $only ]] && mutants+=("$name")
+	[[ $name =~ $only ]] || continue
+	[[ $chaos ]] && ! grep -q '^# chaos' "$patch" && continue
+	mutants+=("$name")
 done
 
 rule() { sed -n 's/^# rule: //p' "$here/$1.patch"; }
@@ -52,8 +56,25 @@ culprit() {
 		END {print name != "" ? name : hung != "" ? hung " (hung)" : left != "" ? left : died}' "$tmp/out"
 }
 
+# hunted prints what the chaos run says about a mutant that is applied: the first violation.
+hunted() {
+	go build -o "$tmp/chaos" ./internal/chaos >"$tmp/out" 2>&1 || { echo "ERROR: does not build"; return; }
+	# shellcheck disable=SC2086 # flags
+	if "$tmp/chaos" $chaos >"$tmp/out" 2>&1; then
+		echo LIVES
+	else
+		awk -v round=0 '/^== seed/ {round++}
+			/, by here, at / {sub(/^ */, ""); print "round " round ": " substr($0, 1, 150); found = 1; exit}
+			END {if (!found) print "ERROR: failed otherwise"}' "$tmp/out"
+	fi
+}
+
 # verdict prints what became of a mutant that is applied.
 verdict() {
+	if [[ $chaos ]]; then
+		hunted
+		return
+	fi
 	while read -r package regexp; do
 		status=0
 		named "$package" "$regexp" "$limit" || status=$?
@@ -70,8 +91,8 @@ verdict() {
 	fi
 }
 
-echo "== the same tests on the tree as it is"
-for package in $(for name in "${mutants[@]}"; do kills "$name"; done | cut -d' ' -f1 | sort -u); do
+[[ $chaos ]] || echo "== the same tests on the tree as it is"
+[[ $chaos ]] || for package in $(for name in "${mutants[@]}"; do kills "$name"; done | cut -d' ' -f1 | sort -u); do
 	regexp=$(for name in "${mutants[@]}"; do kills "$name"; done |
 		sed -n "s#^$package ##p" | sort -u | paste -sd'|')
 	named "$package" "$regexp" 600 || {
@@ -96,6 +117,25 @@ for name in "${mutants[@]}"; do
 	echo "| $name | $(rule "$name") | ${result//|/\\|} |" >>"$tmp/table"
 done
 echo "killed $killed of ${#mutants[@]}"
+
+if [[ $chaos ]]; then
+	{
+		cat <<END
+# Mutants under chaos
+
+\`make chaos-mutants\` takes out rules whose loss is dangerous, and lets internal/chaos look for
+what comes of it, with the flags $chaos; see run.sh. The round is of two minutes at most.
+
+$(date -u +%F): found $killed of ${#mutants[@]}.
+
+| mutant | the rule taken out | found |
+|---|---|---|
+END
+		cat "$tmp/table"
+	} >"$here/CHAOS.md"
+	[[ $killed = "${#mutants[@]}" ]]
+	exit
+fi
 
 # The rows of this run, and for the mutants that were not run the rows of the last one.
 touch "$here/README.md"
