@@ -607,8 +607,10 @@ func TestElectionResign(t *testing.T) {
 		b := newBallot(t, server(t))
 		b.wins(t, b.election, "v")
 		require.Equal(t, context.Canceled, b.election.Resign(cancelled()))
-		b.leads(t, b.election, "v")
+		b.stand(t, 0) // the deletion went on
+		require.NoError(t, b.election.Resign(ctx))
 
+		b.wins(t, b.election, "v")
 		gate := b.faults.HoldAnswer(fault.Txn, 1)
 		under, cancel := context.WithCancel(ctx)
 		call := etcdtest.Go(func() error { return b.election.Resign(under) })

@@ -206,3 +206,17 @@ func TestDoReleasesForAsLongAsItsContextLives(t *testing.T) {
 	}))
 	l.stand(t, 0)
 }
+
+// Who gives up a release leaves nobody to wait for the end of the session.
+func TestAReleaseThatWasGivenUpGoesOn(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l := newLine(t)
+		h := kind(l.session, l.name)
+		require.NoError(t, h.take(t.Context()))
+		require.Equal(t, context.Canceled, h.giveBack(cancelled()))
+		l.stand(t, 0)
+		require.NoError(t, h.giveBack(t.Context()), "it can be repeated")
+		require.NoError(t, h.take(t.Context()))
+		require.NoError(t, h.giveBack(t.Context()))
+	})
+}

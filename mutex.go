@@ -96,9 +96,9 @@ func (m *Mutex) joining() joinTxn {
 // no lock, and nil if the lock was lost meanwhile, which the session tells.
 //
 // It costs one call, repeated over transient faults until ctx ends, which is then
-// its error; others are etcd's. After an error the key may or may not be deleted;
-// Unlock can be repeated, and the session will not be given the lock by this key
-// again.
+// its error; others are etcd's. After an error the key may or may not be deleted yet, and
+// the session will not be given the lock by it again: when ctx has ended the deletion goes
+// on in the background, for the TTL at most. Unlock can be repeated.
 func (m *Mutex) Unlock(ctx context.Context) error {
 	held := m.ticket()
 	if held == (ticket{}) {

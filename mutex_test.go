@@ -1040,15 +1040,20 @@ func TestUnlock(t *testing.T) {
 		l := newLine(t)
 		require.NoError(t, l.mutex.Lock(ctx))
 		require.Equal(t, context.Canceled, l.mutex.Unlock(cancelled()))
+		l.stand(t, 0) // the deletion went on
+		require.NoError(t, l.mutex.Unlock(ctx))
+		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+
+		require.NoError(t, l.mutex.Lock(ctx))
 		removal := l.faults.Hold(fault.Txn, 1)
 		short, cancel := context.WithCancel(ctx)
 		call := etcdtest.Go(func() error { return l.mutex.Unlock(short) })
 		ended(t, removal.Reached(), "the release")
+		l.stand(t, 1)
 		cancel()
 		require.Equal(t, context.Canceled, call.Wait(t))
-		l.stand(t, 1)
-		require.NoError(t, l.mutex.Unlock(ctx))
 		l.stand(t, 0)
+		require.NoError(t, l.mutex.Unlock(ctx))
 	})
 	t.Run("within a second when the server is silent", func(t *testing.T) {
 		t.Parallel()

@@ -61,8 +61,13 @@ func (o *ownership) acquire(ctx context.Context, join joinTxn, patient bool) (ti
 func (o *ownership) release(ctx context.Context, held ticket) (*pb.ResponseHeader, error) {
 	o.end(held)
 	header, err := o.queue.leave(ctx, held)
-	if err == nil || err == ErrSessionExpired {
+	switch {
+	case err == nil || err == ErrSessionExpired:
 		o.drop(held)
+	case ctx.Err() != nil:
+		// Nobody will own by this ticket again, and all who stand behind it wait: the
+		// deletion goes on without the caller.
+		o.queue.lease().cleanUp(func(ctx context.Context) { _, _ = o.queue.remove(ctx, held) })
 	}
 	return header, err
 }

@@ -156,7 +156,11 @@ func siblingGivesUp(e *env) error {
 	case <-m1.Done():
 	case <-other.Done():
 	}
-	if returned(other, dwell) && returned(m1, dwell) {
+	wait := dwell
+	if !e.ours {
+		wait = ample // what the row foretells is waited for
+	}
+	if returned(other, wait) && returned(m1, wait) {
 		return fmt.Errorf("two hold at once: C returned %v, s %v", other.Err(), m1.Err())
 	}
 	if !returned(mine, ample) || mine.Err() != nil {
