@@ -31,7 +31,7 @@ var (
 // All methods may be called from any goroutine.
 type Mutex struct {
 	ownership
-	join joinTxn // of the session as it was then
+	join *joinTxn // of the session as it was then
 }
 
 // NewMutex returns a handle of the lock that pfx names. Its keys lie under
@@ -39,7 +39,8 @@ type Mutex struct {
 // call. NewMutex panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
 	q := newQueue(s, pfx)
-	return &Mutex{ownership{queue: q, released: ErrLockReleased}, q.joinTxn("")}
+	join := q.joinTxn("")
+	return &Mutex{ownership{queue: q, released: ErrLockReleased}, &join}
 }
 
 // TryLock takes the lock if nobody holds it or stands in line for it, and returns
@@ -87,7 +88,7 @@ func (m *Mutex) joining() joinTxn {
 	if m.join.lease != m.queue.session.id {
 		return m.queue.joinTxn("")
 	}
-	return m.join
+	return *m.join
 }
 
 // Unlock releases the lock: it deletes the key of this handle's last Lock, and no
