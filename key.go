@@ -333,7 +333,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	defer func() {
 		own.stop()
 		if err == nil {
-			q.lease().keepSpare(ahead)
+			q.lease().keepSpare(ahead, v.header.Revision)
 		} else {
 			ahead.stop()
 		}
@@ -342,7 +342,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	for breaks := 0; v.ahead != (ticket{}); {
 		if ahead == nil || ahead.key != v.ahead.key {
 			ahead.stop()
-			ahead = q.watchAhead(ctx, v.ahead.key)
+			ahead = q.watchAhead(ctx, v)
 		}
 		var news v3.WatchResponse
 		select {
@@ -381,22 +381,22 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 
 // watchAhead watches the key from now on, or goes on with the spare watch. It may become the
 // spare one itself, and doesn't end with ctx.
-func (q queue) watchAhead(ctx context.Context, key string) *watcher {
-	if w := q.lease().takeSpare(key); w != nil {
+func (q queue) watchAhead(ctx context.Context, v view) *watcher {
+	if w := q.lease().takeSpare(v.ahead.key, v.header.Revision); w != nil {
 		return w
 	}
-	return watch(context.WithoutCancel(ctx), q.client(), key, v3.WithFilterPut(), v3.WithCreatedNotify())
+	return watch(context.WithoutCancel(ctx), q.client(), v.ahead.key, v3.WithFilterPut(), v3.WithCreatedNotify())
 }
 
 // spareFor is for how long a watch that nobody needs is kept, at least.
 const spareFor = time.Second
 
 // keepSpare keeps a watch that has done its work for the next wait behind the same key:
-// where a lock goes round, all stand behind the same key each time. Since such a watch began
-// before that wait's first look, nothing happened in between that it won't tell, and it
-// saves the servers and the client the beginning and the end of a watch, which cost as much
+// where a lock goes round, all stand behind the same key each time. What such a watch has
+// told was known at rev, the revision of the last look: to a view that is not older, nothing
+// happens that it won't tell. It saves the servers and the client the beginning and the end of a watch, which cost as much
 // as a call. A session keeps one, the latest, and no longer than it lives itself.
-func (l *lease) keepSpare(w *watcher) {
+func (l *lease) keepSpare(w *watcher, rev int64) {
 	l.mu.Lock()
 	if l.closed {
 		l.mu.Unlock()
@@ -404,7 +404,7 @@ func (l *lease) keepSpare(w *watcher) {
 		return
 	}
 	older := l.spare
-	l.spare, l.spareUsed = w, true
+	l.spare, l.spareRev, l.spareUsed = w, rev, true
 	if !l.spareKept {
 		l.spareKept = true
 		l.work.Go(l.dropSpare)
@@ -413,11 +413,12 @@ func (l *lease) keepSpare(w *watcher) {
 	older.stop()
 }
 
-// takeSpare returns the spare watch if it is one of the key.
-func (l *lease) takeSpare(key string) (w *watcher) {
+// takeSpare returns the spare watch if it is one of the key that will tell all that happens
+// after rev.
+func (l *lease) takeSpare(key string, rev int64) (w *watcher) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.spare != nil && l.spare.key == key {
+	if l.spare != nil && l.spare.key == key && l.spareRev <= rev {
 		w, l.spare = l.spare, nil
 	}
 	return w

@@ -234,6 +234,7 @@ type lease struct {
 	revoked  bool          // the server has said that the lease is gone
 
 	spare     *watcher // see keepSpare; nil: none, or it is in use
+	spareRev  int64    // what happened up to it, the spare one does not tell again
 	spareUsed bool     // a spare one was kept since dropSpare last looked
 	spareKept bool     // dropSpare runs
 }
