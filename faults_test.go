@@ -104,42 +104,6 @@ func TestACallThatIsNotAnsweredIsRepeated(t *testing.T) {
 	require.Equal(t, 4, l.faults.Count(fault.Txn))
 }
 
-// lagging is a KV that answers serializable reads as of a revision that is long past.
-type lagging struct {
-	clientv3.KV
-	rev    int64
-	misled atomic.Int64
-}
-
-func (l *lagging) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
-	op := clientv3.OpGet(key, opts...)
-	if !op.IsSerializable() {
-		return l.KV.Get(ctx, key, opts...)
-	}
-	l.misled.Add(1)
-	resp, err := l.KV.Get(ctx, key, append(opts, clientv3.WithRev(l.rev))...)
-	if err == nil {
-		resp.Header.Revision = l.rev
-	}
-	return resp, err
-}
-
-func TestALookAtAMemberThatLagsIsRepeated(t *testing.T) {
-	t.Parallel()
-	l := &line{name: prefix(t), client: client(t), outside: client(t)}
-	kv := &lagging{KV: l.client.KV}
-	l.client.KV = kv
-	l.faults = counted(t, l.client)
-	l.session = session(t, l.client)
-	l.mutex = l.handle()
-	held := l.held(t)
-	call := l.waiting(t, t.Context(), l.mutex, 2)
-	kv.rev = l.revision(t) // both stand in line
-	require.NoError(t, held.Unlock(t.Context()))
-	require.NoError(t, call.Wait(t))
-	require.NotZero(t, kv.misled.Load())
-}
-
 // keyed counts the watches of one key.
 type keyed struct {
 	clientv3.Watcher

@@ -282,22 +282,12 @@ func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
 	return v, found
 }
 
-// look shows, at one revision that is not older than rev and mine, who stands directly ahead
-// of mine. It is [ErrSessionExpired] if mine does not stand in line any more.
-//
-// A revision that the servers have told of is one that is committed, so any member that
-// has come so far can show it: a serializable read, which asks no other member. Only from
-// one that lags behind, and when nothing is known (rev is 0), it takes a linearizable read.
-func (q queue) look(ctx context.Context, mine ticket, rev int64) (view, error) {
-	upTo := append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))
-	opts := upTo
-	if rev != 0 {
-		opts = append(opts, v3.WithSerializable())
-	}
-	resp, err := q.get(ctx, q.prefix, opts...)
-	if err == nil && resp.Header.Revision < max(rev, mine.rev) {
-		resp, err = q.get(ctx, q.prefix, upTo...)
-	}
+// look shows, with one linearizable read, who stands directly ahead of mine. It is
+// [ErrSessionExpired] if mine does not stand in line any more. A serializable read would do
+// where an event has told of a revision, but the server tells of it a moment before it
+// shows it (End in server/storage/mvcc/watchable_store_txn.go).
+func (q queue) look(ctx context.Context, mine ticket) (view, error) {
+	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
 	if err != nil {
 		return view{mine: mine}, err
 	}
@@ -358,7 +348,6 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case <-ctx.Done():
 			return v, ctx.Err()
 		}
-		since := news.Header.GetRevision()
 		switch {
 		case news.Canceled:
 			ahead.stop()
@@ -367,12 +356,11 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 			silence.Reset(ownWatchDelay)
 			pause(ctx, breaks)
 			breaks++
-			since = 0
-		case since <= v.header.Revision:
+		case news.Header.GetRevision() <= v.header.Revision:
 			breaks = 0
 			continue // nothing that the last look has not shown
 		}
-		if v, err = q.look(ctx, v.mine, since); err != nil {
+		if v, err = q.look(ctx, v.mine); err != nil {
 			return v, err
 		}
 	}
@@ -583,7 +571,7 @@ func (q queue) find(ctx context.Context, key string) (ticket, error) {
 	return ticketOf(resp.Kvs[0]), nil
 }
 
-// get reads, linearizably unless the options say otherwise.
+// get is a linearizable read.
 func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (resp *v3.GetResponse, err error) {
 	err = q.lease().retry(ctx, func(ctx context.Context) (err error) {
 		resp, err = q.client().Get(ctx, key, opts...)
