@@ -108,7 +108,7 @@ func (e *Election) Resign(ctx context.Context) error {
 	if led == (ticket{}) {
 		return nil
 	}
-	header, err := e.release(ctx, led)
+	header, err := e.giveBack(ctx, led)
 	if header != nil {
 		e.note(header)
 	}

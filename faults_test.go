@@ -15,28 +15,14 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 )
 
-// A server that runs out of space carries the call out and complains then.
+// A server that runs out of space carries the call out and complains then. TestSTMErrors
+// has the same of a commit.
 func TestNoSpaceIsNoAnswer(t *testing.T) {
 	t.Parallel()
-	t.Run("a lock leaves no key", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrNoSpace)
-		require.Equal(t, rpctypes.ErrNoSpace, l.mutex.Lock(t.Context()))
-		l.stand(t, 0)
-	})
-	t.Run("the outcome of a commit is unknown", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		s.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrNoSpace)
-		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			stm.Put(s.key("x"), "1")
-			return nil
-		})
-		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
-		require.ErrorIs(t, err, rpctypes.ErrNoSpace)
-		require.Equal(t, "1", s.value(t, "x"))
-	})
+	l := newLine(t)
+	l.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrNoSpace)
+	require.Equal(t, rpctypes.ErrNoSpace, l.mutex.Lock(t.Context()))
+	l.stand(t, 0)
 }
 
 // A handle may be made of a placeholder that is filled in later.

@@ -32,6 +32,9 @@ func (t ticket) stands() v3.Cmp { return v3.Compare(v3.CreateRevision(t.key), "=
 
 func ticketOf(kv *mvccpb.KeyValue) ticket { return ticket{string(kv.Key), kv.CreateRevision} }
 
+// firstOf reports whether the first of the keys that were read is the ticket's, in this life.
+func (t ticket) firstOf(kvs []*mvccpb.KeyValue) bool { return len(kvs) > 0 && ticketOf(kvs[0]) == t }
+
 // queue is the line under a prefix as one session stands in it. A session has one
 // place in a line, whichever handles use it.
 type queue struct {
@@ -250,7 +253,7 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 			break
 		}
 		kvs := resp.Responses[0].GetResponseRange().Kvs
-		if len(kvs) == 0 || ticketOf(kvs[0]) != v.mine {
+		if !v.mine.firstOf(kvs) {
 			return v, ErrSessionExpired
 		}
 		found = kvs[0]
@@ -292,7 +295,7 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 		return view{mine: mine}, err
 	}
 	v := view{mine: mine, header: resp.Header}
-	if len(resp.Kvs) == 0 || ticketOf(resp.Kvs[0]) != mine {
+	if !mine.firstOf(resp.Kvs) {
 		return v, ErrSessionExpired
 	}
 	if len(resp.Kvs) > 1 {
@@ -382,8 +385,9 @@ const spareFor = time.Second
 // keepSpare keeps a watch that has done its work for the next wait behind the same key:
 // where a lock goes round, all stand behind the same key each time. What such a watch has
 // told was known at rev, the revision of the last look: to a view that is not older, nothing
-// happens that it won't tell. It saves the servers and the client the beginning and the end of a watch, which cost as much
-// as a call. A session keeps one, the latest, and no longer than it lives itself.
+// happens that it won't tell. It saves the servers and the client the beginning and the
+// end of a watch, which cost as much as a call. A session keeps one, the latest, and no
+// longer than it lives itself.
 func (l *lease) keepSpare(w *watcher, rev int64) {
 	l.mu.Lock()
 	if l.closed {

@@ -105,7 +105,7 @@ func (m *Mutex) Unlock(ctx context.Context) error {
 	if held == (ticket{}) {
 		return ErrLockReleased
 	}
-	_, err := m.release(ctx, held)
+	_, err := m.giveBack(ctx, held)
 	if err == ErrSessionExpired {
 		return nil
 	}

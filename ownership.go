@@ -61,12 +61,18 @@ func (o *ownership) acquire(ctx context.Context, join joinTxn, patient bool) (ti
 func (o *ownership) release(ctx context.Context, held ticket) (*pb.ResponseHeader, error) {
 	o.end(held)
 	header, err := o.queue.leave(ctx, held)
-	switch {
-	case err == nil || err == ErrSessionExpired:
+	if err == nil || err == ErrSessionExpired {
 		o.drop(held)
-	case ctx.Err() != nil:
-		// Nobody will own by this ticket again, and all who stand behind it wait: the
-		// deletion goes on without the caller.
+	}
+	return header, err
+}
+
+// giveBack is release for a caller who may give up. Nobody will own by this ticket again,
+// and all who stand behind it wait: when ctx has ended the deletion goes on without the
+// caller.
+func (o *ownership) giveBack(ctx context.Context, held ticket) (*pb.ResponseHeader, error) {
+	header, err := o.release(ctx, held)
+	if err != nil && err != ErrSessionExpired && ctx.Err() != nil {
 		o.queue.lease().cleanUp(func(ctx context.Context) { _, _ = o.queue.remove(ctx, held) })
 	}
 	return header, err
@@ -156,7 +162,7 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 		switch {
 		case err != nil:
 			return err
-		case len(resp.Kvs) == 0 || ticketOf(resp.Kvs[0]) != t:
+		case !t.firstOf(resp.Kvs):
 			return ErrSessionExpired
 		}
 		// From the revision after one at which it stood: no gap.

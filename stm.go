@@ -144,8 +144,8 @@ func WithMaxTxnOps(n int) STMOption {
 // When the commit conflicts, apply is run again, on newer values, until it commits: at
 // once at first, then after a few pauses of a quarter of a second at most, then at once.
 // Transactions of one client that conflict take turns, for which a transaction waits 50 ms at
-// most, once in vain at most. So apply may run many times, and should have no effects but those through its STM. It runs on the caller's
-// goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere,
+// most, once in vain at most. So apply may run many times, and should have no effects but
+// those through its STM. It runs on the caller's goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere,
 // and nothing is committed.
 //
 // The response is that of the commit; the responses to the writes stand in the
@@ -183,10 +183,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 			return nil, err
 		}
 		start := time.Now()
-		a = &attempt{
-			client: c, options: o, level: levels[o.isolation],
-			snapshot: a.snapshot, turn: a.turn, waited: a.waited, hot: a.hot, heat: a.heat,
-		}
+		a = &attempt{client: c, options: o, level: levels[o.isolation], carried: a.carried}
 		resp, err := a.run(apply)
 		switch {
 		case err == errOutdated:
@@ -226,22 +223,27 @@ type attempt struct {
 	options stmOptions
 	level   level
 
+	carried
+
+	reads  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
+	writes []write                     // in the order in which their keys were first written
+
+	err  error // the first failure, after which nothing is read or committed
+	over bool  // the function has returned
+}
+
+// carried is what an attempt hands on to the one that follows it.
+type carried struct {
 	// The first read pins the snapshot, of levels that have one, by its header. An
 	// attempt that follows a conflict starts with the snapshot of the conflict's
 	// answer: its values and its revision, so that they agree with fresh reads.
 	snapshot
-
-	reads  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
-	writes []write                     // in the order in which their keys were first written
 
 	turn   *turn // among the transactions of this client that conflict; nil: none
 	waited bool  // for a turn, in vain: once is enough
 
 	heat int      // conflicts in a row that were over one key
 	hot  []string // the keys of which that is true
-
-	err  error // the first failure, after which nothing is read or committed
-	over bool  // the function has returned
 }
 
 type write struct {

@@ -1058,17 +1058,23 @@ func TestSTMErrors(t *testing.T) {
 			require.Equal(t, "1", s.value(t, "x"))
 		}
 	})
-	t.Run("an election among the servers leaves the commit unknown", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		s.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrTimeoutDueToLeaderFail)
-		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			stm.Put(s.key("x"), "1")
-			return nil
+	for what, cause := range map[string]error{
+		"an election among the servers":   rpctypes.ErrTimeoutDueToLeaderFail,
+		"a server that runs out of space": rpctypes.ErrNoSpace,
+	} {
+		t.Run(what+" leaves the commit unknown", func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			s.faults.LoseAnswer(fault.Txn, 1, cause)
+			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				stm.Put(s.key("x"), "1")
+				return nil
+			})
+			require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+			require.ErrorIs(t, err, cause)
+			require.Equal(t, "1", s.value(t, "x"))
 		})
-		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
-		require.ErrorIs(t, err, rpctypes.ErrTimeoutDueToLeaderFail)
-	})
+	}
 	t.Run("where nothing listens", func(t *testing.T) {
 		t.Parallel()
 		p, err := fault.NewProxy(server(t).Endpoint(0))

@@ -16,8 +16,9 @@ import (
 const turnWait = 50 * time.Millisecond
 
 // turn lets the transactions of one client that read and write one key, and have conflicted
-// on it, commit one after the other, instead of each spending a proposal of the servers' log on losing. It exists
-// while somebody uses it. Nothing rests on it: the servers decide about every commit.
+// on it, commit one after the other, instead of each spending a proposal of the servers'
+// log on losing. It exists while somebody uses it. Nothing rests on it: the servers decide
+// about every commit.
 type turn struct {
 	at    turnKey
 	slot  chan struct{} // full while somebody has the turn

@@ -54,7 +54,7 @@ func TestOutdated(t *testing.T) {
 		"unchanged since":           {&turn{last: snapshot{stateAt(7).header, read.known}}, false},
 		"older than what was read":  {&turn{last: stateAt(3, "k")}, false},
 	} {
-		a := &attempt{snapshot: snapshot{header: read.header}, reads: read.known, turn: c.turn}
+		a := &attempt{carried: carried{snapshot: snapshot{header: read.header}, turn: c.turn}, reads: read.known}
 		require.Equal(t, c.want, a.outdated(), name)
 	}
 }

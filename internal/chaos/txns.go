@@ -293,14 +293,21 @@ func (t *transactor) audited(ctx context.Context) {
 // total reads all accounts in one attempt, of which nobody knows yet whether it will be
 // committed.
 func (t *transactor) total(s stm) {
-	sum := 0
+	var values []string
 	for i := range accounts {
-		n, _ := strconv.Atoi(s.Get(account(i)))
+		values = append(values, s.Get(account(i)))
+	}
+	t.noteTotal(t.who, values)
+}
+
+// noteTotal records the sum of all accounts as somebody has read them.
+func (r *run) noteTotal(who history.Who, values []string) {
+	sum := 0
+	for _, value := range values {
+		n, _ := strconv.Atoi(value)
 		sum += n
 	}
-	t.rec.Add(history.Record{Total: &history.Total{
-		Who: t.who, Sum: sum, Want: accounts * balance, At: t.rec.Now(),
-	}})
+	r.rec.Add(history.Record{Total: &history.Total{Who: who, Sum: sum, Want: accounts * balance, At: r.rec.Now()}})
 }
 
 func isCommitUnknown(err error) bool { return errors.Is(err, concurrency.ErrCommitUnknown) }

@@ -6,7 +6,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -112,12 +111,13 @@ func (r *run) nothingIsLeft() error {
 	if err := r.audit.until(ctx, end.Header.Revision); err != nil {
 		return err
 	}
-	for left := ""; ; {
+	var left leftovers
+	for {
 		now, err := r.left(ctx)
 		switch {
 		case err != nil && ctx.Err() == nil:
 			return err
-		case err == nil && now == "":
+		case err == nil && now == (leftovers{}):
 			r.leftGoroutines()
 			return nil
 		case err == nil:
@@ -133,7 +133,7 @@ func (r *run) nothingIsLeft() error {
 // client, and with no goroutine of the package's behind it, is the client's own: one that it
 // gave up before the server had confirmed it is cancelled by the end of its stream only, and
 // the stream doesn't end either (client/v3 watch.go, resuming).
-func (r *run) leftToClients(left string) error {
+func (r *run) leftToClients(left leftovers) error {
 	r.leftGoroutines()
 	for _, s := range r.stations {
 		s.client.Close()
@@ -145,8 +145,8 @@ func (r *run) leftToClients(left string) error {
 	if err != nil {
 		return err
 	}
-	if later != "" || !strings.HasPrefix(left, "0 keys, 0 leases, ") {
-		r.violate("leftover", r.here(), "%v after the end there are still %s; with all clients closed, %q",
+	if later != (leftovers{}) || left.keys > 0 || left.leases > 0 {
+		r.violate("leftover", r.here(), "%v after the end there are still %v; with all clients closed, %v",
 			settling, left, later)
 	}
 	return nil
@@ -158,35 +158,37 @@ func (r *run) total(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	sum := 0
+	var values []string
 	for _, kv := range resp.Kvs {
-		n, _ := strconv.Atoi(string(kv.Value))
-		sum += n
+		values = append(values, string(kv.Value))
 	}
-	r.rec.Add(history.Record{Total: &history.Total{
-		Who: history.Who{Client: operator, Package: r.here()}, Sum: sum, Want: accounts * balance, At: r.rec.Now(),
-	}})
+	r.noteTotal(history.Who{Client: operator, Package: r.here()}, values)
 	return nil
 }
 
-// left says what is left in etcd. The auditor has a watcher.
-func (r *run) left(ctx context.Context) (string, error) {
+// leftovers are what is left in etcd.
+type leftovers struct{ keys, leases, watchers int }
+
+// String names them in a report.
+func (l leftovers) String() string {
+	return fmt.Sprintf("%d keys, %d leases, %d watchers", l.keys, l.leases, l.watchers)
+}
+
+// left counts what is left. The auditor has a watcher, unless it is about to begin another.
+func (r *run) left(ctx context.Context) (leftovers, error) {
 	keys, err := r.admin.Get(ctx, root+lineArea, clientv3.WithPrefix(), clientv3.WithCountOnly())
 	if err != nil {
-		return "", err
+		return leftovers{}, err
 	}
 	leases, err := r.admin.Leases(ctx)
 	if err != nil {
-		return "", err
+		return leftovers{}, err
 	}
 	watchers, err := r.cluster.Watchers()
 	if err != nil {
-		return "", err
+		return leftovers{}, err
 	}
-	if keys.Count == 0 && len(leases.Leases) == 0 && watchers <= 1 {
-		return "", nil
-	}
-	return fmt.Sprintf("%d keys, %d leases, %d watchers", keys.Count, len(leases.Leases), watchers-1), nil
+	return leftovers{int(keys.Count), len(leases.Leases), max(watchers-1, 0)}, nil
 }
 
 // leftGoroutines looks for goroutines of the package when all sessions are closed.

@@ -91,16 +91,18 @@ verdict() {
 	fi
 }
 
-[[ $chaos ]] || echo "== the same tests on the tree as it is"
-[[ $chaos ]] || for package in $(for name in "${mutants[@]}"; do kills "$name"; done | cut -d' ' -f1 | sort -u); do
-	regexp=$(for name in "${mutants[@]}"; do kills "$name"; done |
-		sed -n "s#^$package ##p" | sort -u | paste -sd'|')
-	named "$package" "$regexp" 600 || {
-		cat "$tmp/out"
-		echo "they fail without a mutant: nothing can be said"
-		exit 1
-	}
-done
+if [[ ! $chaos ]]; then
+	echo "== the same tests on the tree as it is"
+	for package in $(for name in "${mutants[@]}"; do kills "$name"; done | cut -d' ' -f1 | sort -u); do
+		regexp=$(for name in "${mutants[@]}"; do kills "$name"; done |
+			sed -n "s#^$package ##p" | sort -u | paste -sd'|')
+		named "$package" "$regexp" 600 || {
+			cat "$tmp/out"
+			echo "they fail without a mutant: nothing can be said"
+			exit 1
+		}
+	done
+fi
 
 echo "== ${#mutants[@]} mutants"
 killed=0
