@@ -78,9 +78,11 @@ func child(spec string, in io.Reader, out io.Writer) error {
 		_, _ = io.Copy(io.Discard, bufio.NewReader(in))
 		cancel()
 	}()
+	station := &station{
+		who: history.Who{Client: s.Client, Package: s.Package}, lib: lib, client: client, leases: witnessOf(client),
+	}
 	var wg sync.WaitGroup
 	for i := range uint64(2) {
-		station := &station{who: history.Who{Client: s.Client, Package: s.Package}, lib: lib, client: client}
 		w := &worker{run: r, station: station, rnd: r.rand(500 + i), dawdles: true}
 		wg.Go(func() { w.work(ctx) })
 	}

@@ -32,9 +32,9 @@ func (w *worker) work(ctx context.Context) {
 		}
 		switch n := w.rnd.IntN(100); {
 		case n < 30:
-			w.lock(ctx, false)
+			w.lock(ctx, pick(w.rnd, locks), false)
 		case n < 40:
-			w.lock(ctx, true)
+			w.lock(ctx, pick(w.rnd, locks), true)
 		case n < 50:
 			w.do(ctx)
 		case n < 75:
@@ -128,9 +128,9 @@ func (w *worker) duration() time.Duration {
 	return between(w.rnd, 0, brief)
 }
 
-// lock takes a lock, holds it and releases it.
-func (w *worker) lock(ctx context.Context, try bool) {
-	name := pick(w.rnd, locks)
+// lock takes a lock, holds it and releases it. When the release fails, it comes back for the
+// same lock or gives the session up, now and then.
+func (w *worker) lock(ctx context.Context, name string, try bool) {
 	m := w.session.mutex(name)
 	op, acquire := "Lock", m.Lock
 	if try {
@@ -145,7 +145,11 @@ func (w *worker) lock(ctx context.Context, try bool) {
 	if w.rnd.IntN(4) == 0 {
 		w.guarded(ctx, guardedOp, name, former)
 	}
-	if err != nil && w.rnd.IntN(2) == 0 {
+	switch {
+	case err == nil:
+	case w.rnd.IntN(2) == 0:
+		w.lock(ctx, name, try)
+	case w.rnd.IntN(2) == 0:
 		w.shut()
 	}
 }
@@ -184,6 +188,7 @@ func (w *worker) hold(ctx context.Context, h *history.Hold, alive func() bool, o
 		}
 		if w.session.deadline != nil {
 			h.Deadline = w.rec.When(w.session.deadline())
+			h.Known = w.rec.When(w.leases.end(w.session.lease))
 		}
 		if !alive() {
 			return false
@@ -253,7 +258,7 @@ func (w *worker) do(ctx context.Context) {
 	m := w.session.mutex(name)
 	d, ok := m.(doer)
 	if !ok {
-		w.lock(ctx, false)
+		w.lock(ctx, name, false)
 		return
 	}
 	_ = w.call(ctx, "Do", name, w.patience(), func(ctx context.Context) error {

@@ -42,6 +42,7 @@ type Hold struct {
 	Start    time.Duration `json:"start"`              // it had it
 	End      time.Duration `json:"end"`                // the last time at which it believed so
 	Deadline time.Duration `json:"deadline,omitempty"` // of its session by then, 0: not told
+	Known    time.Duration `json:"known,omitempty"`    // until when its client knew then that the lease lives, 0: not told
 }
 
 // Life is one life of a key in a line, as the servers told it.

@@ -73,8 +73,11 @@ var cases = []struct {
 	{"past the deadline for long", "lateness here", `
 {"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":300000000,"deadline":19}}
 {"life":{"name":"a","token":5}}`},
+	{"a deadline that nobody has granted", "deadline here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":20,"deadline":31,"known":30}}
+{"life":{"name":"a","token":5}}`},
 	{"before the deadline", "overlap here", `
-{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":24,"deadline":25}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":24,"deadline":25,"known":25}}
 {"hold":{"client":2,"package":"here","name":"a","token":7,"start":20,"end":30}}
 {"life":{"name":"a","token":5,"deleted":8,"gone":25}}
 {"life":{"name":"a","token":7}}`},
@@ -369,8 +372,8 @@ func TestEveryPropertyIsSeenViolated(t *testing.T) {
 		}
 	}
 	for _, property := range []string{
-		"overlap", "token", "claim", "overstay", "lateness", "write", "sighting", "total", "wait", "serializability",
-		"doubled", "lost", "dirty", "order", "error", "observer",
+		"overlap", "token", "claim", "overstay", "lateness", "deadline", "write", "sighting", "total", "wait",
+		"serializability", "doubled", "lost", "dirty", "order", "error", "observer",
 	} {
 		assert.True(t, seen[property], property)
 	}

@@ -277,12 +277,18 @@ func CheckOverstays(h History) (found []Violation) {
 	return found
 }
 
-// CheckLateness finds sessions that ended after their own deadline.
+// CheckLateness finds sessions that ended after their own deadline, and deadlines later than
+// what their clients had heard of the lease.
 func CheckLateness(h History) (found []Violation) {
 	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
 		if late := hold.End - hold.Deadline; hold.Deadline > 0 && late > lateness {
 			found = append(found, Violation{"lateness", hold.Package, hold.Deadline, fmt.Sprintf(
 				"%v held %q with token %d for %v after its session's deadline",
+				hold.Who, hold.Name, hold.Token, late)})
+		}
+		if late := hold.Deadline - hold.Known; hold.Known > 0 && late > 0 {
+			found = append(found, Violation{"deadline", hold.Package, hold.End, fmt.Sprintf(
+				"%v held %q with token %d by a deadline %v later than what it knew of its lease",
 				hold.Who, hold.Name, hold.Token, late)})
 		}
 	}
