@@ -73,3 +73,20 @@ func TestTurnsThatNobodyUsesAreForgotten(t *testing.T) {
 	first.release()
 	require.Nil(t, joinTurn(client, []string{"a", "b"}, false))
 }
+
+func TestATurnIsWaitedForInVainOnce(t *testing.T) {
+	var client *v3.Client
+	keys := []string{"once"}
+	taken, _ := takeTurn(t.Context(), client, keys, true)
+	a := &attempt{client: client, options: stmOptions{ctx: t.Context()}}
+	a.Put(keys[0], "")
+	a.wantTurn(keys, true)
+	require.Nil(t, a.turn)
+	taken.release()
+	a.wantTurn(keys, true)
+	require.Nil(t, a.turn, "its transaction has waited before")
+	next := &attempt{client: client, options: a.options, writes: a.writes}
+	next.wantTurn(keys, true)
+	require.NotNil(t, next.turn)
+	next.turn.release()
+}
