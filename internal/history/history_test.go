@@ -73,6 +73,10 @@ var cases = []struct {
 	{"past the deadline for long", "lateness here", `
 {"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":300000000,"deadline":19}}
 {"life":{"name":"a","token":5}}`},
+	{"owning after the loss", "claim here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"rev":9,"start":20,"end":30}}
+{"loss":{"token":5,"at":15}}
+{"life":{"name":"a","token":5,"deleted":8,"gone":17}}`},
 	{"a deadline that nobody has granted", "deadline here", `
 {"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":20,"deadline":31,"known":30}}
 {"life":{"name":"a","token":5}}`},

@@ -233,23 +233,22 @@ func (l *line) head(rev int64) int64 {
 }
 
 // CheckClaims finds holders that were not the head of the line: at the revision at which
-// they say they were, or at any if they name none.
+// they say they were, or at any if they name none. It is asked of those, too, that were lost
+// before they began.
 func CheckClaims(h History) (found []Violation) {
 	names := lines(h)
-	byName(h.Holds(), func(name string, holds []Hold) {
-		l := names[name]
-		for _, hold := range holds {
-			switch from, to := reignOf(l, hold.Token); {
-			case from >= to:
-				found = append(found, Violation{"claim", hold.Package, hold.Start, fmt.Sprintf(
-					"%v held %q with token %d, which was never the first in line", hold.Who, name, hold.Token)})
-			case hold.Rev != 0 && (hold.Rev < from || hold.Rev >= to):
-				found = append(found, Violation{"claim", hold.Package, hold.Start, fmt.Sprintf(
-					"%v held %q with token %d as of revision %d, at which %d was the first in line",
-					hold.Who, name, hold.Token, hold.Rev, l.head(hold.Rev))})
-			}
+	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
+		l := names[hold.Name]
+		switch from, to := reignOf(l, hold.Token); {
+		case from >= to:
+			found = append(found, Violation{"claim", hold.Package, hold.Start, fmt.Sprintf(
+				"%v held %q with token %d, which was never the first in line", hold.Who, hold.Name, hold.Token)})
+		case hold.Rev != 0 && (hold.Rev < from || hold.Rev >= to):
+			found = append(found, Violation{"claim", hold.Package, hold.Start, fmt.Sprintf(
+				"%v held %q with token %d as of revision %d, at which %d was the first in line",
+				hold.Who, hold.Name, hold.Token, hold.Rev, l.head(hold.Rev))})
 		}
-	})
+	}
 	return found
 }
 
