@@ -39,7 +39,8 @@ func NewElection(s *Session, pfx string) *Election {
 // they still lead shows with the next [Election.Proclaim]; an empty key or a
 // revision of zero makes a handle that does not lead. pfx is the name that was
 // given to [NewElection]; the prefix of all keys, which is the name with its "/" added
-// and what upstream's package wants, is understood too. It makes no call. ResumeElection panics if s is nil.
+// and what upstream's package wants, is understood too. It makes no call. ResumeElection
+// panics if s is nil.
 func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *Election {
 	e := NewElection(s, pfx)
 	if !strings.HasPrefix(leaderKey, e.queue.prefix) && strings.HasSuffix(pfx, "/") {

@@ -141,8 +141,8 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 // of an orphaned session too, since nobody here knows when its lease ends.
 //
 // The first call after the lock was taken reads the key once and watches it, in the
-// background, until the context ends. A key that can't be watched for a permanent reason, such as a
-// missing permission, ends the context with that error.
+// background, until the context ends. A key that can't be watched for a permanent reason,
+// such as a missing permission, ends the context with that error.
 func (m *Mutex) Ctx() context.Context { return m.context() }
 
 // Do runs work while the lock is held: it takes the lock as [Mutex.Lock] does, calls

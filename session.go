@@ -87,11 +87,11 @@ func WithSafetyMargin(d time.Duration) SessionOption {
 //
 // It blocks until a server answers, at most for the TTL asked for (60 s if none was, with
 // [WithLease] too), and ends with the context given with [WithContext]. Its errors are
-// those of the environment: the context's, [context.Canceled] when the client is closed, and etcd's, of which
-// rpctypes.ErrLeaseNotFound says that the lease given with [WithLease] does not
-// exist. A failed NewSession revokes a lease that it was granted; one whose grant
-// was never answered may leave a lease, without keys, that expires by itself. A safety
-// margin that is negative, or not shorter than the TTL, is an error too.
+// those of the environment: the context's, [context.Canceled] when the client is closed,
+// and etcd's, of which rpctypes.ErrLeaseNotFound says that the lease given with
+// [WithLease] does not exist. A failed NewSession revokes a lease that it was granted; one
+// whose grant was never answered may leave a lease, without keys, that expires by itself.
+// A safety margin that is negative, or not shorter than the TTL, is an error too.
 //
 // NewSession panics if client is nil.
 func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {

@@ -145,8 +145,8 @@ func WithMaxTxnOps(n int) STMOption {
 // once at first, then after a few pauses of a quarter of a second at most, then at once.
 // Transactions of one client that conflict take turns, for which a transaction waits 50 ms at
 // most, once in vain at most. So apply may run many times, and should have no effects but
-// those through its STM. It runs on the caller's goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere,
-// and nothing is committed.
+// those through its STM. It runs on the caller's goroutine, where a panic in it, or
+// runtime.Goexit, does what it does anywhere, and nothing is committed.
 //
 // The response is that of the commit; the responses to the writes stand in the
 // order in which their keys were first written. A transaction that only read, at
