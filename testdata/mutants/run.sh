@@ -13,8 +13,8 @@
 #   CHAOS=flags  those with a line "# chaos" are given to internal/chaos, run with the flags,
 #                instead of to their tests
 #
-# README.md beside it has the last result of each mutant, CHAOS.md those of CHAOS. It fails
-# unless all that were run are killed.
+# README.md beside it has the last result of each mutant, CHAOS.md those of CHAOS. The script
+# fails unless all that were run are killed.
 set -eu -o pipefail
 cd "$(dirname "$0")"
 here=$PWD
@@ -27,11 +27,14 @@ export TMPDIR=$tmp/data GIT_CEILING_DIRECTORIES=$tmp
 tar -C ../.. --exclude=./.git --exclude=./.build -c . | tar -C "$tmp/tree" -x
 cd "$tmp/tree"
 
+# relevant reports whether the mutant is one of those that this kind of run is about.
+relevant() { [[ ! $chaos ]] || grep -q '^# chaos' "$here/$1.patch"; }
+
 mutants=()
 for patch in "$here"/*.patch; do
 	name=$(basename "$patch" .patch)
 	[[ $name =~ $only ]] || continue
-	[[ $chaos ]] && ! grep -q '^# chaos' "$patch" && continue
+	relevant "$name" || continue
 	mutants+=("$name")
 done
 
@@ -121,43 +124,34 @@ done
 echo "killed $killed of ${#mutants[@]}"
 
 if [[ $chaos ]]; then
-	{
-		cat <<END
-# Mutants under chaos
-
-\`make chaos-mutants\` takes out rules whose loss is dangerous, and lets internal/chaos look for
-what comes of it, with the flags $chaos; see run.sh. The round is of two minutes at most.
-
-$(date -u +%F): found $killed of ${#mutants[@]}.
-
-| mutant | the rule taken out | found |
-|---|---|---|
-END
-		cat "$tmp/table"
-	} >"$here/CHAOS.md"
-	[[ $killed = "${#mutants[@]}" ]]
-	exit
+	file=CHAOS.md title="Mutants under chaos" found="found" verb="found"
+	text="\`make chaos-mutants\` takes out rules whose loss is dangerous, one at a time, and lets internal/chaos look
+for what comes of it, with the flags $chaos; see run.sh."
+else
+	file=README.md title="Mutants" found="killed by" verb="killed"
+	text="Each patch takes one rule out of the package. \`make mutants\` applies them to a copy of the
+tree, one at a time, runs the tests named in the patch, and writes its results here; see run.sh."
 fi
 
 # The rows of this run, and for the mutants that were not run the rows of the last one.
-touch "$here/README.md"
+touch "$here/$file"
 for patch in "$here"/*.patch; do
 	name=$(basename "$patch" .patch)
-	grep -m1 -F "| $name |" <(cat "$tmp/table" "$here/README.md") || echo "| $name | $(rule "$name") | ERROR: not run |"
+	relevant "$name" || continue
+	grep -m1 -F "| $name |" <(cat "$tmp/table" "$here/$file") || echo "| $name | $(rule "$name") | ERROR: not run |"
 done >"$tmp/rows"
 {
 	cat <<END
-# Mutants
+# $title
 
-Each patch takes one rule out of the package. \`make mutants\` applies them to a copy of the
-tree, one at a time, runs the tests named in the patch, and writes its results here; see run.sh.
+$text
 
-$(date -u +%F): killed $(grep -cvE '[|] (ERROR: .*|LIVES) [|]$' "$tmp/rows") of $(wc -l <"$tmp/rows").
+$(date -u +%F): $verb $(grep -cvE '[|] (ERROR: .*|LIVES) [|]$' "$tmp/rows") of $(wc -l <"$tmp/rows").
 
-| mutant | the rule taken out | killed by |
+| mutant | the rule taken out | $found |
 |---|---|---|
 END
 	cat "$tmp/rows"
-} >"$tmp/README.md"
-mv "$tmp/README.md" "$here/README.md"
+} >"$tmp/report.md"
+mv "$tmp/report.md" "$here/$file"
 [[ $killed = "${#mutants[@]}" ]]
