@@ -95,8 +95,8 @@
 // Waiting calls ride out what passes: lost connections, elections among the servers,
 // members without a quorum, compactions, lost answers. They end with the caller's
 // context within a second even if no server can be reached. What an unanswered call
-// may have left behind is cleaned up in the background, for at most the TTL; the lease
-// bounds everything: no key outlives it. [Election.Proclaim] and the commit of a
+// may have left behind is cleaned up in the background, for as long as the lease lives,
+// which bounds everything: no key outlives it. [Election.Proclaim] and the commit of a
 // transaction are never repeated, because a repetition might overwrite what others
 // wrote in between. What etcd's client does below is not in this package's hand: it sends
 // a call again when a server, or a gateway before it, answers with a status of Canceled or

@@ -102,8 +102,7 @@ func (e *Election) Proclaim(ctx context.Context, val string) error {
 //
 // It costs one call, repeated over transient faults until ctx ends, which is then
 // its error; others are etcd's. After an error the key may or may not be deleted yet: when
-// ctx has ended the deletion goes on in the background, for the TTL at most. Resign can be
-// repeated.
+// ctx has ended the deletion goes on in the background. Resign can be repeated.
 func (e *Election) Resign(ctx context.Context) error {
 	led := e.ticket()
 	if led == (ticket{}) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -169,4 +170,48 @@ func TestAReleaseThatWasGivenUpGoesOn(t *testing.T) {
 		require.NoError(t, h.take(t.Context()))
 		require.NoError(t, h.giveBack(t.Context()))
 	})
+}
+
+// A clean-up goes on for as long as the session lives, however long no server answers:
+// nobody else could end the wait of those behind.
+func TestCleanUpLastsAsLongAsTheSession(t *testing.T) {
+	const ttl = 2
+	silent := func(l *line, kinds ...fault.Kind) {
+		for _, kind := range kinds {
+			l.faults.Refuse(kind, 1000, codes.Unavailable, "etcdserver: no leader")
+		}
+	}
+	for what, leave := range map[string]func(t *testing.T, l *line){
+		"a wait that is given up": func(t *testing.T, l *line) {
+			ctx, cancel := context.WithCancel(t.Context())
+			l.held(t)
+			call := l.waiting(t, ctx, l.mutex, 2)
+			silent(l, fault.Txn)
+			cancel()
+			require.Equal(t, context.Canceled, call.Wait(t))
+		},
+		"a join without an answer": func(t *testing.T, l *line) {
+			ctx, cancel := context.WithCancel(t.Context())
+			l.held(t)
+			l.faults.After(fault.Txn, 1, func(error) {
+				silent(l, fault.Get)
+				cancel()
+			})
+			l.faults.LoseAnswers(fault.Txn, 1)
+			require.Equal(t, context.Canceled, l.mutex.Lock(ctx))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			l := newLine(t, concurrency.WithTTL(ttl))
+			leave(t, l)
+			l.stand(t, 2)
+			begun := time.Now()
+			require.Eventually(t, func() bool { // it was renewed two TTLs later
+				return l.session.Deadline().Sub(begun) > 3*ttl*time.Second
+			}, time.Minute, 50*time.Millisecond)
+			l.faults.Clear()
+			l.stand(t, 1)
+		})
+	}
 }

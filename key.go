@@ -511,7 +511,7 @@ func (q queue) removeUnused(ctx context.Context, t ticket) {
 // doubt notes that a join had no answer. A server that had not read it yet, or could not
 // commit it yet, may carry it out much later, even when a repetition has been answered
 // and the lock been released again. So the key is looked for, and removed unless it is in
-// use, from time to time until the TTL has passed.
+// use, from time to time until it was seen after the TTL had passed.
 func (q queue) doubt(key string) {
 	l := q.lease()
 	sweeping := false
@@ -522,12 +522,7 @@ func (q queue) doubt(key string) {
 	if sweeping {
 		return
 	}
-	done := l.background(func() {
-		_ = l.within(l.client.Ctx(), func(ctx context.Context) error {
-			q.sweep(ctx, key)
-			return nil
-		})
-	})
+	done := l.cleanUp(func(ctx context.Context) { q.sweep(ctx, key) })
 	select {
 	case <-done: // at once if the session was closed: another one of the lease may sweep
 		l.edit(key, func(p *place) { p.doubted = time.Time{} })
@@ -537,23 +532,18 @@ func (q queue) doubt(key string) {
 
 func (q queue) sweep(ctx context.Context, key string) {
 	l := q.lease()
-	for n := 0; ; n++ {
-		left, over := l.timeToLive(), false
+	for n, over := 0, false; !over; n++ {
+		sleep(ctx, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
+		begun := time.Now()
+		t, err := q.find(ctx, key)
+		if err == nil {
+			q.removeUnused(ctx, t)
+		}
 		l.edit(key, func(p *place) {
-			left -= time.Since(p.doubted)
-			if over = left <= 0 || ctx.Err() != nil; over {
+			if over = err != nil || begun.Sub(p.doubted) >= l.timeToLive(); over {
 				p.doubted = time.Time{}
 			}
 		})
-		if over {
-			return
-		}
-		sleep(ctx, jitter(min(left, 50*time.Millisecond<<min(n, 6))))
-		look, cancel := context.WithTimeout(ctx, left)
-		if t, err := q.find(look, key); err == nil {
-			q.removeUnused(look, t)
-		}
-		cancel()
 	}
 }
 

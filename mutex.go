@@ -99,7 +99,7 @@ func (m *Mutex) joining() joinTxn {
 // It costs one call, repeated over transient faults until ctx ends, which is then
 // its error; others are etcd's. After an error the key may or may not be deleted yet, and
 // the session will not be given the lock by it again: when ctx has ended the deletion goes
-// on in the background, for the TTL at most. Unlock can be repeated.
+// on in the background. Unlock can be repeated.
 func (m *Mutex) Unlock(ctx context.Context) error {
 	held := m.ticket()
 	if held == (ticket{}) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"sync"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -211,18 +210,15 @@ func (o *ownership) during(ctx context.Context, acquire func() (ticket, error), 
 	return work(workCtx)
 }
 
-// surrender releases held even if ctx has ended: then it goes on in the background, for the
-// TTL, and is waited for as long as the clean-up of a failed acquisition. It is
-// [ErrSessionExpired] if the release showed that held was lost before.
+// surrender releases held even if ctx has ended: then it goes on in the background, and is
+// waited for as long as the clean-up of a failed acquisition. It is [ErrSessionExpired] if
+// the release showed that held was lost before.
 func (o *ownership) surrender(ctx context.Context, held ticket) error {
 	l := o.queue.lease()
 	var err error
 	released := false
 	done := l.background(func() {
-		bound, cancel := context.WithCancel(l.client.Ctx())
-		defer cancel()
-		defer context.AfterFunc(ctx, func() { time.AfterFunc(l.timeToLive(), cancel) })()
-		_, err = o.release(bound, held)
+		_, err = o.release(l.client.Ctx(), held)
 		released = true
 	})
 	select {

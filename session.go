@@ -503,14 +503,12 @@ func (l *lease) within(ctx context.Context, work func(context.Context) error) er
 	return l.loss()
 }
 
-// cleanUp runs work beside its caller, on a context that ends with the lease's
-// TTL and with the loss of the lease. The caller may wait for the channel that is
-// closed when work has returned.
+// cleanUp runs work beside its caller, on a context that ends with the loss of the lease and
+// with the client: what is to be cleaned away blocks others for as long as the lease lives.
+// The caller may wait for the channel that is closed when work has returned.
 func (l *lease) cleanUp(work func(ctx context.Context)) <-chan struct{} {
 	return l.background(func() {
-		ctx, cancel := context.WithTimeout(l.client.Ctx(), l.timeToLive())
-		defer cancel()
-		_ = l.within(ctx, func(ctx context.Context) error { // the first error has been told
+		_ = l.within(l.client.Ctx(), func(ctx context.Context) error { // the first error has been told
 			work(ctx)
 			return nil
 		})
