@@ -136,6 +136,66 @@ func heldAfter(c Call, holds []Hold) (token int64) {
 	return token
 }
 
+// A key that nobody wants any more is cleaned away as soon as a server answers. Its session
+// has been answered so often, and for so long, that there was time for that.
+const (
+	strayAnswers = 10
+	strayFor     = 5 * time.Second
+	// landing is how long after a call that was given up its join may still be carried out,
+	// for its session to look after.
+	landing = 2 * time.Second
+)
+
+// CheckStrays finds keys of this package's that stood in line for nobody, and blocked those
+// behind them, while calls of their own session were answered.
+func CheckStrays(h History) (found []Violation) {
+	type span struct{ from, to time.Duration }
+	used, answers, users := map[placeOf][]span{}, map[int64][]span{}, map[placeOf]Who{}
+	for _, c := range all(h, func(r Record) *Call { return r.Call }) {
+		if c.Package != Here || c.Lease == 0 {
+			continue
+		}
+		at, s := placeOf{c.Name, c.Lease}, span{c.Call, c.Return}
+		used[at], users[at] = append(used[at], s), c.Who
+		if c.Name != "" && (c.Error == "" || c.Error == locked) {
+			answers[c.Lease] = append(answers[c.Lease], s)
+		}
+	}
+	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
+		at := placeOf{hold.Name, hold.Lease}
+		used[at] = append(used[at], span{hold.Start, hold.End})
+	}
+	for _, life := range all(h, func(r Record) *Life { return r.Life }) {
+		at := placeOf{life.Name, life.Lease}
+		who, ours := users[at]
+		if !ours || life.Deleted == 0 {
+			continue
+		}
+		idle := time.Duration(0) // since when nobody has used it
+		for _, s := range used[at] {
+			if s.from < life.Gone {
+				idle = max(idle, s.to)
+			}
+		}
+		if life.Created > idle+landing {
+			continue // nobody looks for it so late
+		}
+		idle = max(idle, life.Created)
+		n, last := 0, idle
+		for _, s := range answers[life.Lease] {
+			if s.from >= idle && s.to <= life.Gone {
+				n, last = n+1, max(last, s.to)
+			}
+		}
+		if n >= strayAnswers && last-idle >= strayFor {
+			found = append(found, Violation{"stray", Here, last, fmt.Sprintf(
+				"token %d of %v stood in line of %q for %v after its last use, while %d calls of its session were answered",
+				life.Token, who, life.Name, life.Gone-idle, n)})
+		}
+	}
+	return found
+}
+
 // CheckTerms finds functions of RunLeader that went on without leading: two of different
 // clients at once, whatever their tokens, and those whose key did not stand. A loss that
 // nobody told the function of ends its term.

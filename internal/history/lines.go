@@ -37,7 +37,8 @@ func Check(h History) []Violation {
 	var found []Violation
 	for _, check := range []func(History) []Violation{
 		CheckOverlaps, CheckTokens, CheckClaims, CheckOverstays, CheckLateness, CheckTerms, CheckOrder,
-		CheckWrites, CheckSightings, CheckStreams, CheckTotals, CheckCalls, CheckErrors, CheckCommits,
+		CheckStrays, CheckWrites, CheckSightings, CheckStreams, CheckTotals, CheckCalls, CheckErrors,
+		CheckCommits,
 	} {
 		found = append(found, check(h)...)
 	}
