@@ -139,7 +139,7 @@ func heldAfter(c Call, holds []Hold) (token int64) {
 // A key that nobody wants any more is cleaned away as soon as a server answers. Its session
 // has been answered so often, and for so long, that there was time for that.
 const (
-	strayAnswers = 10
+	strayAnswers = 3
 	strayFor     = 5 * time.Second
 	// landing is how long after a call that was given up its join may still be carried out,
 	// for its session to look after.

@@ -80,16 +80,16 @@ var cases = []struct {
 	{"a key that nobody wants, while its session is answered", "stray here", `
 {"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":7,"call":1,"return":90,"ended":80,"error":"context canceled"}}
 {"life":{"name":"a","token":5,"lease":7,"created":10,"deleted":30,"gone":7000000000}}` + strings.Repeat(`
-{"call":{"client":1,"package":"here","op":"TryLock","name":"b","lease":7,"call":5999999999,"return":6000000000}}`, 10)},
+{"call":{"client":1,"package":"here","op":"TryLock","name":"b","lease":7,"call":5999999999,"return":6000000000}}`, 3)},
 	{"a key that nobody wants, and no server answers", "", `
 {"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":7,"call":1,"return":90,"ended":80,"error":"context canceled"}}
 {"life":{"name":"a","token":5,"lease":7,"created":10,"deleted":30,"gone":7000000000}}` + strings.Repeat(`
-{"call":{"client":1,"package":"here","op":"TryLock","name":"b","lease":7,"call":5999999999,"return":6000000000,"ended":5999999999,"error":"context canceled"}}`, 10)},
+{"call":{"client":1,"package":"here","op":"TryLock","name":"b","lease":7,"call":5999999999,"return":6000000000,"ended":5999999999,"error":"context canceled"}}`, 3)},
 	{"a key that is used", "", `
 {"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":7,"call":1,"return":90,"ended":80,"error":"context canceled"}}
 {"life":{"name":"a","token":5,"lease":7,"created":10,"deleted":30,"gone":7000000000}}
 {"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":7,"call":100,"return":5000000000,"ended":4999999999,"error":"context canceled"}}` + strings.Repeat(`
-{"call":{"client":1,"package":"here","op":"TryLock","name":"b","lease":7,"call":5999999999,"return":6000000000}}`, 10)},
+{"call":{"client":1,"package":"here","op":"TryLock","name":"b","lease":7,"call":5999999999,"return":6000000000}}`, 3)},
 	{"a deadline that nobody has granted", "deadline here", `
 {"hold":{"client":1,"package":"here","name":"a","token":5,"start":10,"end":20,"deadline":31,"known":30}}
 {"life":{"name":"a","token":5}}`},
