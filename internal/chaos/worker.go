@@ -129,7 +129,8 @@ func (w *worker) duration() time.Duration {
 }
 
 // lock takes a lock, holds it and releases it. When the release fails, it comes back for the
-// same lock or gives the session up, now and then.
+// same lock, and dawdles, so that a release that comes late finds it there; or it gives the
+// session up, now and then.
 func (w *worker) lock(ctx context.Context, name string, try bool) {
 	m := w.session.mutex(name)
 	op, acquire := "Lock", m.Lock
@@ -148,7 +149,10 @@ func (w *worker) lock(ctx context.Context, name string, try bool) {
 	switch {
 	case err == nil:
 	case w.rnd.IntN(2) == 0:
+		usual := w.dawdles
+		w.dawdles = true
 		w.lock(ctx, name, try)
+		w.dawdles = usual
 	case w.rnd.IntN(2) == 0:
 		w.shut()
 	}

@@ -10,8 +10,8 @@
 #   ONLY=regexp  only the mutants whose names match
 #   FULL=1       those that live are run against all tests
 #   LIMIT=60     seconds for the tests of one mutant
-#   CHAOS=flags  those with a line "# chaos" are given to internal/chaos, run with the flags,
-#                instead of to their tests
+#   CHAOS=flags  those with a line "# chaos" are given to internal/chaos, run with the flags
+#                and those on that line, instead of to their tests
 #
 # README.md beside it has the last result of each mutant, CHAOS.md those of CHAOS. The script
 # fails unless all that were run are killed.
@@ -63,7 +63,7 @@ culprit() {
 hunted() {
 	go build -o "$tmp/chaos" ./internal/chaos >"$tmp/out" 2>&1 || { echo "ERROR: does not build"; return; }
 	# shellcheck disable=SC2086 # flags
-	if "$tmp/chaos" $chaos >"$tmp/out" 2>&1; then
+	if "$tmp/chaos" $chaos $(sed -n 's/^# chaos//p' "$here/$1.patch") >"$tmp/out" 2>&1; then
 		echo LIVES
 	else
 		awk -v round=0 '/^== seed/ {round++}
@@ -75,7 +75,7 @@ hunted() {
 # verdict prints what became of a mutant that is applied.
 verdict() {
 	if [[ $chaos ]]; then
-		hunted
+		hunted "$1"
 		return
 	fi
 	while read -r package regexp; do
