@@ -116,7 +116,7 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, q|Campaign|TryLock|reads' \
 		-update PERFORMANCE.md -name rtt
 	$(BENCH) -sessions 1000,5000 -update PERFORMANCE.md -name sessions
-	$(BENCH) $(BENCHFLAGS) -charts -rounds 5 -out testdata/performance -name series
+	$(BENCH) -rounds 3 $(BENCHFLAGS) -charts -out testdata/performance -name series
 	go run -C internal/bench/chart . $(CURDIR)/testdata/performance/series.csv $(CURDIR)/testdata/performance
 
 bench-quick: ## call counts, raft entries and the hand-over against upstream, in under a minute

@@ -263,7 +263,13 @@ func (b *bed) drain(ctx context.Context, n int) (time.Duration, error) {
 	var wg sync.WaitGroup
 	var last atomic.Int64 // turn, after begin
 	begin := time.Now()
-	for _, m := range waiters {
+	for i, m := range waiters {
+		if i%crowd == 0 && i > 0 {
+			if err := b.stand(ctx, i+1); err != nil {
+				fail(err)
+				break
+			}
+		}
 		wg.Go(func() {
 			err := m.Lock(ctx)
 			if err == nil {
@@ -277,6 +283,8 @@ func (b *bed) drain(ctx context.Context, n int) (time.Duration, error) {
 	}
 	if err := b.stand(ctx, n+1); err != nil {
 		fail(err)
+	} else if err := wait(ctx, settled); err != nil { // for all watches to begin
+		fail(err)
 	}
 	released := time.Since(begin)
 	if err := holder.Unlock(ctx); err != nil {
@@ -286,7 +294,11 @@ func (b *bed) drain(ctx context.Context, n int) (time.Duration, error) {
 	return time.Duration(last.Load()) - released, context.Cause(ctx)
 }
 
-// stand waits until n keys stand in line, and then until the line has settled.
+// crowd is how many may come to a line at once: the server sorts the whole line for each of
+// them, and lets those wait in vain who come by the thousand.
+const crowd = 200
+
+// stand waits until n keys stand in line.
 func (b *bed) stand(ctx context.Context, n int) error {
 	for {
 		resp, err := b.plain.Get(ctx, b.prefix+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
@@ -296,7 +308,7 @@ func (b *bed) stand(ctx context.Context, n int) error {
 		case resp.Count > int64(n):
 			return errors.New("more stand in line than were sent")
 		case resp.Count == int64(n):
-			return wait(ctx, settled)
+			return nil
 		}
 		if err := wait(ctx, 10*time.Millisecond); err != nil {
 			return err
