@@ -108,7 +108,7 @@ chaos-quick: | .build ## the same for 20 s, with patience for a machine that is 
 	$(CHAOS) -duration 20s -grace 20s
 
 chaos-mutants: ## takes rules out whose loss is dangerous: the chaos run has to notice; ONLY=regexp
-	CHAOS='-duration 90s -grace 20s -fail-fast' bash testdata/mutants/run.sh
+	CHAOS='-duration 6m -grace 20s -fail-fast' bash testdata/mutants/run.sh
 
 BENCH := go run ./internal/bench
 bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
