@@ -176,10 +176,8 @@ func TestAReleaseThatWasGivenUpGoesOn(t *testing.T) {
 // nobody else could end the wait of those behind.
 func TestCleanUpLastsAsLongAsTheSession(t *testing.T) {
 	const ttl = 2
-	silent := func(l *line, kinds ...fault.Kind) {
-		for _, kind := range kinds {
-			l.faults.Refuse(kind, 1000, codes.Unavailable, "etcdserver: no leader")
-		}
+	silent := func(l *line, kind fault.Kind) {
+		l.faults.Refuse(kind, 1000, codes.Unavailable, "etcdserver: no leader")
 	}
 	for what, leave := range map[string]func(t *testing.T, l *line){
 		"a wait that is given up": func(t *testing.T, l *line) {
@@ -207,9 +205,9 @@ func TestCleanUpLastsAsLongAsTheSession(t *testing.T) {
 			leave(t, l)
 			l.stand(t, 2)
 			begun := time.Now()
-			require.Eventually(t, func() bool { // it was renewed two TTLs later
+			etcdtest.Eventually(t, func() bool {
 				return l.session.Deadline().Sub(begun) > 3*ttl*time.Second
-			}, time.Minute, 50*time.Millisecond)
+			}, "a renewal two TTLs later")
 			l.faults.Clear()
 			l.stand(t, 1)
 		})

@@ -25,6 +25,7 @@ type locker struct {
 	locked bool       // local is held by who has the lock
 }
 
+// Lock takes the lock; see NewLocker.
 func (l *locker) Lock() {
 	ctx := l.mutex.queue.client().Ctx()
 	l.local.Lock()
@@ -37,6 +38,7 @@ func (l *locker) Lock() {
 	l.locked = true
 }
 
+// Unlock releases the lock, and the goroutines of this process even if that fails.
 func (l *locker) Unlock() {
 	err := l.mutex.Unlock(l.mutex.queue.client().Ctx())
 	l.mu.Lock()

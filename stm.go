@@ -280,6 +280,8 @@ func (a *attempt) run(apply func(STM) error) (resp *v3.TxnResponse, err error) {
 	return a.commit()
 }
 
+// Get adds the keys to the read set and returns the value of the first, as written by the
+// attempt itself if it was.
 func (a *attempt) Get(keys ...string) string {
 	a.check()
 	if len(keys) == 0 {
@@ -295,16 +297,19 @@ func (a *attempt) Get(keys ...string) string {
 	return string(a.reads[keys[0]].GetValue())
 }
 
+// Rev adds the key to the read set and returns its revision in the store.
 func (a *attempt) Rev(key string) int64 {
 	a.check()
 	a.fetch([]string{key})
 	return a.reads[key].GetModRevision()
 }
 
+// Put adds a write to the write set, in place of one of the same key.
 func (a *attempt) Put(key, val string, opts ...v3.OpOption) {
 	a.write(write{key, val, v3.OpPut(key, val, opts...), len(opts) == 0})
 }
 
+// Del adds a deletion to the write set, in place of a write of the same key.
 func (a *attempt) Del(key string) { a.write(write{key: key, op: v3.OpDelete(key)}) }
 
 func (a *attempt) write(w write) {
