@@ -32,7 +32,7 @@ type island struct {
 // newIsland chooses a follower or the leader.
 func newIsland(tb testing.TB, leader bool) *island {
 	tb.Helper()
-	c := etcdtest.New(tb, etcdtest.Members(3))
+	c := etcdtest.New(tb, etcdtest.Members(3), etcdtest.PeerProxies())
 	member := c.Leader()
 	if !leader {
 		member = (member + 1) % 3

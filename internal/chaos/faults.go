@@ -110,10 +110,25 @@ var membersHarms = []harm{
 		return h.crash(ctx, h.rnd.Perm(members)[:2]...)
 	}},
 	{"isolate a member", func(h hand, ctx context.Context) (string, error) {
-		return h.isolate(ctx, h.rnd.IntN(members))
+		return h.part(ctx, h.rnd.IntN(members), h.cluster.Isolate)
 	}},
 	{"isolate the leader", func(h hand, ctx context.Context) (string, error) {
-		return h.isolate(ctx, max(0, h.cluster.Leader()))
+		return h.part(ctx, max(0, h.cluster.Leader()), h.cluster.Isolate)
+	}},
+	{"keep back what a member tells the others", func(h hand, ctx context.Context) (string, error) {
+		return h.part(ctx, h.rnd.IntN(members), h.cluster.Mute)
+	}},
+	{"keep back what the leader tells the others", func(h hand, ctx context.Context) (string, error) {
+		return h.part(ctx, max(0, h.cluster.Leader()), h.cluster.Mute)
+	}},
+	{"cut two members off from each other", func(h hand, ctx context.Context) (string, error) {
+		return h.between(ctx, 1, func(p *fault.Proxy) { p.Refuse(); p.Cut() })
+	}},
+	{"break the connections of members", func(h hand, ctx context.Context) (string, error) {
+		return h.between(ctx, members, (*fault.Proxy).Cut)
+	}},
+	{"slow the connections of members", func(h hand, ctx context.Context) (string, error) {
+		return h.between(ctx, members, func(p *fault.Proxy) { p.Delay(50 * time.Millisecond) })
 	}},
 	{"move the leader", func(h hand, _ context.Context) (string, error) {
 		to := h.rnd.IntN(members)
@@ -164,12 +179,31 @@ func (h hand) crash(ctx context.Context, which ...int) (on string, err error) {
 	return strings.TrimSpace(on), err
 }
 
-func (h hand) isolate(ctx context.Context, i int) (string, error) {
-	if err := h.cluster.Isolate(i); err != nil {
+// part parts a member from its peers for a while.
+func (h hand) part(ctx context.Context, i int, how func(int) error) (string, error) {
+	if err := how(i); err != nil {
 		return member(i), err
 	}
 	h.last(ctx)
 	return member(i), h.cluster.Rejoin(i)
+}
+
+// between does harm to what connects some pairs of members, both ways.
+func (h hand) between(ctx context.Context, pairs int, do func(*fault.Proxy)) (on string, err error) {
+	var links []*fault.Proxy
+	for _, third := range h.rnd.Perm(members)[:pairs] {
+		i, j := (third+1)%members, (third+2)%members
+		links = append(links, h.cluster.Link(i, j), h.cluster.Link(j, i))
+		on += fmt.Sprintf("members %d and %d ", i, j)
+	}
+	for _, link := range links {
+		do(link)
+	}
+	h.last(ctx)
+	for _, link := range links {
+		link.Heal()
+	}
+	return strings.TrimSpace(on), nil
 }
 
 var linkHarms = []harm{

@@ -152,7 +152,7 @@ func (r *run) open() (err error) {
 	if r.dir, err = os.MkdirTemp(r.evidence, fmt.Sprintf("chaos-%d-", r.seed)); err != nil {
 		return err
 	}
-	if r.cluster, err = etcdtest.Start(etcdtest.Members(3), etcdtest.Config(r.logged)); err != nil {
+	if r.cluster, err = etcdtest.Start(etcdtest.Members(members), etcdtest.PeerProxies(), etcdtest.Config(r.logged)); err != nil {
 		return err
 	}
 	if r.admin, err = r.cluster.NewClient(); err != nil {

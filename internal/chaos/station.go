@@ -48,9 +48,7 @@ func newStation(i int, lib library, cluster *etcdtest.Cluster) (*station, error)
 func (s *station) heal() {
 	s.faults.Clear()
 	for _, p := range s.proxies {
-		p.Accept()
-		p.Resume()
-		p.Delay(0)
+		p.Heal()
 	}
 }
 

@@ -93,7 +93,7 @@ func newEnv(t *testing.T, lib library, v variant, p *part) *env {
 		}))
 		secure(t, e.cluster)
 	case p.members > 0:
-		e.cluster = etcdtest.New(t, etcdtest.Members(p.members))
+		e.cluster = etcdtest.New(t, etcdtest.Members(p.members), etcdtest.PeerProxies())
 	default:
 		e.cluster = shared()
 	}

@@ -20,10 +20,15 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+
+	"example.com/etcd/concurrency/internal/fault"
 )
 
 // errNotEmbedded is returned by what only servers inside the process can do.
 var errNotEmbedded = errors.New("etcdtest: only for embedded servers")
+
+// errNoProxies is returned where members are to be parted and nothing lies between them.
+var errNoProxies = errors.New("etcdtest: only for embedded servers with PeerProxies")
 
 // patience is how long a member that is asked again and again may take to
 // answer once.
@@ -33,6 +38,7 @@ const patience = time.Second
 type settings struct {
 	members int
 	fsync   bool
+	proxies bool
 	config  func(i int, cfg *embed.Config)
 }
 
@@ -50,6 +56,12 @@ func Members(n int) Option {
 // that knows no such setting waits always.
 func Fsync(on bool) Option {
 	return func(s *settings) { s.fsync = on }
+}
+
+// PeerProxies puts a proxy on the connections from each embedded member to each other, so
+// that they can be parted: see [Cluster.Link]. A binary is run without.
+func PeerProxies() Option {
+	return func(s *settings) { s.proxies = true }
 }
 
 // Config lets f change the configuration of every embedded member i, each time
@@ -72,8 +84,10 @@ type Cluster struct {
 // server that runs there.
 type member struct {
 	name, dir    string
-	client, peer string // URLs
-	id           uint64 // as etcd calls it, written before Start returns and never after
+	client, peer string       // URLs at which it is reached
+	listen       string       // URL at which it listens for its peers
+	links        *fault.Links // to it, from its peers; nil without proxies
+	id           uint64       // as etcd calls it, written before Start returns and never after
 
 	mu      sync.Mutex // guards running
 	running server     // nil while stopped
@@ -130,6 +144,11 @@ func (c *Cluster) Close() {
 		wg.Go(func() { c.Stop(i) })
 	}
 	wg.Wait()
+	for _, m := range c.members {
+		if m.links != nil {
+			m.links.Close()
+		}
+	}
 	os.RemoveAll(c.dir)
 }
 
@@ -177,32 +196,48 @@ func (c *Cluster) Restart(i int) error {
 	return c.ready(i)
 }
 
+// Link is the proxy on the connections that one member opens to another, nil without
+// [PeerProxies]. Members ask and tell on connections that either has opened: what one
+// says to the other goes up one link and down the other.
+func (c *Cluster) Link(from, to int) *fault.Proxy {
+	if c.members[to].links == nil {
+		return nil
+	}
+	return c.members[to].links.From(c.members[from].name)
+}
+
 // Isolate parts member i from its peers, both ways, while its clients stay
 // connected. A follower keeps answering serializable reads, from a store that
-// falls behind; a leader soon finds that it leads nobody. It takes embedded
-// servers.
-func (c *Cluster) Isolate(i int) error { return c.part(i, (*embedded).cut) }
-
-// Rejoin undoes Isolate. It does not wait for the member to catch up.
-func (c *Cluster) Rejoin(i int) error { return c.part(i, (*embedded).mend) }
-
-// part calls link for both directions of each connection of member i.
-func (c *Cluster) part(i int, link func(from *embedded, to uint64)) error {
-	if !c.Embedded() {
-		return errNotEmbedded
+// falls behind; a leader soon finds that it leads nobody. It takes [PeerProxies].
+func (c *Cluster) Isolate(i int) error {
+	sever := func(p *fault.Proxy) {
+		p.Refuse()
+		p.Cut()
 	}
-	one, err := c.embedded(i)
-	if err != nil {
-		return err
-	}
-	for j, m := range c.members {
+	return c.eachLink(i, sever, sever)
+}
+
+// Mute keeps back what member i says to its peers; it still hears them. Rejoin delivers it,
+// unless a connection broke meanwhile. It takes [PeerProxies].
+func (c *Cluster) Mute(i int) error {
+	return c.eachLink(i, (*fault.Proxy).StallUp, (*fault.Proxy).StallDown)
+}
+
+// Rejoin undoes all faults of the links of member i. It does not wait for the member to
+// catch up.
+func (c *Cluster) Rejoin(i int) error { return c.eachLink(i, (*fault.Proxy).Heal, (*fault.Proxy).Heal) }
+
+// eachLink calls out for the links that member i opened, and in for those to it.
+func (c *Cluster) eachLink(i int, out, in func(*fault.Proxy)) error {
+	for j := range c.members {
 		if j == i {
 			continue
 		}
-		link(one, m.id)
-		if other, err := c.embedded(j); err == nil {
-			link(other, c.members[i].id)
+		if c.Link(i, j) == nil {
+			return errNoProxies
 		}
+		out(c.Link(i, j))
+		in(c.Link(j, i))
 	}
 	return nil
 }
@@ -351,7 +386,13 @@ func (c *Cluster) start() error {
 			dir:    filepath.Join(dir, name),
 			client: urls[2*i],
 			peer:   urls[2*i+1],
+			listen: urls[2*i+1],
 		})
+	}
+	if c.proxies && c.Embedded() {
+		if err := c.connect(); err != nil {
+			return err
+		}
 	}
 	for i := range c.members {
 		if err := c.launch(i); err != nil {
@@ -362,6 +403,22 @@ func (c *Cluster) start() error {
 		if err := c.ready(i); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// connect puts proxies between the members.
+func (c *Cluster) connect() error {
+	var names []string
+	for _, m := range c.members {
+		names = append(names, m.name)
+	}
+	for _, m := range c.members {
+		var err error
+		if m.links, err = fault.NewLinks(m.listen, names...); err != nil {
+			return err
+		}
+		m.listen, m.peer = strings.Replace(m.listen, "http:", "https:", 1), m.links.Endpoint()
 	}
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
 )
 
 // binary says whether the tests run against an etcd binary.
@@ -124,7 +125,7 @@ func TestMoveLeader(t *testing.T) {
 
 // An isolated follower answers from a store that falls behind.
 func TestIsolatedFollowerLags(t *testing.T) {
-	c := etcdtest.New(t, etcdtest.Members(3))
+	c := etcdtest.New(t, etcdtest.Members(3), etcdtest.PeerProxies())
 	if !c.Embedded() {
 		require.Error(t, c.Isolate(0))
 		require.Error(t, c.Rejoin(0))
@@ -155,8 +156,59 @@ func TestIsolatedFollowerLags(t *testing.T) {
 	}, "the follower has caught up")
 }
 
+// One that the leader can't reach is left without, whatever it hears from the third: that
+// one has a leader and lets nobody else be elected.
+func TestPartialPartition(t *testing.T) {
+	c := etcdtest.New(t, etcdtest.Members(3), etcdtest.PeerProxies())
+	if !c.Embedded() {
+		require.Nil(t, c.Link(0, 1))
+		return
+	}
+	leader := c.Leader()
+	lost, third := (leader+1)%3, (leader+2)%3
+	for _, link := range []*fault.Proxy{c.Link(leader, lost), c.Link(lost, leader)} {
+		link.Refuse()
+		link.Cut()
+	}
+	rev := put(t, c.MemberClient(t, third), "k")
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(t.Context()))
+	defer cancel()
+	etcdtest.Eventually(t, func() bool {
+		resp := <-c.MemberClient(t, lost).Watch(ctx, "k")
+		return errors.Is(resp.Err(), rpctypes.ErrNoLeader)
+	}, "it knows no leader")
+	_, err := c.MemberClient(t, lost).Get(ctx, "k", clientv3.WithSerializable(), clientv3.WithRev(rev))
+	require.Error(t, err)
+	require.Equal(t, leader, c.Leader())
+	require.NoError(t, c.Rejoin(lost))
+	put(t, c.MemberClient(t, lost), "k")
+}
+
+// The followers of a leader that they don't hear elect another; it hears that one, and follows.
+func TestMutedLeaderFollows(t *testing.T) {
+	c := etcdtest.New(t, etcdtest.Members(3), etcdtest.PeerProxies())
+	if !c.Embedded() {
+		require.Error(t, c.Mute(0))
+		return
+	}
+	leader := c.Leader()
+	require.NoError(t, c.Mute(leader))
+	etcdtest.Eventually(t, func() bool { return c.Leader() != leader }, "another leads")
+	client := c.MemberClient(t, leader)
+	etcdtest.Eventually(t, func() bool {
+		here, err := client.Status(t.Context(), c.Endpoint(leader))
+		return err == nil && here.Leader != here.Header.MemberId && here.Leader != 0
+	}, "it hears of that")
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := client.Put(ctx, "k", "")
+	require.Error(t, err, "nobody hears what it proposes")
+	require.NoError(t, c.Rejoin(leader))
+	put(t, client, "k")
+}
+
 func TestIsolatedLeaderLeadsNobody(t *testing.T) {
-	c := etcdtest.New(t, etcdtest.Members(3))
+	c := etcdtest.New(t, etcdtest.Members(3), etcdtest.PeerProxies())
 	if !c.Embedded() {
 		return // TestIsolatedFollowerLags says what Isolate does there
 	}

@@ -7,8 +7,9 @@
 // loopback ports, with their data in a temporary folder. When the environment
 // names an etcd binary in ETCD_BINARY, the same calls run that binary instead,
 // one child process a member. Only embedded servers can be configured
-// ([Config]), spoken to without a connection ([Cluster.InProcess]) or parted
-// from their peers ([Cluster.Isolate]); ask [Cluster.Embedded] first.
+// ([Config]), spoken to without a connection ([Cluster.InProcess]) or, with
+// [PeerProxies] between them, parted from their peers ([Cluster.Isolate],
+// [Cluster.Mute], [Cluster.Link]); ask [Cluster.Embedded] first.
 //
 // # Leases
 //

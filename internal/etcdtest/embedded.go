@@ -1,11 +1,11 @@
 package etcdtest
 
 import (
-	"fmt"
 	"net/url"
+	"path/filepath"
 	"testing"
 
-	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
@@ -32,13 +32,25 @@ func (c *Cluster) launchEmbedded(i int) (server, error) {
 	if err != nil {
 		return nil, err
 	}
+	listen, err := url.Parse(m.listen)
+	if err != nil {
+		return nil, err
+	}
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{*client}, []url.URL{*client}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*peer}, []url.URL{*peer}
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{*listen}, []url.URL{*peer}
 	cfg.InitialCluster = c.initialCluster()
 	cfg.TickMs, cfg.ElectionMs = c.timing()
 	cfg.UnsafeNoFsync = !c.fsync
 	cfg.BcryptCost = 4 // the least: passwords in tests guard nothing
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	if m.links != nil {
+		// A certificate that nobody checks, and a name by which the proxies know who calls.
+		cfg.PeerTLSInfo, err = transport.SelfCert(zap.NewNop(), filepath.Join(c.dir, "cert"), nil, 1)
+		if err != nil {
+			return nil, err
+		}
+		cfg.PeerTLSInfo.ServerName = m.name
+	}
 	if c.config != nil {
 		c.config(i, cfg)
 	}
@@ -65,28 +77,16 @@ func (e *embedded) stop() {
 	e.etcd.Close()
 }
 
-func (e *embedded) cut(to uint64)  { e.etcd.Server.CutPeer(types.ID(to)) }
-func (e *embedded) mend(to uint64) { e.etcd.Server.MendPeer(types.ID(to)) }
-
-// embedded is the server of member i.
-func (c *Cluster) embedded(i int) (*embedded, error) {
-	m := c.members[i]
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	srv, ok := m.running.(*embedded)
-	if !ok {
-		return nil, fmt.Errorf("member %d: %w", i, errNotEmbedded)
-	}
-	return srv, nil
-}
-
 // InProcess is a client that calls member 0 directly, without a connection, as
 // etcd's own services do. It takes embedded servers.
 func (c *Cluster) InProcess(tb testing.TB) *clientv3.Client {
 	tb.Helper()
-	srv, err := c.embedded(0)
-	if err != nil {
-		tb.Fatal(err)
+	m := c.members[0]
+	m.mu.Lock()
+	srv, ok := m.running.(*embedded)
+	m.mu.Unlock()
+	if !ok {
+		tb.Fatal(errNotEmbedded)
 	}
 	client := v3client.New(srv.etcd.Server)
 	tb.Cleanup(func() { client.Close() })

@@ -28,7 +28,7 @@ func (c *Cluster) launchProcess(i int) (server, error) {
 		"--data-dir=" + m.dir,
 		"--listen-client-urls=" + m.client,
 		"--advertise-client-urls=" + m.client,
-		"--listen-peer-urls=" + m.peer,
+		"--listen-peer-urls=" + m.listen,
 		"--initial-advertise-peer-urls=" + m.peer,
 		"--initial-cluster=" + c.initialCluster(),
 		"--heartbeat-interval=" + strconv.Itoa(int(heartbeat)),

@@ -6,7 +6,8 @@
 // the watch that follows it. Each fault names a kind of call and which one of them
 // it means, so that a test forces one interleaving instead of hoping for it.
 //
-// [Proxy] stands on the wire: it stalls, cuts, refuses and delays connections.
+// [Proxy] stands on the wire: it stalls, cuts, refuses and delays connections. [Links] has
+// one for each caller of a server, and parts the members of a cluster from each other.
 //
 // The calls that no fault stops are carried out by the server, and errors have
 // the types and the texts that a real client gives. The one answer that is made

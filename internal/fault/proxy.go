@@ -12,8 +12,8 @@ import (
 // from any goroutine.
 type Proxy struct {
 	target   string
-	listener net.Listener
-	up, down *valve // towards the server, and towards the clients
+	listener net.Listener // nil for one of [Links]
+	up, down *valve       // towards the server, and towards the clients
 	wg       sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
@@ -26,22 +26,26 @@ type Proxy struct {
 // NewProxy listens on a free loopback port and passes connections on to
 // target, an address or a URL.
 func NewProxy(target string) (*Proxy, error) {
-	if _, address, ok := strings.Cut(target, "://"); ok {
-		target = address
-	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
-	p := &Proxy{
-		target:   target,
-		listener: listener,
-		up:       newValve(),
-		down:     newValve(),
-		conns:    make(map[*conn]struct{}),
-	}
-	p.wg.Go(p.serve)
+	p := newProxy(target)
+	p.listener = listener
+	p.wg.Go(func() { accept(listener, p.pass) })
 	return p, nil
+}
+
+func newProxy(target string) *Proxy {
+	if _, address, ok := strings.Cut(target, "://"); ok {
+		target = address
+	}
+	return &Proxy{
+		target: target,
+		up:     newValve(),
+		down:   newValve(),
+		conns:  make(map[*conn]struct{}),
+	}
 }
 
 // Endpoint is the URL at which clients reach the server through the proxy.
@@ -96,25 +100,34 @@ func (p *Proxy) Delay(d time.Duration) {
 	p.delay = d
 }
 
+// Heal undoes all of it: connections are let in, nothing is kept back or delayed.
+func (p *Proxy) Heal() {
+	p.Accept()
+	p.Resume()
+	p.Delay(0)
+}
+
 // Close cuts all connections, frees the port and returns when all goroutines
 // have ended. It may be called again.
 func (p *Proxy) Close() {
 	p.mu.Lock()
 	p.stopped = true
 	p.mu.Unlock()
-	p.listener.Close()
+	if p.listener != nil {
+		p.listener.Close()
+	}
 	p.Cut()
 	p.wg.Wait()
 }
 
-// serve accepts connections until the listener is closed.
-func (p *Proxy) serve() {
+// accept passes connections on until the listener is closed.
+func accept(listener net.Listener, pass func(net.Conn)) {
 	for {
-		client, err := p.listener.Accept()
+		client, err := listener.Accept()
 		if err != nil {
 			return
 		}
-		p.pass(client)
+		pass(client)
 	}
 }
 
