@@ -54,6 +54,7 @@ var lockRows = []row{
 	{"L8", "a hand-over does not wait for the server's resync", []part{
 		{name: "quiet", run: quietHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
 		{name: "busy", run: busyHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
+		{name: "first", run: firstHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
 	}},
 	{"L9", "Unlock and Resign delete only the ticket that this handle took", []part{
 		{name: "lost", run: releaseTwice, queue: true, alone: true, form: lock, upstream: "the later one"},
@@ -477,7 +478,12 @@ func quorumReturns(e *env) error {
 // load. The server's resync, every 100 ms, takes upstream's to more than 80.
 const resync = 45 * time.Millisecond
 
-func quietHandOver(e *env) error { return handOver(e) }
+func quietHandOver(e *env) error { return handOver(e, func(former *party) *party { return former }) }
+
+// No waiter has waited before, so that none has anything to go on with.
+func firstHandOver(e *env) error {
+	return handOver(e, func(*party) *party { return e.party(partyOptions{}) })
+}
 
 func busyHandOver(e *env) error {
 	writer := e.client()
@@ -488,10 +494,12 @@ func busyHandOver(e *env) error {
 		return nil
 	})
 	e.Cleanup(func() { <-busy.Done() })
-	return handOver(e)
+	return quietHandOver(e)
 }
 
-func handOver(e *env) error {
+// handOver hands on from one to the next, who waits, and measures. After is who waits for
+// that one then.
+func handOver(e *env, after func(former *party) *party) error {
 	a, b := e.party(partyOptions{}), e.party(partyOptions{})
 	e.must(a.acquire(e.Context()))
 	var times []time.Duration
@@ -503,7 +511,7 @@ func handOver(e *env) error {
 		e.must(a.release(e.Context()))
 		e.must(call.Wait(e))
 		times = append(times, time.Since(start))
-		a, b = b, a
+		a, b = b, after(a)
 	}
 	slices.Sort(times)
 	median := times[len(times)/2]
