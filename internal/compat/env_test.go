@@ -92,8 +92,10 @@ func newEnv(t *testing.T, lib library, v variant, p *part) *env {
 			cfg.AuthTokenTTL, cfg.BcryptCost = tokenTTL, 4 // the least
 		}))
 		secure(t, e.cluster)
-	case p.members > 0:
+	case p.parted:
 		e.cluster = etcdtest.New(t, etcdtest.Members(p.members), etcdtest.PeerProxies())
+	case p.members > 0:
+		e.cluster = etcdtest.New(t, etcdtest.Members(p.members))
 	default:
 		e.cluster = shared()
 	}

@@ -82,7 +82,7 @@ var lockRows = []row{
 	{"L15", "transient faults are retried, a permanent one returns at once", []part{
 		{name: "joining", run: restartWhileJoining, queue: true, wire: true, members: 1, upstream: "ended by"},
 		{name: "waiting", run: restartWhileWaiting, queue: true, wire: true, members: 1},
-		{name: "leader stops, joining", run: leaderStopsJoining, queue: true, wire: true, members: 3, upstream: "ended by"},
+		{name: "leader stops, joining", run: leaderStopsJoining, queue: true, wire: true, members: 3, parted: true, upstream: "ended by"},
 		{name: "leader stops, waiting", run: leaderStopsWaiting, queue: true, wire: true, members: 3},
 		{name: "refused", run: refusedJoin, queue: true, form: lock, upstream: "ended by"},
 		{name: "permanent", run: permanent, queue: true, auth: true},

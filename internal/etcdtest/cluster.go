@@ -409,6 +409,9 @@ func (c *Cluster) start() error {
 
 // connect puts proxies between the members.
 func (c *Cluster) connect() error {
+	if err := c.writeCert(); err != nil {
+		return err
+	}
 	var names []string
 	for _, m := range c.members {
 		names = append(names, m.name)

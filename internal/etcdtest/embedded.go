@@ -1,9 +1,17 @@
 package etcdtest
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"net/url"
+	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -44,12 +52,10 @@ func (c *Cluster) launchEmbedded(i int) (server, error) {
 	cfg.BcryptCost = 4 // the least: passwords in tests guard nothing
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	if m.links != nil {
-		// A certificate that nobody checks, and a name by which the proxies know who calls.
-		cfg.PeerTLSInfo, err = transport.SelfCert(zap.NewNop(), filepath.Join(c.dir, "cert"), nil, 1)
-		if err != nil {
-			return nil, err
+		// What it calls itself is what tells the proxies who calls.
+		cfg.PeerTLSInfo = transport.TLSInfo{
+			CertFile: c.certFile(), KeyFile: c.certFile(), InsecureSkipVerify: true, ServerName: m.name,
 		}
-		cfg.PeerTLSInfo.ServerName = m.name
 	}
 	if c.config != nil {
 		c.config(i, cfg)
@@ -65,6 +71,32 @@ func (c *Cluster) launchEmbedded(i int) (server, error) {
 		return nil, err
 	}
 	return srv, nil
+}
+
+// certFile has the key and the certificate of all members, which nobody checks.
+func (c *Cluster) certFile() string { return filepath.Join(c.dir, "peers.pem") }
+
+// writeCert makes a certificate of the kind that costs least: members that part and meet
+// again shake hands often.
+func (c *Cluster) writeCert() error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().AddDate(1, 0, 0)}
+	cert, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		return err
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		return err
+	}
+	both := append(
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}),
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert})...,
+	)
+	return os.WriteFile(c.certFile(), both, 0o600)
 }
 
 func (e *embedded) stop() {
