@@ -92,8 +92,6 @@ func newEnv(t *testing.T, lib library, v variant, p *part) *env {
 			cfg.AuthTokenTTL, cfg.BcryptCost = tokenTTL, 4 // the least
 		}))
 		secure(t, e.cluster)
-	case p.parted:
-		e.cluster = etcdtest.New(t, etcdtest.Members(p.members), etcdtest.PeerProxies())
 	case p.members > 0:
 		e.cluster = etcdtest.New(t, etcdtest.Members(p.members))
 	default:
@@ -311,7 +309,7 @@ func (p *party) acquire(ctx context.Context) error {
 	}
 	<-calls[0].Done()
 	for _, c := range calls[1:] {
-		if !returned(c, ample) || c.Err() != calls[0].Err() {
+		if !returned(c, handed) || c.Err() != calls[0].Err() {
 			return fmt.Errorf("two handles of a session: one %v, the other %v", calls[0].Err(), c.Err())
 		}
 	}

@@ -34,10 +34,9 @@ type part struct {
 	upstream string
 
 	// What the case takes from the server: members makes it one of its own, with
-	// that many, and parted with proxies between them; auth one of its own, with
-	// authentication; embedded one inside the process, for any other reason.
+	// that many; auth one of its own, with authentication; embedded one inside the
+	// process, for any other reason.
 	members  int
-	parted   bool
 	auth     bool
 	embedded bool
 
