@@ -782,7 +782,7 @@ func (o *cutOff) verdict(tb testing.TB) verdict {
 
 // cut parts the holder at a random phase of its renewals, in one of three ways.
 func (o *cutOff) cut() {
-	ways := []func(){o.proxy.Stall, o.proxy.StallDown, func() { o.proxy.Refuse(); o.proxy.Cut() }}
+	ways := []func(){o.proxy.Stall, o.proxy.StallDown, o.proxy.Sever}
 	time.AfterFunc(rand.N(o.session.TTL()/2), ways[rand.IntN(len(ways))])
 }
 

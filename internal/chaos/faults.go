@@ -122,7 +122,7 @@ var membersHarms = []harm{
 		return h.part(ctx, max(0, h.cluster.Leader()), h.cluster.Mute)
 	}},
 	{"cut two members off from each other", func(h hand, ctx context.Context) (string, error) {
-		return h.between(ctx, 1, func(p *fault.Proxy) { p.Refuse(); p.Cut() })
+		return h.between(ctx, 1, (*fault.Proxy).Sever)
 	}},
 	{"break the connections of members", func(h hand, ctx context.Context) (string, error) {
 		return h.between(ctx, members, (*fault.Proxy).Cut)
@@ -207,8 +207,8 @@ func (h hand) between(ctx context.Context, pairs int, do func(*fault.Proxy)) (on
 }
 
 var linkHarms = []harm{
-	{"cut clients off from all members", links(all, func(p *fault.Proxy) { p.Refuse(); p.Cut() })},
-	{"cut clients off from some members", links(some, func(p *fault.Proxy) { p.Refuse(); p.Cut() })},
+	{"cut clients off from all members", links(all, (*fault.Proxy).Sever)},
+	{"cut clients off from some members", links(some, (*fault.Proxy).Sever)},
 	{"break connections", links(some, (*fault.Proxy).Cut)},
 	{"keep back what clients send", links(all, (*fault.Proxy).StallUp)},
 	{"keep back what members answer", links(all, (*fault.Proxy).StallDown)},

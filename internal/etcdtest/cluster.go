@@ -210,11 +210,7 @@ func (c *Cluster) Link(from, to int) *fault.Proxy {
 // connected. A follower keeps answering serializable reads, from a store that
 // falls behind; a leader soon finds that it leads nobody. It takes [PeerProxies].
 func (c *Cluster) Isolate(i int) error {
-	sever := func(p *fault.Proxy) {
-		p.Refuse()
-		p.Cut()
-	}
-	return c.eachLink(i, sever, sever)
+	return c.eachLink(i, (*fault.Proxy).Sever, (*fault.Proxy).Sever)
 }
 
 // Mute keeps back what member i says to its peers; it still hears them. Rejoin delivers it,

@@ -16,7 +16,6 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
-	"example.com/etcd/concurrency/internal/fault"
 )
 
 // binary says whether the tests run against an etcd binary.
@@ -27,6 +26,15 @@ func put(t *testing.T, client *clientv3.Client, key string) int64 {
 	resp, err := client.Put(t.Context(), key, "v")
 	require.NoError(t, err)
 	return resp.Header.Revision
+}
+
+// stuck writes where nothing can be written.
+func stuck(t *testing.T, client *clientv3.Client, key, why string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	_, err := client.Put(ctx, key, "")
+	require.Error(t, err, why)
 }
 
 func TestStart(t *testing.T) {
@@ -94,10 +102,7 @@ func TestQuorum(t *testing.T) {
 	last := 3 - first - second
 	c.Stop(second)
 	lone := c.MemberClient(t, last)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	_, err := lone.Put(ctx, "k", "")
-	require.Error(t, err, "no quorum")
+	stuck(t, lone, "k", "no quorum")
 	require.NoError(t, c.Restart(first))
 	put(t, lone, "k")
 	require.NoError(t, c.Restart(second))
@@ -166,10 +171,8 @@ func TestPartialPartition(t *testing.T) {
 	}
 	leader := c.Leader()
 	lost, third := (leader+1)%3, (leader+2)%3
-	for _, link := range []*fault.Proxy{c.Link(leader, lost), c.Link(lost, leader)} {
-		link.Refuse()
-		link.Cut()
-	}
+	c.Link(leader, lost).Sever()
+	c.Link(lost, leader).Sever()
 	rev := put(t, c.MemberClient(t, third), "k")
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(t.Context()))
 	defer cancel()
@@ -199,10 +202,7 @@ func TestMutedLeaderFollows(t *testing.T) {
 		here, err := client.Status(t.Context(), c.Endpoint(leader))
 		return err == nil && here.Leader != here.Header.MemberId && here.Leader != 0
 	}, "it hears of that")
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
-	_, err := client.Put(ctx, "k", "")
-	require.Error(t, err, "nobody hears what it proposes")
+	stuck(t, client, "k", "nobody hears what it proposes")
 	require.NoError(t, c.Rejoin(leader))
 	put(t, client, "k")
 }

@@ -69,8 +69,7 @@ func TestLinks(t *testing.T) {
 	require.Error(t, err)
 	require.Nil(t, l.From("c"))
 
-	l.From("a").Refuse()
-	l.From("a").Cut()
+	l.From("a").Sever()
 	require.Error(t, says(a))
 	_, err = dial("a")
 	require.Error(t, err)

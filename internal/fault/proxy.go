@@ -92,6 +92,12 @@ func (p *Proxy) setRefuse(refuse bool) {
 	p.refuse = refuse
 }
 
+// Sever closes all connections and lets no new ones in.
+func (p *Proxy) Sever() {
+	p.Refuse()
+	p.Cut()
+}
+
 // Delay makes whatever is sent from now on arrive later by d, each way. It
 // does not limit how much can be under way.
 func (p *Proxy) Delay(d time.Duration) {
