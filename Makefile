@@ -115,6 +115,8 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 	$(BENCH) $(BENCHFLAGS) -update PERFORMANCE.md
 	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, q|Campaign|TryLock|reads' \
 		-update PERFORMANCE.md -name rtt
+	$(BENCH) $(BENCHFLAGS) -workloads 'beside bare|hand-over among (2|16), quiet' \
+		-update PERFORMANCE.md -name bare
 	$(BENCH) -sessions 1000,5000 -update PERFORMANCE.md -name sessions
 	$(BENCH) -rounds 3 $(BENCHFLAGS) -charts -out testdata/performance -name series
 	go run -C internal/bench/chart . $(CURDIR)/testdata/performance/series.csv $(CURDIR)/testdata/performance

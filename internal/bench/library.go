@@ -87,31 +87,3 @@ func opener[S interface {
 		}, nil
 	}
 }
-
-// bare is no library but the least that a free lock can cost: its two writes.
-var bare = library{
-	name: "bare",
-	session: func(c *clientv3.Client, ttl int) (session, error) {
-		s, err := theirs.session(c, ttl)
-		s.mutex = func(name string) mutex { return bareKey{c, name + "/key", s.lease} }
-		return s, err
-	},
-}
-
-type bareKey struct {
-	client *clientv3.Client
-	key    string
-	lease  clientv3.LeaseID
-}
-
-func (b bareKey) Lock(ctx context.Context) error {
-	_, err := b.client.Put(ctx, b.key, "", clientv3.WithLease(b.lease))
-	return err
-}
-
-func (b bareKey) TryLock(ctx context.Context) error { return b.Lock(ctx) }
-
-func (b bareKey) Unlock(ctx context.Context) error {
-	_, err := b.client.Delete(ctx, b.key)
-	return err
-}

@@ -56,6 +56,11 @@ func workloads() []workload {
 	}
 	besideBare := alone("the same, beside bare Put and Delete", 1.35, locks, nil)
 	besideBare.base = &bare
+	handingBare := func(contenders, ops int) workload {
+		w := handOver(contenders, ops, false, 0, nil)
+		w.name, w.base = fmt.Sprintf("hand-over among %d, beside bare calls", contenders), &bareLine
+		return w
+	}
 	return []workload{
 		alone("free lock and release", 1, locks, cycle),
 		besideBare,
@@ -63,6 +68,8 @@ func workloads() []workload {
 		handOver(2, 40, true, 0.025, nil),
 		handOver(16, 160, false, 0.12, nil),
 		handOver(16, 160, true, 0.16, nil),
+		handingBare(2, 40),
+		handingBare(16, 160),
 		draining(100, 0.70),
 		draining(1000, 0.50),
 		alone("TryLock on a held lock", 0.55, fails, &limits{calls: 1, raft: 1}),
