@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"strconv"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -77,7 +78,10 @@ func (b *barePlace) Lock(ctx context.Context) error {
 	for len(line) > 1 {
 		b.watch(string(line[1].Key))
 		select {
-		case news := <-b.events:
+		case news, intact := <-b.events:
+			if !intact {
+				return errors.New("a bare watch has ended")
+			}
 			if err := news.Err(); err != nil {
 				return err
 			}
