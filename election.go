@@ -20,6 +20,8 @@ var (
 	ErrElectionNoLeader = errors.New("election: no leader")
 )
 
+var resigned = ended(ErrElectionNotLeader)
+
 // Election is a session's candidacy under a name. Candidates lead in the order in
 // which they came; the leader's value is seen by all.
 //
@@ -30,7 +32,7 @@ type Election struct{ ownership }
 // pfx + "/", where no other keys may lie; an empty pfx stands for "/". It makes no
 // call. NewElection panics if s is nil.
 func NewElection(s *Session, pfx string) *Election {
-	return &Election{ownership{queue: newQueue(s, pfx), released: ErrElectionNotLeader}}
+	return &Election{ownership{queue: newQueue(s, pfx), released: resigned}}
 }
 
 // ResumeElection returns a handle that leads already, by the key and create
@@ -282,7 +284,7 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, vaca
 			if resp.Canceled {
 				w.stop()
 				w = nil
-				pause(bound, breaks)
+				pause(bound, forever, breaks)
 				breaks++
 			} else {
 				breaks = 0
@@ -305,7 +307,7 @@ func (e *Election) watch(ctx context.Context, leader string) *watcher {
 
 // look finds out who leads, at one revision.
 func (e *Election) look(ctx context.Context, o *observer) error {
-	resp, err := e.queue.get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
+	resp, err := e.queue.get(ctx, forever, e.queue.prefix, v3.WithFirstCreate()...)
 	if err != nil {
 		return err
 	}

@@ -38,20 +38,31 @@ func (t ticket) firstOf(kvs []*mvccpb.KeyValue) bool { return len(kvs) > 0 && ti
 // queue is the line under a prefix as one session stands in it. A session has one
 // place in a line, whichever handles use it.
 type queue struct {
-	session *Session
-	prefix  string
+	session  *Session
+	prefix   string
+	deletion []v3.Op // of the place, made once; see deletionOf
 }
 
 func newQueue(s *Session, name string) queue {
 	if s == nil {
 		panic("concurrency: nil session")
 	}
-	return queue{s, name + "/"}
+	q := queue{session: s, prefix: name + "/"}
+	q.deletion = q.deletionOf(q.key())
+	return q
 }
 
 // key is the name of the session's place: upstream's, so that processes on either
 // package stand in one line.
 func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
+
+// deletionOf deletes the key, which is usually that of the session's place.
+func (q queue) deletionOf(key string) []v3.Op {
+	if q.deletion != nil && string(q.deletion[0].KeyBytes()) == key {
+		return q.deletion
+	}
+	return []v3.Op{v3.OpDelete(key)}
+}
 
 func (q queue) lease() *lease {
 	if q.session.lease == nil {
@@ -94,23 +105,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, e
 		return view{}, err
 	}
 	l.enter(key, patient)
-	var v view
-	err := l.within(ctx, func(ctx context.Context) (err error) {
-		for {
-			v, err = q.join(ctx, join, patient)
-			if err == nil && v.ahead != (ticket{}) {
-				v, err = q.wait(ctx, v)
-			}
-			switch {
-			case err == nil && l.grant(v.mine):
-				return nil
-			case err == nil || err == ErrSessionExpired && l.condemned(v.mine):
-				// Another handle has deleted this very ticket, or begun to: draw a new one.
-			default:
-				return err
-			}
-		}
-	})
+	v, err := q.await(ctx, join, patient)
 	l.exit(key, patient)
 	if err == nil {
 		err = l.loss()
@@ -124,13 +119,32 @@ func (q queue) acquire(ctx context.Context, join joinTxn, patient bool) (view, e
 	return v, nil
 }
 
+// await joins the line and waits until the turn is given to the ticket drawn, see
+// [lease.grant]. Its view has that ticket after an error too.
+func (q queue) await(ctx context.Context, join joinTxn, patient bool) (v view, err error) {
+	for l := q.lease(); ; {
+		v, err = q.join(ctx, join, patient)
+		if err == nil && v.ahead != (ticket{}) {
+			v, err = q.wait(ctx, v)
+		}
+		switch {
+		case err == nil && l.grant(v.mine):
+			return v, nil
+		case err == nil || err == ErrSessionExpired && l.loss() == nil && l.condemned(v.mine):
+			// Another handle has deleted this very ticket, or begun to: draw a new one.
+		default:
+			return v, err
+		}
+	}
+}
+
 // joinTxn is the transaction by which a session joins a line: it puts its key and
 // reads back who is ahead, or reads back the head of the line. Repeating it is
 // harmless: the repetition finds its own key.
 type joinTxn struct {
 	lease     v3.LeaseID
 	key       string
-	unless    v3.Cmp
+	unless    []v3.Cmp // a single one, as If wants it
 	then, els []v3.Op
 	value     string
 	replaces  bool // a key that is found is to have the value
@@ -143,7 +157,7 @@ func (q queue) joinTxn(value string) joinTxn {
 		lease:  q.session.id,
 		key:    key,
 		value:  value,
-		unless: v3.Compare(v3.CreateRevision(key), "=", 0),
+		unless: []v3.Cmp{v3.Compare(v3.CreateRevision(key), "=", 0)},
 		then:   []v3.Op{v3.OpPut(key, value, v3.WithLease(q.session.id)), v3.OpGet(q.prefix, newestTwo...)},
 		els:    []v3.Op{v3.OpGet(q.prefix, oldest...)},
 	}
@@ -152,7 +166,7 @@ func (q queue) joinTxn(value string) joinTxn {
 // alone makes a join put the session's key only if nobody stands in line, the session
 // itself included.
 func (q queue) alone(j joinTxn) joinTxn {
-	j.unless = v3.Compare(v3.CreateRevision(q.prefix), "=", 0).WithPrefix()
+	j.unless = []v3.Cmp{v3.Compare(v3.CreateRevision(q.prefix), "=", 0).WithPrefix()}
 	return j
 }
 
@@ -214,9 +228,10 @@ func (q queue) join(ctx context.Context, txn joinTxn, patient bool) (v view, err
 func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
 	var resp *v3.TxnResponse
 	unknown := false
-	err = q.lease().retry(ctx, func(ctx context.Context) (err error) {
-		resp, err = q.client().Txn(ctx).If(txn.unless).Then(txn.then...).Else(txn.els...).Commit()
-		if err != nil && !definite(err) {
+	l := q.lease()
+	err = l.retry(ctx, l.lost, func(ctx context.Context) (err error) {
+		resp, err = l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
+		if err != nil && (ctx.Err() != nil || !definite(err)) { // called off, or not answered
 			unknown = true
 			q.doubt(txn.key)
 		}
@@ -236,10 +251,10 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb
 // else, so that a write that arrives late overwrites nothing that was written meanwhile, by a
 // proclamation for one.
 func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, value string) (view, error) {
-	for string(found.Value) != value {
+	for l := q.lease(); string(found.Value) != value; {
 		var resp *v3.TxnResponse
-		err := q.lease().retry(ctx, func(ctx context.Context) (err error) {
-			resp, err = q.client().Txn(ctx).
+		err := l.retry(ctx, l.lost, func(ctx context.Context) (err error) {
+			resp, err = l.client.Txn(ctx).
 				If(v3.Compare(v3.ModRevision(v.mine.key), "=", found.ModRevision)).
 				Then(v3.OpPut(v.mine.key, value, v3.WithLease(q.session.id))).
 				Else(v3.OpGet(v.mine.key)).Commit()
@@ -290,7 +305,7 @@ func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
 // where an event has told of a revision, but the server tells of it a moment before it
 // shows it (End in server/storage/mvcc/watchable_store_txn.go).
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
-	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
+	resp, err := q.get(ctx, q.lease().lost, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
 	if err != nil {
 		return view{mine: mine}, err
 	}
@@ -309,9 +324,9 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 const ownWatchDelay = 100 * time.Millisecond
 
 // wait returns the first view that shows nobody ahead. It ends earlier for three
-// reasons only: the ticket is gone, which is [ErrSessionExpired]; ctx has ended, of
-// itself or because the lease is known to be lost; a look met a permanent error.
-// Whatever else happens, it looks again.
+// reasons only: the ticket is gone, which is [ErrSessionExpired]; ctx, the client or the lease
+// has ended, see [lease.over]; a look met a permanent error. Whatever else happens, it looks
+// again.
 //
 // It watches two keys for their deletion. The one ahead is watched from now on,
 // because the server serves a watch that starts in the past only every 100 ms
@@ -322,16 +337,16 @@ const ownWatchDelay = 100 * time.Millisecond
 // proves nothing, since a connection may be dead without anybody's knowing: after a TTL
 // without a break both watches are taken for broken.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
+	l, silence := q.lease(), time.NewTimer(ownWatchDelay)
 	var ahead, own *watcher
 	defer func() {
 		own.stop()
 		if err == nil {
-			q.lease().keepSpare(ahead, v.header.Revision)
+			l.keepSpare(ahead, v.header.Revision)
 		} else {
 			ahead.stop()
 		}
 	}()
-	silence := time.NewTimer(ownWatchDelay)
 	for breaks := 0; v.ahead != (ticket{}); {
 		if ahead == nil || ahead.key != v.ahead.key {
 			ahead.stop()
@@ -344,20 +359,22 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case <-silence.C:
 			if own == nil {
 				own = watch(ctx, q.client(), v.mine.key, v3.WithFilterPut(), v3.WithRev(v.header.Revision+1))
-				silence.Reset(q.lease().timeToLive())
+				silence.Reset(l.timeToLive())
 				continue
 			}
 			news.Canceled = true
 		case <-ctx.Done():
-			return v, ctx.Err()
+		case <-l.lost.Done():
+		case <-l.client.Ctx().Done():
 		}
 		switch {
+		case l.over(ctx, l.lost) != nil: // the look tells the reason
 		case news.Canceled:
 			ahead.stop()
 			own.stop()
 			ahead, own = nil, nil
 			silence.Reset(ownWatchDelay)
-			pause(ctx, breaks)
+			pause(ctx, l.lost, breaks)
 			breaks++
 		case news.Header.GetRevision() <= v.header.Revision:
 			breaks = 0
@@ -419,9 +436,9 @@ func (l *lease) takeSpare(key string, rev int64) (w *watcher) {
 // dropSpare ends the spare watch when none was kept for a while.
 func (l *lease) dropSpare() {
 	for used := true; used; {
-		alive := sleep(l.ctx, spareFor)
+		sleep(l.ctx, forever, spareFor)
 		l.mu.Lock()
-		used, l.spareUsed = l.spareUsed && alive, false
+		used, l.spareUsed = l.spareUsed && l.ctx.Err() == nil, false
 		l.spareKept = used
 		w := l.spare
 		if !used {
@@ -439,10 +456,11 @@ func (l *lease) dropSpare() {
 // repetition that finds the ticket gone has done its work, a first call that does is
 // [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (header *pb.ResponseHeader, err error) {
+	l, deletion := q.lease(), q.deletionOf(t.key)
 	calls, stood := 0, false
-	err = q.lease().retry(ctx, func(ctx context.Context) error {
+	err = l.retry(ctx, l.lost, func(ctx context.Context) error {
 		calls++
-		resp, err := q.client().Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
+		resp, err := l.client.Txn(ctx).If(t.stands()).Then(deletion...).Commit()
 		if err == nil {
 			header, stood = resp.Header, resp.Succeeded
 		}
@@ -451,7 +469,7 @@ func (q queue) remove(ctx context.Context, t ticket) (header *pb.ResponseHeader,
 	if err != nil {
 		return nil, err
 	}
-	q.lease().forget(t)
+	l.forget(t)
 	if !stood && calls == 1 {
 		err = ErrSessionExpired
 	}
@@ -465,11 +483,7 @@ func (q queue) remove(ctx context.Context, t ticket) (header *pb.ResponseHeader,
 func (q queue) leave(ctx context.Context, t ticket) (header *pb.ResponseHeader, err error) {
 	need(ctx)
 	q.lease().condemn(t)
-	err = q.lease().within(ctx, func(ctx context.Context) (err error) {
-		header, err = q.remove(ctx, t)
-		return err
-	})
-	return header, err
+	return q.remove(ctx, t)
 }
 
 // withdrawal is how long a call that has failed waits for its own clean-up, so that a
@@ -484,7 +498,7 @@ func (q queue) withdraw(t ticket) {
 		return
 	}
 	l := q.lease()
-	awaitCleanUp(l.cleanUp(func(ctx context.Context) {
+	awaitCleanUp(l.background(func(ctx context.Context) {
 		if t.rev == 0 {
 			bound, cancel := context.WithTimeout(ctx, withdrawal) // sweep has more time
 			defer cancel()
@@ -522,7 +536,7 @@ func (q queue) doubt(key string) {
 	if sweeping {
 		return
 	}
-	done := l.cleanUp(func(ctx context.Context) { q.sweep(ctx, key) })
+	done := l.background(func(ctx context.Context) { q.sweep(ctx, key) })
 	select {
 	case <-done: // at once if the session was closed: another one of the lease may sweep
 		l.edit(key, func(p *place) { p.doubted = time.Time{} })
@@ -533,7 +547,7 @@ func (q queue) doubt(key string) {
 func (q queue) sweep(ctx context.Context, key string) {
 	l := q.lease()
 	for n, over := 0, false; !over; n++ {
-		sleep(ctx, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
+		sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
 		begun := time.Now()
 		t, err := q.find(ctx, key)
 		if err == nil {
@@ -558,7 +572,7 @@ func awaitCleanUp(done <-chan struct{}) {
 
 // find returns the ticket that stands under the key, or none.
 func (q queue) find(ctx context.Context, key string) (ticket, error) {
-	resp, err := q.get(ctx, key, v3.WithKeysOnly())
+	resp, err := q.get(ctx, q.lease().lost, key, v3.WithKeysOnly())
 	if err != nil || len(resp.Kvs) == 0 {
 		return ticket{}, err
 	}
@@ -566,8 +580,8 @@ func (q queue) find(ctx context.Context, key string) (ticket, error) {
 }
 
 // get is a linearizable read.
-func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (resp *v3.GetResponse, err error) {
-	err = q.lease().retry(ctx, func(ctx context.Context) (err error) {
+func (q queue) get(ctx, until context.Context, key string, opts ...v3.OpOption) (resp *v3.GetResponse, err error) {
+	err = q.lease().retry(ctx, until, func(ctx context.Context) (err error) {
 		resp, err = q.client().Get(ctx, key, opts...)
 		return err
 	})

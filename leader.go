@@ -48,7 +48,7 @@ func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, wor
 		case led:
 			n = 0
 		}
-		pause(ctx, n)
+		pause(ctx, forever, n)
 	}
 }
 

@@ -39,7 +39,7 @@ func TestReadersTakeNoTurns(t *testing.T) {
 func TestLossIsFinal(t *testing.T) {
 	l := &lease{client: v3.NewCtxClient(t.Context()), deadline: time.Now().Add(-time.Second)}
 	l.ctx, l.end = context.WithCancelCause(t.Context())
-	l.lost, l.lose = context.WithCancel(t.Context())
+	l.lost, l.setLost = context.WithCancel(t.Context())
 	l.expiry = time.NewTimer(time.Hour)
 	require.Equal(t, ErrSessionExpired, l.loss())
 	require.Equal(t, ErrSessionExpired, context.Cause(l.ctx))

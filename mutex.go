@@ -23,6 +23,8 @@ var (
 	ErrLockReleased = errors.New("mutex: lock has already been released")
 )
 
+var lockReleased = ended(ErrLockReleased)
+
 // Mutex is a lock that sessions take in turn, first come, first served. It is
 // held by a session: two handles of one session and one name share the lock, and
 // each can take it while the other holds it. For exclusion between goroutines use
@@ -40,7 +42,7 @@ type Mutex struct {
 func NewMutex(s *Session, pfx string) *Mutex {
 	q := newQueue(s, pfx)
 	join := q.joinTxn("")
-	return &Mutex{ownership{queue: q, released: ErrLockReleased}, &join}
+	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
 }
 
 // TryLock takes the lock if nobody holds it or stands in line for it, and returns

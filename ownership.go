@@ -17,7 +17,7 @@ var ErrHeld = errors.New("concurrency: already held by this handle")
 // ticket by which it owns.
 type ownership struct {
 	queue    queue
-	released error // the cause with which a term ends that is given back
+	released *term // of what is given back: has ended, with the cause for that; of all handles
 
 	mu     sync.Mutex // guards the fields below; never held across a call
 	held   ticket     // none: not owned
@@ -37,6 +37,15 @@ func newTerm(parent context.Context) *term {
 	ctx, cancel := context.WithCancelCause(parent)
 	return &term{ctx, cancel}
 }
+
+// ended is a term that has ended with the cause. Any number of handles may share it.
+func ended(cause error) *term {
+	t := newTerm(context.Background())
+	t.cancel(cause)
+	return t
+}
+
+func (t *term) cause() error { return context.Cause(t.ctx) }
 
 // acquire stands in line for the turn, see [queue.acquire], and returns the ticket. What
 // was held before is not held any more if somebody else is proven to own.
@@ -72,7 +81,7 @@ func (o *ownership) release(ctx context.Context, held ticket) (*pb.ResponseHeade
 func (o *ownership) giveBack(ctx context.Context, held ticket) (*pb.ResponseHeader, error) {
 	header, err := o.release(ctx, held)
 	if err != nil && err != ErrSessionExpired && ctx.Err() != nil {
-		o.queue.lease().cleanUp(func(ctx context.Context) { _, _ = o.queue.remove(ctx, held) })
+		o.queue.lease().background(func(ctx context.Context) { _, _ = o.queue.remove(ctx, held) })
 	}
 	return header, err
 }
@@ -120,9 +129,7 @@ func (o *ownership) context() context.Context {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.held == (ticket{}) {
-		t := newTerm(context.Background())
-		t.cancel(o.released)
-		return t.ctx
+		return o.released.ctx
 	}
 	if o.term == nil {
 		o.term = o.queue.follow(o.held)
@@ -138,17 +145,17 @@ func (o *ownership) end(held ticket) {
 	if o.held != held {
 		return
 	}
-	if o.term == nil {
-		o.term = newTerm(context.Background())
+	if o.term != nil {
+		o.term.cancel(o.released.cause())
 	}
-	o.term.cancel(o.released)
+	o.term = o.released
 }
 
 // follow starts the term of a ticket. It ends with the session, and with the deletion of
 // the key, which it watches for.
 func (q queue) follow(t ticket) *term {
 	term := newTerm(q.session.ctx)
-	q.lease().background(func() { term.cancel(q.standing(term.ctx, t)) })
+	q.lease().background(func(context.Context) { term.cancel(q.standing(term.ctx, t)) })
 	return term
 }
 
@@ -157,7 +164,7 @@ func (q queue) follow(t ticket) *term {
 // can't know does not own.
 func (q queue) standing(ctx context.Context, t ticket) error {
 	for breaks := 0; ; breaks++ {
-		resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
+		resp, err := q.get(ctx, q.lease().lost, t.key, v3.WithKeysOnly())
 		switch {
 		case err != nil:
 			return err
@@ -175,7 +182,7 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 		case <-ctx.Done():
 		}
 		w.stop()
-		pause(ctx, breaks)
+		pause(ctx, forever, breaks)
 	}
 }
 
@@ -200,7 +207,7 @@ func (o *ownership) during(ctx context.Context, acquire func() (ticket, error), 
 	defer func() {
 		loss := context.Cause(owned)
 		detach()
-		cancel(o.released)
+		cancel(o.released.cause())
 		released := o.surrender(ctx, held)
 		if loss != nil && released == ErrSessionExpired {
 			released = nil // told by its cause
@@ -217,8 +224,8 @@ func (o *ownership) surrender(ctx context.Context, held ticket) error {
 	l := o.queue.lease()
 	var err error
 	released := false
-	done := l.background(func() {
-		_, err = o.release(l.client.Ctx(), held)
+	done := l.background(func(ctx context.Context) {
+		_, err = o.release(ctx, held)
 		released = true
 	})
 	select {

@@ -19,7 +19,7 @@ func TestJoinTransaction(t *testing.T) {
 	require.Equal(t, q.joinTxn("v"), q.joinTxn("v"))
 
 	join := q.joinTxn("v")
-	require.Equal(t, v3.Compare(v3.CreateRevision("name/cafe"), "=", 0), join.unless)
+	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/cafe"), "=", 0)}, join.unless)
 	put, read := join.then[0], join.then[1]
 	require.True(t, put.IsPut())
 	require.Equal(t, "name/cafe", string(put.KeyBytes()))
@@ -34,7 +34,7 @@ func TestJoinTransaction(t *testing.T) {
 	}
 
 	try := q.alone(join)
-	require.Equal(t, v3.Compare(v3.CreateRevision("name/"), "=", 0).WithPrefix(), try.unless)
+	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/"), "=", 0).WithPrefix()}, try.unless)
 	require.Equal(t, join.then, try.then)
 	require.Equal(t, join.els, try.els)
 }

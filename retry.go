@@ -11,31 +11,69 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// retry repeats call while its fault is transient. It ends with the call's
-// answer, with a permanent error, with the client, or with ctx: then its error
-// is exactly the context's. A call may have been carried out by a server that
-// could not say so, hence only calls that may be repeated belong here.
-//
-// A call is given half the TTL: a server that keeps silent on a connection that stands may
-// be the only one that does, and a repetition asks another.
-func (l *lease) retry(ctx context.Context, call func(context.Context) error) error {
-	for n := 0; ctx.Err() == nil; n++ {
-		// The client itself repeats a Get for seconds after it was closed.
-		if l.client.Ctx().Err() != nil {
-			return context.Canceled
-		}
-		bound, cancel := context.WithTimeout(ctx, l.timeToLive()/2)
-		err := call(bound)
-		cancel()
+// retry repeats call while its fault is transient. It ends with the call's answer, with a
+// permanent error, or when it is over: with ctx, with the client, or with until, which is
+// the lease's lost for all that is of no use without the lease. A call may have been
+// carried out by a server that could not say so, hence only calls that may be repeated
+// belong here.
+func (l *lease) retry(ctx, until context.Context, call func(context.Context) error) error {
+	for n := 0; ; n++ {
+		err := l.attempt(ctx, until, call)
+		over := l.over(ctx, until)
 		switch {
 		case err == nil:
 			return nil
-		case ctx.Err() == nil && !transient(err):
+		case over != nil:
+			return over
+		case !transient(err):
 			return err
 		}
-		pause(ctx, n)
+		pause(ctx, until, n)
 	}
-	return ctx.Err()
+}
+
+// over says why what goes on until ctx or until ends can't go on: exactly ctx's error, that
+// of the client's end, or the loss. It is nil while it can.
+func (l *lease) over(ctx, until context.Context) error {
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case l.client.Ctx().Err() != nil:
+		return context.Canceled
+	case until.Err() != nil:
+		return l.loss()
+	}
+	return nil
+}
+
+// attempt is one call, on a context that ends with ctx, and after half the TTL: a server that
+// keeps silent on a connection that stands may be the only one that does, and a repetition
+// asks another. If until is the lease's lost, [lease.lose] lets the timer fire early: one
+// timer costs less than a context more, on the path of every lock.
+func (l *lease) attempt(ctx, until context.Context, call func(context.Context) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if l.ctx.Err() != nil { // orphaned: the end of the client no longer ends lost
+		defer context.AfterFunc(l.client.Ctx(), cancel)()
+	}
+	l.mu.Lock()
+	timer := time.AfterFunc(l.ttl/2, cancel)
+	if until == l.lost {
+		l.calls[timer] = struct{}{}
+	}
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.calls, timer)
+		l.mu.Unlock()
+		timer.Stop()
+	}()
+	// Now that a loss would find the timer: is it over already? The client, for one, repeats a
+	// Get for seconds after it was closed.
+	if err := l.over(ctx, until); err != nil {
+		return err
+	}
+	return call(ctx)
 }
 
 // untilClosed returns a context that ends with ctx and with the client.
@@ -51,23 +89,25 @@ func untilClosed(ctx context.Context, client *v3.Client) (context.Context, conte
 // pause waits before the n-th repetition, counted from zero: 10 ms at first,
 // twice as long each time, half a second at most, of which up to a half is left
 // out at random so that those who failed together do not return together. It
-// reports whether ctx still lives.
-func pause(ctx context.Context, n int) bool {
-	return sleep(ctx, jitter(min(10*time.Millisecond<<min(n, 10), 500*time.Millisecond)))
+// ends with ctx and with until.
+func pause(ctx, until context.Context, n int) {
+	sleep(ctx, until, jitter(min(10*time.Millisecond<<min(n, 10), 500*time.Millisecond)))
 }
 
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/2+1) }
 
-func sleep(ctx context.Context, d time.Duration) bool {
+func sleep(ctx, until context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-timer.C:
-		return ctx.Err() == nil
 	case <-ctx.Done():
-		return false
+	case <-until.Done():
 	}
 }
+
+// forever is the until of what ends with its ctx alone.
+var forever = context.Background()
 
 // unavailable is gRPC's code of that name, under which etcd reports a lost or
 // changed leader, a stopping server and its own timeouts (rpctypes/error.go).

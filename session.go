@@ -218,9 +218,9 @@ type lease struct {
 
 	// lost ends when nothing can be done on the lease any more: it is known to be
 	// lost, or the client was closed while the session was open. It is not the same as
-	// ctx: an orphaned session still has a living lease.
-	lost context.Context
-	lose context.CancelFunc
+	// ctx: an orphaned session still has a living lease. See [lease.lose].
+	lost    context.Context
+	setLost context.CancelFunc
 
 	places *places // what its sessions know of their tickets
 
@@ -230,6 +230,7 @@ type lease struct {
 	ttl      time.Duration // as granted
 	deadline time.Time     // when the session gives up: the margin before the lease may have expired
 	expiry   *time.Timer   // fires at the deadline
+	calls    timers        // end the calls under way that need the lease, see attempt
 	closed   bool          // nothing may be started in the background any more
 	revoked  bool          // the server has said that the lease is gone
 
@@ -238,6 +239,8 @@ type lease struct {
 	spareUsed bool     // a spare one was kept since dropSpare last looked
 	spareKept bool     // dropSpare runs
 }
+
+type timers map[*time.Timer]struct{}
 
 // openLease has a lease granted or takes over the one in o, and starts to keep
 // it alive.
@@ -248,8 +251,10 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	}
 	l := &lease{
 		client: client, id: o.leaseID, parent: o.ctx, margin: o.margin,
-		done: make(chan struct{}), stopped: make(chan struct{}),
+		done: make(chan struct{}), stopped: make(chan struct{}), calls: timers{},
 	}
+	l.ctx, l.end = context.WithCancelCause(o.ctx)
+	l.lost, l.setLost = context.WithCancel(context.Background())
 	obtain := l.create
 	if l.id != v3.NoLease {
 		obtain = l.adopt
@@ -259,11 +264,10 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	sent := time.Now()
 	left, err := obtain(ctx, int64(o.ttl))
 	if err != nil {
+		l.end(err)
 		return nil, err
 	}
 	l.places = placesOf(client, l.id)
-	l.ctx, l.end = context.WithCancelCause(o.ctx)
-	l.lost, l.lose = context.WithCancel(context.Background())
 	l.deadline = sent.Add(left - l.margin)
 	l.expiry = time.AfterFunc(time.Until(l.deadline), l.expire)
 	// Whatever ends ctx, Done is closed after it: this is the only place that does.
@@ -315,7 +319,7 @@ func (l *lease) adopt(ctx context.Context, _ int64) (left time.Duration, err err
 	case l.margin >= l.ttl:
 		return 0, marginError(l.margin, l.ttl)
 	case left <= l.margin:
-		err = l.retry(ctx, func(ctx context.Context) (err error) {
+		err = l.retry(ctx, forever, func(ctx context.Context) (err error) {
 			left, err = l.renew(ctx)
 			return err
 		})
@@ -331,10 +335,10 @@ func (l *lease) keepAlive(sent time.Time, atOnce bool) {
 	defer close(l.stopped)
 	for failures := 0; ; {
 		if failures > 0 {
-			pause(l.ctx, failures)
+			pause(l.ctx, forever, failures)
 		} else if !atOnce {
 			third := l.life() / 3
-			sleep(l.ctx, time.Until(sent.Add(third-third/10+jitter(third/10))))
+			sleep(l.ctx, forever, time.Until(sent.Add(third-third/10+jitter(third/10))))
 		}
 		if l.ctx.Err() != nil {
 			return
@@ -442,6 +446,16 @@ func (l *lease) orphan(cause error) {
 	l.expiry.Stop()
 }
 
+// lose ends lost, and at once the calls under way that need the lease.
+func (l *lease) lose() {
+	l.setLost()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for timer := range l.calls {
+		timer.Reset(0)
+	}
+}
+
 // loss says why nothing can be done on the lease any more, or nil while something
 // can. It looks at the clock itself, since a timer may be late, and its word is final: an
 // answer that comes after the deadline revives nothing.
@@ -471,7 +485,7 @@ func (l *lease) revoke() error {
 	defer closed()
 	ctx, cancel := context.WithTimeout(ctx, max(left, time.Second))
 	defer cancel()
-	err := l.retry(ctx, func(ctx context.Context) error {
+	err := l.retry(ctx, forever, func(ctx context.Context) error {
 		_, err := l.client.Revoke(ctx, l.id)
 		return err
 	})
@@ -484,40 +498,11 @@ func (l *lease) revoke() error {
 	return nil
 }
 
-// within runs work on a context that ends with ctx and with the loss of the lease.
-// When that is what ended work, the error says which: ctx's own, or that of loss.
-func (l *lease) within(ctx context.Context, work func(context.Context) error) error {
-	bound, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(l.lost, cancel)()
-	if l.ctx.Err() != nil { // the end of the client no longer ends lost
-		defer context.AfterFunc(l.client.Ctx(), cancel)()
-	}
-	err := work(bound)
-	switch {
-	case err == nil || err != bound.Err():
-		return err
-	case ctx.Err() != nil:
-		return ctx.Err()
-	}
-	return l.loss()
-}
-
-// cleanUp runs work beside its caller, on a context that ends with the loss of the lease and
-// with the client: what is to be cleaned away blocks others for as long as the lease lives.
-// The caller may wait for the channel that is closed when work has returned.
-func (l *lease) cleanUp(work func(ctx context.Context)) <-chan struct{} {
-	return l.background(func() {
-		_ = l.within(l.client.Ctx(), func(ctx context.Context) error { // the first error has been told
-			work(ctx)
-			return nil
-		})
-	})
-}
-
 // background runs work on a goroutine for which [Session.Close] waits, and closes the
-// channel when it has returned. After Close it does nothing.
-func (l *lease) background(work func()) <-chan struct{} {
+// channel when it has returned. After Close it does nothing. The work has to end when lost
+// does, as [lease.retry] and sleep do with it. The context that it is given is the client's,
+// for clean-ups: what they are to clean away blocks others for as long as the lease lives.
+func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	done := make(chan struct{})
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -527,7 +512,7 @@ func (l *lease) background(work func()) <-chan struct{} {
 	}
 	l.work.Go(func() {
 		defer close(done)
-		work()
+		work(l.client.Ctx())
 	})
 	return done
 }

@@ -192,7 +192,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 		case a.heat > pauseAfter && a.heat <= pauseUntil:
 			// Those who conflicted would all propose again now, and all but one in vain.
 			// What was seen grows old meanwhile, and is of no more use.
-			sleep(o.ctx, rand.N(min(pauseSpan*time.Since(start), pauseMost)+1))
+			sleep(o.ctx, forever, rand.N(min(pauseSpan*time.Since(start), pauseMost)+1))
 			a.snapshot = snapshot{}
 		}
 	}
