@@ -199,13 +199,15 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 }
 
 // A transaction that conflicts is run again at once at first, since most conflicts are of
-// two. When one key has made it conflict three times in a row, it pauses, for a random part
+// two. When one key has made it conflict some times in a row, it pauses, for a random part
 // of pauseSpan times what its attempt took; and one that the same key has made conflict very
 // often tries again at once, on the values of the conflict, by which it is ahead of all that
-// begin. Earlier and longer pauses save the servers proposals, and cost those who pause;
-// PERFORMANCE.md has the figures.
+// begin. Earlier and longer pauses save the servers proposals, and cost those who pause: so
+// it pauses earlier if nothing but such a key was written to the store of late, for then
+// proposals in vain are the most that the servers have to do. PERFORMANCE.md has the figures.
 const (
-	pauseAfter, pauseUntil = 2, 6 // conflicts in a row over one key
+	heatEach, heatSole     = 2, 3  // what a conflict adds, see [attempt.warm]
+	pauseAfter, pauseUntil = 5, 12 // pauses follow conflicts 3 to 6, or 2 to 4 if all are sole
 	pauseSpan              = 16
 	pauseMost              = 250 * time.Millisecond
 )
@@ -242,7 +244,7 @@ type carried struct {
 	turn   *turn // among the transactions of this client that conflict; nil: none
 	waited bool  // for a turn, in vain: once is enough
 
-	heat int      // conflicts in a row that were over one key
+	heat int      // grows with each conflict in a row over one key, see warm
 	hot  []string // the keys of which that is true
 }
 
@@ -544,27 +546,30 @@ func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
 	}
 	a.snapshot = snapshot{}
 	if !a.level.snapshot {
-		a.warm(nil)
+		a.warm(nil, false)
 		return errConflict
 	}
 	a.header, a.known = resp.Header, map[string]*mvccpb.KeyValue{}
 	var changed []string
+	sole := false
 	for i, kv := range values(answers) {
 		key := keys[i]
 		a.known[key] = kv
 		if kv.GetModRevision() != a.reads[key].GetModRevision() {
 			changed = append(changed, key)
+			sole = sole || kv.GetModRevision() == resp.Header.Revision
 		}
 	}
-	a.warm(changed)
+	a.warm(changed, sole)
 	a.wantTurn(changed, true)
 	a.snapshot = a.turn.newer(a.snapshot)
 	return errConflict
 }
 
 // warm counts the conflicts in a row that were over one key, as far as is known: a key that
-// was only written is not read back.
-func (a *attempt) warm(changed []string) {
+// was only written is not read back. One is sole if no write to the store came after that of
+// its key, which is as often as that key's part of all writes is large.
+func (a *attempt) warm(changed []string, sole bool) {
 	again := slices.DeleteFunc(slices.Clone(changed), func(key string) bool { return !slices.Contains(a.hot, key) })
 	switch {
 	case len(again) > 0:
@@ -572,7 +577,11 @@ func (a *attempt) warm(changed []string) {
 	case len(changed) > 0:
 		a.hot, a.heat = changed, 0
 	}
-	a.heat++
+	if sole {
+		a.heat += heatSole
+	} else {
+		a.heat += heatEach
+	}
 }
 
 // NewSTMRepeatable runs a transaction at [RepeatableReads] that ctx can abort.

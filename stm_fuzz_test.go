@@ -34,8 +34,8 @@ import (
 //  6. A function that returns an error is given it back, and nothing is written.
 //  7. It costs one call for each Get or Rev that meets a key that is not known, and one
 //     for each commit. A conflict's answer makes all keys known that were read before it,
-//     unless a pause follows, as after the third to the sixth conflict
-//     in a row over one key.
+//     unless a pause follows, as after the third to the sixth conflict in a row over one
+//     key, or the second to the fourth if each time nothing was written after that key.
 //
 // The input is a program, see [program]. Whatever the bytes, it means something. The
 // server is the process's own, so that its revisions are known in advance.
@@ -198,7 +198,7 @@ type run struct {
 	pin    map[string]entry // the snapshot; nil: nothing was read yet
 	pinRev int64
 	known  map[string]entry // what the conflict's answer held
-	heat   int              // conflicts in a row that may all have been over one of the keys in hot
+	heat   int              // two or three for each conflict in a row that may have been over one of the keys in hot
 	hot    []string
 	calls  *int
 }
@@ -358,7 +358,7 @@ func (r *run) conflict(t *testing.T) {
 	*r.calls++
 	r.pin, r.known = nil, nil
 	r.warm()
-	paused := 3 <= r.heat && r.heat <= 6
+	paused := 6 <= r.heat && r.heat <= 12
 	if levels[r.tx.level].snapshot && !paused {
 		r.pin, r.pinRev, r.known = maps.Clone(r.state), r.rev, map[string]entry{}
 		for key := range r.reads {
@@ -368,12 +368,17 @@ func (r *run) conflict(t *testing.T) {
 }
 
 // warm counts the conflicts over one key. Levels without a snapshot are not told which keys
-// have changed, and none is told of keys only written: then it may be any.
+// have changed, and none is told of keys only written: then it may be any. One over the key
+// written last counts three, else two.
 func (r *run) warm() {
 	var changed, again []string
+	counts := 2
 	for key, e := range r.reads {
 		if levels[r.tx.level].snapshot && r.state[key].rev != e.rev {
 			changed = append(changed, key)
+			if r.state[key].rev == r.rev {
+				counts = 3
+			}
 			if slices.Contains(r.hot, key) {
 				again = append(again, key)
 			}
@@ -385,7 +390,7 @@ func (r *run) warm() {
 	case len(changed) > 0:
 		r.hot, r.heat = changed, 0
 	}
-	r.heat++
+	r.heat += counts
 }
 
 // commit checks the response and carries out the writes (properties 4 and 5).

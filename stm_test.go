@@ -556,21 +556,33 @@ func TestSTMAfterAConflict(t *testing.T) {
 			require.Equal(t, []string{"11", "22"}, seen, l.name)
 		}
 	})
-	t.Run("a pause makes what was seen old, so that all is read anew", func(t *testing.T) {
+	t.Run("a pause makes what was seen old, so that all is read anew, sooner when nothing else is written", func(t *testing.T) {
 		t.Parallel()
-		s := newSpace(t, server(t))
-		s.put(t, "x", "0")
-		const conflicts = 7 // of which pauses follow the third to the sixth
-		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
-			stm.Put(s.key("z"), stm.Get(s.key("x")))
-			if attempt <= conflicts {
-				s.put(t, "x", strconv.Itoa(attempt))
-			}
-		})
-		require.Equal(t, conflicts+1, attempts)
-		require.Equal(t, 1+4, s.faults.Count(fault.Get))
-		require.Equal(t, conflicts+1, s.faults.Count(fault.Txn))
-		require.Equal(t, strconv.Itoa(conflicts), s.value(t, "z"))
+		for _, test := range []struct {
+			other bool // another key is written after each conflict
+			after []int
+		}{{true, []int{3, 4, 5, 6}}, {false, []int{2, 3, 4}}} {
+			s := newSpace(t, etcdtest.New(t))
+			const conflicts = 7
+			var paused []int // after which conflicts
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				reads := s.faults.Count(fault.Get)
+				stm.Put(s.key("z"), stm.Get(s.key("x")))
+				if attempt > 1 && s.faults.Count(fault.Get) > reads {
+					paused = append(paused, attempt-1)
+				}
+				if attempt <= conflicts {
+					s.put(t, "x", strconv.Itoa(attempt))
+					if test.other {
+						s.put(t, "other", "o")
+					}
+				}
+			})
+			require.Equal(t, conflicts+1, attempts)
+			require.Equal(t, test.after, paused)
+			require.Equal(t, conflicts+1, s.faults.Count(fault.Txn))
+			require.Equal(t, strconv.Itoa(conflicts), s.value(t, "z"))
+		}
 	})
 	t.Run("conflicts over one key and another take no pause", func(t *testing.T) {
 		t.Parallel()
@@ -636,7 +648,7 @@ func TestSTMAbortContext(t *testing.T) {
 	t.Run("ends a transaction that conflicts for ever, in its pauses too", func(t *testing.T) {
 		t.Parallel()
 		for _, l := range levels {
-			for _, last := range []int{1, 3, 6, 10} { // pauses follow the third to the sixth
+			for _, last := range []int{1, 3, 4, 6, 10} { // pauses follow some of the second to the sixth
 				if !l.checkReads {
 					continue
 				}
