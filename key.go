@@ -40,7 +40,7 @@ func (t ticket) firstOf(kvs []*mvccpb.KeyValue) bool { return len(kvs) > 0 && ti
 type queue struct {
 	session  *Session
 	prefix   string
-	deletion []v3.Op // of the place, made once; see deletionOf
+	deletion *[1]v3.Op // of the place, made once; see deletionOf
 }
 
 func newQueue(s *Session, name string) queue {
@@ -48,7 +48,7 @@ func newQueue(s *Session, name string) queue {
 		panic("concurrency: nil session")
 	}
 	q := queue{session: s, prefix: name + "/"}
-	q.deletion = q.deletionOf(q.key())
+	q.deletion = (*[1]v3.Op)(q.deletionOf(q.key()))
 	return q
 }
 
@@ -59,7 +59,7 @@ func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.sessio
 // deletionOf deletes the key, which is usually that of the session's place.
 func (q queue) deletionOf(key string) []v3.Op {
 	if q.deletion != nil && string(q.deletion[0].KeyBytes()) == key {
-		return q.deletion
+		return q.deletion[:]
 	}
 	return []v3.Op{v3.OpDelete(key)}
 }
