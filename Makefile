@@ -112,11 +112,12 @@ chaos-mutants: ## takes rules out whose loss is dangerous: the chaos run has to 
 
 BENCH := go run ./internal/bench
 bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
-	$(BENCH) $(BENCHFLAGS) -update PERFORMANCE.md
-	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, q|Campaign|TryLock|reads' \
+	$(BENCH) $(BENCHFLAGS) -without 'beside bare calls' -update PERFORMANCE.md
+	$(BENCH) $(BENCHFLAGS) -workloads 'beside bare calls' -update PERFORMANCE.md -name bare
+	$(BENCH) -profile -workloads 'free lock|hand-over among (2|16), quiet$$|clients: 16' \
+		-update PERFORMANCE.md -name profile
+	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, quiet$$|Campaign|TryLock|reads' \
 		-update PERFORMANCE.md -name rtt
-	$(BENCH) $(BENCHFLAGS) -workloads 'beside bare|hand-over among (2|16), quiet' \
-		-update PERFORMANCE.md -name bare
 	$(BENCH) -sessions 1000,5000 -update PERFORMANCE.md -name sessions
 	$(BENCH) -rounds 3 $(BENCHFLAGS) -charts -out testdata/performance -name series
 	go run -C internal/bench/chart . $(CURDIR)/testdata/performance/series.csv $(CURDIR)/testdata/performance

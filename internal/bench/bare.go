@@ -33,6 +33,7 @@ func bareLibrary(newMutex func(bareKey) mutex) library {
 				prefix := name + "/"
 				return newMutex(bareKey{c, prefix, prefix + strconv.FormatInt(int64(s.lease), 16), s.lease})
 			}
+			s.election = func(name string) election { return bareCandidate{s.mutex(name)} }
 			return s, err
 		},
 	}
@@ -49,6 +50,12 @@ func (b bareKey) Unlock(ctx context.Context) error {
 	_, err := b.client.Delete(ctx, b.key)
 	return err
 }
+
+// bareCandidate leads with the calls of a lock: a value makes none of them dearer.
+type bareCandidate struct{ mutex }
+
+func (b bareCandidate) Campaign(ctx context.Context, _ string) error { return b.Lock(ctx) }
+func (b bareCandidate) Resign(ctx context.Context) error             { return b.Unlock(ctx) }
 
 // barePlace keeps its watch from one wait to the next.
 type barePlace struct {

@@ -65,6 +65,10 @@ func TestTables(t *testing.T) {
 	}, missed.rows[0])
 	require.Equal(t, "0.3", missed.rows[1][5], "a goal is reached by what equals it")
 	require.Equal(t, "–", comparison("", []row{sampleRow(0.2, nil)}, false).rows[0][5])
+	require.Equal(t, "upstream", missed.head[1])
+	beside := sampleRow(0, nil)
+	beside.base.times, beside.workload.base = nil, &bareLine
+	require.Equal(t, "bare", comparison("", []row{beside}, true).head[1])
 	busy := sampleRow(0.2, nil)
 	busy.busy = true
 	require.Equal(t, []string{"–", "–"}, comparison("", []row{busy}, true).rows[0][10:])
@@ -81,6 +85,35 @@ func TestTables(t *testing.T) {
 		"work      9                        2     5ns            4ns\n", text.String())
 	require.Equal(t, "\ntitle\n\n| workload | most attempts, upstream | here | p99, upstream | here |\n"+
 		"|---|---:|---:|---:|---:|\n| work | 9 | 2 | 5ns | 4ns |\n", page.String())
+}
+
+// What go tool pprof prints, by layers.
+func TestShares(t *testing.T) {
+	total, spent, err := shares("File: bench\nShowing nodes\n      flat  flat%   sum%        cum   cum%\n" +
+		"20000000ns 40.00% 40.00% 20000000ns 40.00%  internal/runtime/syscall/linux.Syscall6\n" +
+		"10000000ns 20.00% 60.00% 10000000ns 20.00%  runtime.futex\n" +
+		"10000000ns 20.00% 80.00% 10000000ns 20.00%  example.com/etcd/concurrency.(*lease).edit (inline)\n" +
+		"5000000ns 10.00% 90.00% 5000000ns 10.00%  go.etcd.io/etcd/client/v3.(*txn).Commit\n" +
+		"5000000ns 10.00%   100% 5000000ns 10.00%  runtime.mallocgcTiny\n" +
+		"0     0%   100% 50000000ns   100%  runtime.schedule\n")
+	require.NoError(t, err)
+	require.Equal(t, 50*time.Millisecond, total)
+	require.Equal(t, map[string]time.Duration{
+		"system calls": 30 * time.Millisecond, "this package": 10 * time.Millisecond,
+		"etcd's client": 5 * time.Millisecond, "memory": 5 * time.Millisecond, "goroutines, timers, maps": 0,
+	}, spent)
+	for _, wrong := range []string{"", "cum%\nno profile\n", "cum%\n5x 1% 1% 5x 1%  main.main\n"} {
+		_, _, err := shares(wrong)
+		require.Error(t, err)
+	}
+	p := profiled{
+		workload: workload{name: "work"}, wall: time.Second, ops: 1000,
+		total: [2]time.Duration{total, total}, spent: [2]map[string]time.Duration{spent, spent},
+	}
+	table := breakdown("", []profiled{p})
+	require.Len(t, table.rows[0], len(table.head))
+	require.Equal(t, []string{"work", "1ms", "100µs"}, table.rows[0][:3])
+	require.Equal(t, []string{"20.0 %", "10.0 %"}, table.rows[0][4:6], "this package, etcd's client")
 }
 
 func TestBreaches(t *testing.T) {

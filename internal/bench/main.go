@@ -18,6 +18,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -30,7 +31,9 @@ type options struct {
 	rtts      []time.Duration
 	rounds    int
 	workloads *regexp.Regexp
+	without   *regexp.Regexp
 	quick     bool
+	profile   bool
 	charts    bool
 	sessions  []int
 	ttl       int
@@ -51,7 +54,7 @@ func main() {
 }
 
 func parse(args []string) (options, error) {
-	o := options{workloads: regexp.MustCompile(""), rtts: []time.Duration{0}}
+	o := options{workloads: regexp.MustCompile(""), without: regexp.MustCompile("^$"), rtts: []time.Duration{0}}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.IntVar(&o.members, "members", 1, "`number` of servers: 1 or 3")
 	f.BoolVar(&o.fsync, "fsync", false, "let the servers wait for the disk")
@@ -59,11 +62,16 @@ func parse(args []string) (options, error) {
 		o.rtts, err = list(s, time.ParseDuration)
 		return err
 	})
-	f.IntVar(&o.rounds, "rounds", 9, "`number` of pairs of runs; three times as many where one worker is alone")
+	f.IntVar(&o.rounds, "rounds", 9, "`number` of pairs of runs; three times as many where one worker is alone or transactions conflict")
 	f.Func("workloads", "measure those that match a regular `expression`", func(s string) (err error) {
 		o.workloads, err = regexp.Compile(s)
 		return err
 	})
+	f.Func("without", "but not those that match this `expression`", func(s string) (err error) {
+		o.without, err = regexp.Compile(s)
+		return err
+	})
+	f.BoolVar(&o.profile, "profile", false, "show where this package's side of the workloads spends processor time instead")
 	f.BoolVar(&o.quick, "quick", false, "three rounds of what has limits that no noise excuses; fail beyond them")
 	f.BoolVar(&o.charts, "charts", false, "measure what the pictures show, into out/series.csv")
 	f.Func("sessions", "watch idle sessions instead, such as 1000,5000", func(s string) (err error) {
@@ -161,11 +169,15 @@ func (o options) measure(ctx context.Context, l *lab) (tables []table, found []s
 	if o.charts {
 		chosen = series()
 	}
+	chosen = slices.DeleteFunc(chosen, func(w workload) bool {
+		return !o.workloads.MatchString(w.name) || o.without.MatchString(w.name) || o.quick && w.limits == nil
+	})
+	if o.profile {
+		t, err := l.profiles(ctx, chosen)
+		return []table{t}, nil, err
+	}
 	var rows []row
 	for _, w := range chosen {
-		if !o.workloads.MatchString(w.name) || o.quick && w.limits == nil {
-			continue
-		}
 		r, err := l.contest(ctx, w)
 		if err != nil {
 			return nil, nil, err

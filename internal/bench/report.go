@@ -41,10 +41,14 @@ func (t table) markdown(out io.Writer) {
 }
 
 // comparison is the table of the rows. Goals are set for no added round trip; with one
-// the calls that are saved show.
+// the calls that are saved show. What is compared with stands above, as it is in the first row.
 func comparison(title string, rows []row, goals bool) table {
+	base := theirs
+	if len(rows) > 0 {
+		base = rows[0].rival()
+	}
 	t := table{title: title, head: []string{
-		"workload", "upstream", "here", "ratio", "quartiles", "goal",
+		"workload", base.name, "here", "ratio", "quartiles", "goal",
 		"raft/op", "here", "calls/op", "here", "allocs/op", "here",
 	}}
 	for _, r := range rows {
@@ -135,9 +139,16 @@ func provenance(now time.Time, c *cluster, o options) string {
 	if o.fsync {
 		disk = "with fsync"
 	}
-	return fmt.Sprintf("%s · %s, %d cores, %s · %s · etcd %s, members: %d, %s · rounds: %d, thrice for a single worker",
+	extent := fmt.Sprintf("rounds: %d, thrice for a single worker and for transactions that conflict", o.rounds)
+	switch {
+	case o.sessions != nil:
+		extent = "one run each"
+	case o.profile:
+		extent = fmt.Sprintf("one run of %v each", profiling)
+	}
+	return fmt.Sprintf("%s · %s, %d cores, %s · %s · etcd %s, members: %d, %s · %s",
 		now.UTC().Format("2006-01-02"), processor(), runtime.NumCPU(), kernel(), runtime.Version(),
-		c.version, o.members, disk, o.rounds)
+		c.version, o.members, disk, extent)
 }
 
 // processor is the model of the processor, where the system tells it.

@@ -62,7 +62,34 @@ func serve(s setting, in io.Reader, out io.Writer) error {
 	if err := json.NewEncoder(out).Encode(a); err != nil {
 		return err
 	}
-	_, err = io.Copy(io.Discard, in)
+	return profileOnDemand(in, out)
+}
+
+// profileOnDemand profiles this process into the file that a line of in names, until the next
+// line, and so on. Each is acknowledged by a line.
+func profileOnDemand(in io.Reader, out io.Writer) error {
+	var stop func() error
+	for lines := bufio.NewScanner(in); lines.Scan(); {
+		var err error
+		if stop == nil {
+			stop, err = startProfile(lines.Text())
+		} else {
+			err, stop = stop(), nil
+		}
+		if err != nil {
+			return err
+		}
+		fmt.Fprintln(out)
+	}
+	return nil
+}
+
+// toggleProfile begins or ends a profile of the servers' process.
+func (c *cluster) toggleProfile(file string) error {
+	if _, err := fmt.Fprintln(c.stdin, file); err != nil {
+		return err
+	}
+	_, err := c.stdout.ReadBytes('\n')
 	return err
 }
 
@@ -75,8 +102,9 @@ type cluster struct {
 
 	disturbances atomic.Uint64 // puts that keep the store busy, so far
 
-	stdin io.Closer
-	cmd   *exec.Cmd
+	stdin  io.WriteCloser
+	stdout *bufio.Reader
+	cmd    *exec.Cmd
 }
 
 // launch starts the child and returns when its members answer.
@@ -100,15 +128,16 @@ func launch(ctx context.Context, s setting) (*cluster, error) {
 	if err := c.cmd.Start(); err != nil {
 		return nil, err
 	}
-	if err := c.connect(ctx, stdout); err != nil {
+	c.stdout = bufio.NewReader(stdout)
+	if err := c.connect(ctx); err != nil {
 		c.close()
 		return nil, fmt.Errorf("the serving process: %w", err)
 	}
 	return c, nil
 }
 
-func (c *cluster) connect(ctx context.Context, stdout io.Reader) error {
-	line, err := bufio.NewReader(stdout).ReadBytes('\n')
+func (c *cluster) connect(ctx context.Context) error {
+	line, err := c.stdout.ReadBytes('\n')
 	if err != nil {
 		return err
 	}

@@ -56,11 +56,11 @@ func workloads() []workload {
 	}
 	besideBare := alone("the same, beside bare Put and Delete", 1.35, locks, nil)
 	besideBare.base = &bare
-	handingBare := func(contenders, ops int) workload {
-		w := handOver(contenders, ops, false, 0, nil)
-		w.name, w.base = fmt.Sprintf("hand-over among %d, beside bare calls", contenders), &bareLine
+	besideCalls := func(w workload) workload {
+		w.name, w.base, w.goal = w.name+", beside bare calls", &bareLine, 0
 		return w
 	}
+	leading := workload{name: "leadership hand-over among 4", goal: 0.03, ops: 60, workers: 4, hire: leads}
 	return []workload{
 		alone("free lock and release", 1, locks, cycle),
 		besideBare,
@@ -68,21 +68,24 @@ func workloads() []workload {
 		handOver(2, 40, true, 0.025, nil),
 		handOver(16, 160, false, 0.12, nil),
 		handOver(16, 160, true, 0.16, nil),
-		handingBare(2, 40),
-		handingBare(16, 160),
 		draining(100, 0.70),
 		draining(1000, 0.50),
 		alone("TryLock on a held lock", 0.55, fails, &limits{calls: 1, raft: 1}),
 		alone("free Campaign and Resign", 0.80, leads, cycle),
-		{name: "leadership hand-over among 4", goal: 0.03, ops: 60, workers: 4, hire: leads},
+		leading,
 		alone("STM that reads one key", 0.55, reads(1), &limits{calls: 1}),
 		alone("STM that reads ten, prefetched", 0.55, reads(10), &limits{calls: 1}),
 		alone("STM, blind write", 0, writes, &limits{calls: 1, raft: 1}),
 		alone("STM, read-modify-write, one client", 1, counts, &limits{calls: 2, raft: 1}),
 		counting(16, 0.6),
 		{name: "STM on one key, 16 goroutines of one client", goal: 0.35, ops: 320, workers: 16, clients: 1, hire: counts, tries: true},
-		{name: "STM, 16 clients, 64 accounts", goal: 1, ops: 640, workers: 16, hire: moves(64), tries: true},
-		alone("session, open and close", 1, opens, nil),
+		{name: "STM, 16 clients, 64 accounts", goal: 1.05, ops: 640, workers: 16, hire: moves(64), tries: true},
+		alone("session, open and close", 1.1, opens, nil),
+		besideCalls(handOver(2, 40, false, 0, nil)),
+		besideCalls(handOver(16, 160, false, 0, nil)),
+		besideCalls(draining(100, 0)),
+		besideCalls(draining(1000, 0)),
+		besideCalls(leading),
 	}
 }
 
