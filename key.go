@@ -40,7 +40,7 @@ func (t ticket) firstOf(kvs []*mvccpb.KeyValue) bool { return len(kvs) > 0 && ti
 type queue struct {
 	session  *Session
 	prefix   string
-	deletion *[1]v3.Op // of the place, made once; see deletionOf
+	deletion *[1]v3.Op // of the place, made once, see deletionOf; a Mutex can be compared: no slice
 }
 
 func newQueue(s *Session, name string) queue {

@@ -54,7 +54,7 @@ func main() {
 }
 
 func parse(args []string) (options, error) {
-	o := options{workloads: regexp.MustCompile(""), without: regexp.MustCompile("^$"), rtts: []time.Duration{0}}
+	o := options{workloads: new(regexp.Regexp), without: new(regexp.Regexp), rtts: []time.Duration{0}}
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.IntVar(&o.members, "members", 1, "`number` of servers: 1 or 3")
 	f.BoolVar(&o.fsync, "fsync", false, "let the servers wait for the disk")
@@ -63,14 +63,8 @@ func parse(args []string) (options, error) {
 		return err
 	})
 	f.IntVar(&o.rounds, "rounds", 9, "`number` of pairs of runs; three times as many where one worker is alone or transactions conflict")
-	f.Func("workloads", "measure those that match a regular `expression`", func(s string) (err error) {
-		o.workloads, err = regexp.Compile(s)
-		return err
-	})
-	f.Func("without", "but not those that match this `expression`", func(s string) (err error) {
-		o.without, err = regexp.Compile(s)
-		return err
-	})
+	f.TextVar(o.workloads, "workloads", regexp.MustCompile(""), "measure those that match a regular `expression`")
+	f.TextVar(o.without, "without", regexp.MustCompile("^$"), "but not those that match this `expression`")
 	f.BoolVar(&o.profile, "profile", false, "show where this package's side of the workloads spends processor time instead")
 	f.BoolVar(&o.quick, "quick", false, "three rounds of what has limits that no noise excuses; fail beyond them")
 	f.BoolVar(&o.charts, "charts", false, "measure what the pictures show, into out/series.csv")

@@ -67,8 +67,8 @@ type profiled struct {
 	workload
 	wall  time.Duration // of all operations
 	ops   int
-	total [2]time.Duration // of processors: in the clients' process, in the servers'
-	spent [2]map[string]time.Duration
+	total time.Duration // of processors, in both processes
+	spent map[string]time.Duration
 }
 
 // profiles does the workloads, and leaves no file.
@@ -100,11 +100,11 @@ func (l *lab) profile(ctx context.Context, w workload, dir string) (p profiled, 
 	if err != nil {
 		return p, err
 	}
-	files := [2]string{filepath.Join(dir, "clients.pprof"), filepath.Join(dir, "servers.pprof")}
-	if err := l.cluster.toggleProfile(files[1]); err != nil {
+	clients, servers := filepath.Join(dir, "clients.pprof"), filepath.Join(dir, "servers.pprof")
+	if err := l.cluster.toggleProfile(servers); err != nil {
 		return p, err
 	}
-	stop, err := startProfile(files[0])
+	stop, err := startProfile(clients)
 	if err != nil {
 		return p, err
 	}
@@ -116,20 +116,16 @@ func (l *lab) profile(ctx context.Context, w workload, dir string) (p profiled, 
 		p.wall += took
 		p.ops += w.ops
 	}
-	if err := errors.Join(stop(), l.cluster.toggleProfile(files[1])); err != nil {
+	if err := errors.Join(stop(), l.cluster.toggleProfile(servers)); err != nil {
 		return p, err
 	}
-	for i, file := range files {
-		top, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-unit=ns",
-			"-nodecount=1000000", "-nodefraction=0", "-edgefraction=0", file).Output()
-		if err != nil {
-			return p, fmt.Errorf("go tool pprof: %w", err)
-		}
-		if p.total[i], p.spent[i], err = shares(string(top)); err != nil {
-			return p, err
-		}
+	top, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-unit=ns",
+		"-nodecount=1000000", "-nodefraction=0", "-edgefraction=0", clients, servers).Output() // of their sum
+	if err != nil {
+		return p, fmt.Errorf("go tool pprof: %w", err)
 	}
-	return p, nil
+	p.total, p.spent, err = shares(string(top))
+	return p, err
 }
 
 // startProfile profiles this process until the function that it returns is called.
@@ -155,14 +151,12 @@ func breakdown(title string, all []profiled) table {
 		t.head = append(t.head, l.name)
 	}
 	for _, p := range all {
-		total := p.total[0] + p.total[1]
 		line := []string{
-			p.name, duration(float64(p.wall) / float64(p.ops)), duration(float64(total) / float64(p.ops)),
-			number(100*float64(total)/float64(p.wall)/float64(runtime.NumCPU())) + " %",
+			p.name, duration(float64(p.wall) / float64(p.ops)), duration(float64(p.total) / float64(p.ops)),
+			number(100*float64(p.total)/float64(p.wall)/float64(runtime.NumCPU())) + " %",
 		}
 		for _, l := range layers {
-			spent := p.spent[0][l.name] + p.spent[1][l.name]
-			line = append(line, strconv.FormatFloat(100*float64(spent)/float64(total), 'f', 1, 64)+" %")
+			line = append(line, strconv.FormatFloat(100*float64(p.spent[l.name])/float64(p.total), 'f', 1, 64)+" %")
 		}
 		t.rows = append(t.rows, line)
 	}
