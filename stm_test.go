@@ -207,11 +207,11 @@ func TestSTMCosts(t *testing.T) {
 	s.put(t, "a", "1", "b", "2")
 	costs := func(what string, level concurrency.Isolation, calls int, entries uint64, apply func(stm concurrency.STM)) {
 		t.Helper()
-		before := s.cluster.AppliedIndex()
+		before := s.cluster.CommittedIndex()
 		s.faults.Reset()
 		s.run(t, func(stm concurrency.STM, _ int) { apply(stm) }, concurrency.WithIsolation(level))
 		require.Equal(t, calls, s.faults.KV(), "%s at level %d made %v", what, level, s.faults)
-		require.Equal(t, entries, s.cluster.AppliedIndex()-before, "entries of %s at level %d", what, level)
+		require.Equal(t, entries, s.cluster.CommittedIndex()-before, "entries of %s at level %d", what, level)
 	}
 	for _, l := range levels {
 		reads := 1

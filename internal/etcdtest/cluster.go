@@ -296,15 +296,16 @@ func (c *Cluster) MoveLeader(to int) error {
 	return nil
 }
 
-// AppliedIndex is the index of the last raft entry that member 0 has applied.
-// Differences of it count the proposals that work has cost. It is 0 when the
-// member doesn't answer.
-func (c *Cluster) AppliedIndex() uint64 {
+// CommittedIndex is the index of the last raft entry that member 0 knows to be committed.
+// Differences of it count the proposals that work has cost: what was answered is among them,
+// while the index of what is applied comes a moment after the answer (apply and raftNode.start
+// in server/etcdserver). It is 0 when the member doesn't answer.
+func (c *Cluster) CommittedIndex() uint64 {
 	status, err := c.status(0, bound)
 	if err != nil {
 		return 0
 	}
-	return status.RaftAppliedIndex
+	return status.RaftIndex
 }
 
 // Watchers counts the watchers that the members serve. The members inside one

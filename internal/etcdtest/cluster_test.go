@@ -79,7 +79,7 @@ func TestRestartKeepsTheData(t *testing.T) {
 	c.Stop(0)
 	t.Logf("stopped, beside an open watch, in %v", time.Since(begin))
 	c.Stop(0)
-	require.Zero(t, c.AppliedIndex(), "nobody answers")
+	require.Zero(t, c.CommittedIndex(), "nobody answers")
 	require.NoError(t, c.Restart(0))
 	require.Equal(t, endpoint, c.Endpoint(0))
 	require.Len(t, etcdtest.Keys(t, client, "k"), 1)
@@ -225,16 +225,16 @@ func TestIsolatedLeaderLeadsNobody(t *testing.T) {
 	put(t, c.MemberClient(t, leader), "k")
 }
 
-func TestAppliedIndexCountsProposals(t *testing.T) {
+func TestCommittedIndexCountsProposals(t *testing.T) {
 	c := etcdtest.New(t)
 	client := c.Client(t)
 	put(t, client, "k")
-	before := c.AppliedIndex()
+	before := c.CommittedIndex()
 	for range 10 {
 		put(t, client, "k")
 	}
 	etcdtest.Keys(t, client, "k")
-	require.EqualValues(t, 10, c.AppliedIndex()-before, "a proposal for each write, none for the read")
+	require.EqualValues(t, 10, c.CommittedIndex()-before, "a proposal for each write, none for the read")
 }
 
 func TestInProcess(t *testing.T) {
