@@ -117,15 +117,17 @@ func TestDo(t *testing.T) {
 			l := newLine(t)
 			h := kind(l.session, l.name)
 			bound, cancel := context.WithCancel(t.Context())
-			stopping, stopped := make(chan struct{}), make(chan struct{})
+			working, stopping, stopped := make(chan struct{}), make(chan struct{}), make(chan struct{})
 			call := etcdtest.Go(func() error {
 				return h.during(bound, func(ctx context.Context) error {
+					close(working)
 					<-ctx.Done()
 					close(stopping)
 					<-stopped
 					return nil
 				})
 			})
+			ended(t, working, "the work runs") // its key stands a moment earlier
 			l.stand(t, 1)
 			rival := kind(session(t, l.outside), l.name)
 			next := etcdtest.Go(func() error { return rival.take(t.Context()) })
