@@ -2,12 +2,10 @@ package concurrency
 
 import (
 	"context"
-	"runtime"
 	"slices"
 	"strconv"
 	"sync"
 	"time"
-	"weak"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -609,45 +607,12 @@ type place struct {
 	doubted time.Time // when a join was last not answered; zero: a sweep found it safe
 }
 
-// places are those of one lease on one client. Sessions that were opened on one lease,
-// such as that of a resumed election and the orphaned one before it, share them: else the
-// one would take what the other was given for its own leftover.
+// places are those of one lease on one client.
 type places struct {
+	shared *shared // lives as long as its places do: else the lease would get others
+
 	mu sync.Mutex        // guards of; never held across a call
 	of map[string]*place // by key
-}
-
-// known has the places for as long as a session refers to them.
-var known = struct {
-	sync.Mutex
-	of map[knownKey]weak.Pointer[places]
-}{of: map[knownKey]weak.Pointer[places]{}}
-
-type knownKey struct {
-	client *v3.Client
-	lease  v3.LeaseID
-}
-
-func placesOf(client *v3.Client, lease v3.LeaseID) *places {
-	known.Lock()
-	defer known.Unlock()
-	key := knownKey{client, lease}
-	if p := known.of[key].Value(); p != nil {
-		return p
-	}
-	p := &places{of: map[string]*place{}}
-	known.of[key] = weak.Make(p)
-	runtime.AddCleanup(p, forgetPlaces, key)
-	return p
-}
-
-// forgetPlaces runs when nobody refers to the places any more, unless they were made anew.
-func forgetPlaces(key knownKey) {
-	known.Lock()
-	defer known.Unlock()
-	if known.of[key].Value() == nil {
-		delete(known.of, key)
-	}
 }
 
 // edit changes a place. A place is forgotten when nothing rests on it: a ticket

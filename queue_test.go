@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"testing"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -113,18 +114,30 @@ func TestPlaceOfThoseWhoDontWait(t *testing.T) {
 // Sessions on one lease and one client share what they know, until none is left.
 func TestPlacesOfALease(t *testing.T) {
 	client := &v3.Client{}
-	p := placesOf(client, 1)
-	require.Same(t, p, placesOf(client, 1))
-	require.NotSame(t, p, placesOf(client, 2))
-	require.NotSame(t, p, placesOf(&v3.Client{}, 1))
-	forgetPlaces(knownKey{client, 1})
-	require.Same(t, p, placesOf(client, 1), "they are still in use")
+	p := sharedOf(client).placesOf(1)
+	runtime.GC()
+	require.Same(t, p, sharedOf(client).placesOf(1), "they are still in use")
+	require.NotSame(t, p, sharedOf(client).placesOf(2))
+	require.NotSame(t, p, sharedOf(&v3.Client{}).placesOf(1))
 	runtime.KeepAlive(p)
 	etcdtest.Eventually(t, func() bool {
 		runtime.GC()
-		known.Lock()
-		defer known.Unlock()
-		_, found := known.of[knownKey{client, 1}]
-		return !found
+		registry.mu.Lock()
+		defer registry.mu.Unlock()
+		return registry.of.of[weak.Make(client)].Value() == nil
 	}, "they are forgotten")
+	runtime.KeepAlive(client)
+}
+
+// What nobody refers to any more is swept out when the map grows.
+func TestWeakMapSweepsItself(t *testing.T) {
+	var m weakMap[int, [64]byte]
+	kept := m.get(-1, func() *[64]byte { return new([64]byte) })
+	for n := range 10_000 {
+		if m.get(n, func() *[64]byte { return new([64]byte) }); n%100 == 0 {
+			runtime.GC()
+		}
+		require.Less(t, len(m.of), 1000)
+	}
+	require.Same(t, kept, m.get(-1, nil))
 }

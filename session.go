@@ -267,7 +267,7 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 		l.end(err)
 		return nil, err
 	}
-	l.places = placesOf(client, l.id)
+	l.places = sharedOf(client).placesOf(l.id)
 	l.deadline = sent.Add(left - l.margin)
 	l.expiry = time.AfterFunc(time.Until(l.deadline), l.expire)
 	// Whatever ends ctx, Done is closed after it: this is the only place that does.

@@ -1,0 +1,67 @@
+package concurrency
+
+import (
+	"sync"
+	"weak"
+
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// shared is what the sessions and the transactions of one client have in common. It
+// lives for as long as a session or a running transaction of the client refers to it.
+type shared struct {
+	mu     sync.Mutex                  // guards places; never held across a call
+	places weakMap[v3.LeaseID, places] // sessions on one lease have the same
+}
+
+// registry finds what a client shares. Its keys and values are weak, so that it keeps
+// alive neither a client nor what the client has left.
+var registry struct {
+	mu sync.Mutex // guards of; never held across a call
+	of weakMap[weak.Pointer[v3.Client], shared]
+}
+
+func sharedOf(client *v3.Client) *shared {
+	registry.mu.Lock()
+	defer registry.mu.Unlock()
+	return registry.of.get(weak.Make(client), func() *shared { return &shared{} })
+}
+
+// placesOf returns the places of a lease. Sessions that were opened on one lease, such as
+// the session of a resumed election and the orphaned one before it, share them. Otherwise
+// one session would take a ticket of the other for its own leftover.
+func (s *shared) placesOf(lease v3.LeaseID) *places {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.places.get(lease, func() *places { return &places{shared: s, of: map[string]*place{}} })
+}
+
+// weakMap has values for as long as somebody else refers to them. The caller guards it.
+type weakMap[K comparable, V any] struct {
+	of    map[K]weak.Pointer[V]
+	limit int // of entries, at which those without a value are swept out
+}
+
+// get returns the value of the key, and makes it if nobody refers to one any more. There
+// is no callback that removes a dead entry, because the runtime would run it on a
+// goroutine that outlives the program's own. The map sweeps itself whenever its size has
+// doubled, so that an entry costs a constant time.
+func (m *weakMap[K, V]) get(key K, fresh func() *V) *V {
+	if v := m.of[key].Value(); v != nil {
+		return v
+	}
+	if len(m.of) >= m.limit {
+		for k, p := range m.of {
+			if p.Value() == nil {
+				delete(m.of, k)
+			}
+		}
+		m.limit = 2*len(m.of) + 8
+	}
+	if m.of == nil {
+		m.of = map[K]weak.Pointer[V]{}
+	}
+	v := fresh()
+	m.of[key] = weak.Make(v)
+	return v
+}
