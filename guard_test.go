@@ -343,15 +343,15 @@ func former(t *testing.T, kind func(*concurrency.Session, string) holder) {
 	}
 	wg.Wait()
 	require.Equal(t, int64(3*5*3), refused.Load())
-	end, err := c.Put(t.Context(), key, strconv.Itoa(1<<62))
+	end, err := c.Put(t.Context(), key, strconv.FormatInt(1<<62, 10))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	last, writes := 0, 0
+	last, writes := int64(0), 0
 	for resp := range c.Watch(ctx, key, clientv3.WithRev(start.Header.Revision)) {
 		require.NoError(t, resp.Err())
 		for _, ev := range resp.Events {
-			token, err := strconv.Atoi(string(ev.Kv.Value))
+			token, err := strconv.ParseInt(string(ev.Kv.Value), 10, 64)
 			require.NoError(t, err)
 			require.GreaterOrEqual(t, token, last)
 			last = token
