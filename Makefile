@@ -40,7 +40,7 @@ check: ## everything that has to hold before a merge, with the seconds each part
 		echo "== $$part: $$((SECONDS - start)) s"; \
 	done
 
-lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, forbidden words, lengths
+lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, words, lengths, edits of the mutants
 	@echo "== formatting, imports, words, comments, lengths"
 	@$(call none,$(TOOL) gofumpt -l .)
 	@$(call none,go list -f '{{join .Imports "\n"}}' . | awk '/^[^\/]*\./ && \
@@ -57,6 +57,7 @@ lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, forbidden
 	$(TOOL) staticcheck -checks=all ./...
 	go fix -diff ./...
 	go mod tidy -diff
+	$(MUTANTS) -check
 
 api: | .build ## the exported API against upstream's: only what testdata/api.except lists may differ
 	$(TOOL) apidiff $(CLIENT)/concurrency . >.build/api.txt
@@ -97,8 +98,10 @@ cut-offs: ## holders cut off at random: the context of the ownership ends before
 	$(GOTEST) -count=1 -v -timeout=60m -run '^TestCtxEndsBeforeARivalIsIn$$' . | \
 		awk '/cut-offs|--- FAIL|^panic|^ok|^FAIL/'
 
-mutants: ## takes each rule out in turn: the tests have to notice; ONLY=regexp, FULL=1
-	bash testdata/mutants/run.sh
+MUTANTS := go run ./internal/mutants
+MUTANTFLAGS = $(if $(ONLY),-only '$(ONLY)') $(if $(FULL),-full) $(if $(LIMIT),-limit $(LIMIT)) $(if $(JOBS),-jobs $(JOBS))
+mutants: ## takes each rule out in turn: the tests have to notice; ONLY=regexp FULL=1 LIMIT=1m JOBS=1
+	$(MUTANTS) $(MUTANTFLAGS)
 
 # The race detector runs along, and the evidence of a violation is left in .build/chaos.
 CHAOS := go run -race ./internal/chaos -evidence .build/chaos
@@ -110,7 +113,8 @@ chaos-quick: | .build ## the same for 20 s, with patience for a machine that is 
 	$(CHAOS) -duration 20s -grace 20s
 
 chaos-mutants: ## takes rules out whose loss is dangerous: the chaos run has to notice; ONLY=regexp
-	CHAOS='-duration 6m -grace 20s -fail-fast' bash testdata/mutants/run.sh
+	$(MUTANTS) $(MUTANTFLAGS) -under chaos -build 'go build -o $$BIN ./internal/chaos' \
+		-command '$$BIN -duration 6m -grace 20s -fail-fast $$FLAGS' -found ', by here, at ' -round '^== seed'
 
 BENCH := go run ./internal/bench
 bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
