@@ -166,7 +166,7 @@ func (n *Network) Cut() {
 
 // cut breaks what stands on a link. The caller holds mu.
 func (n *Network) cut(link int) {
-	for _, s := range n.open {
+	for _, s := range slices.Clone(n.open) { // fail takes them out
 		if s.link == link {
 			s.fail(errCut)
 		}
