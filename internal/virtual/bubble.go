@@ -1,6 +1,8 @@
 package virtual
 
 import (
+	crand "crypto/rand"
+	"encoding/binary"
 	"hash/fnv"
 	"math/rand/v2"
 	"sync"
@@ -56,6 +58,7 @@ func Run(t *testing.T, o Options, f func(b *Bubble)) {
 	t.Helper()
 	w := newWatchdog(o)
 	defer w.stop()
+	defer seedRaft(o.Seed)()
 	synctest.Test(t, func(t *testing.T) {
 		b := &Bubble{
 			t: t, seed: o.Seed, begin: time.Now(), trace: o.Trace,
@@ -73,6 +76,29 @@ func Run(t *testing.T, o Options, f func(b *Bubble)) {
 		}
 		f(b)
 	})
+}
+
+// reader gives random bytes that a seed decides.
+type reader struct {
+	mu  sync.Mutex // guards the field below
+	src *rand.ChaCha8
+}
+
+// Read implements io.Reader.
+func (r *reader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.src.Read(p)
+}
+
+// seedRaft gives raft, which draws its election timeouts from the system's randomness,
+// those of a seed, until restore is called.
+func seedRaft(seed uint64) (restore func()) {
+	system := crand.Reader
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
+	crand.Reader = &reader{src: rand.NewChaCha8(key)}
+	return func() { crand.Reader = system }
 }
 
 // beat tells the watchdog each virtual second that time moves, until stop is called.

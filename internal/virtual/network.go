@@ -80,6 +80,9 @@ type RoundTrip struct {
 // links is how many connections a client has.
 const links = 2
 
+// largest is the size in bytes of the largest request that client/v3 sends.
+const largest = 2 << 20
+
 // Network lies between one client and the server. It is the connection of the client: every
 // call and every message of a stream passes it. Its methods may be called from any goroutine
 // of the bubble.
@@ -294,6 +297,10 @@ func (n *Network) Invoke(
 ) error {
 	if err := n.over(ctx); err != nil {
 		return err
+	}
+	if size := proto.Size(req.(proto.Message)); size > largest {
+		return status.Errorf(codes.ResourceExhausted,
+			"trying to send message larger than max (%d vs. %d)", size, largest)
 	}
 	p := &pending{done: make(chan struct{})}
 	n.mu.Lock()

@@ -111,13 +111,23 @@ func (s *Server) Start() error {
 		return fmt.Errorf("virtual: the server stopped before it was ready")
 	}
 	time.Sleep(starting - time.Since(begin))
-	l := &life{etcd: etcd, methods: make(map[string]method)}
-	l.ctx, l.cancel = context.WithCancel(context.Background())
-	l.register()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.life = l
+	s.life = newLife(etcd)
 	return nil
+}
+
+// newLife takes in the services that etcd registers with gRPC.
+func newLife(etcd *etcdserver.EtcdServer) *life {
+	l := &life{etcd: etcd, methods: make(map[string]method)}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	etcdserverpb.RegisterKVServer(l, v3rpc.NewQuotaKVServer(etcd))
+	etcdserverpb.RegisterWatchServer(l, v3rpc.NewWatchServer(etcd))
+	etcdserverpb.RegisterLeaseServer(l, v3rpc.NewQuotaLeaseServer(etcd))
+	etcdserverpb.RegisterClusterServer(l, v3rpc.NewClusterServer(etcd))
+	etcdserverpb.RegisterAuthServer(l, v3rpc.NewAuthServer(etcd))
+	etcdserverpb.RegisterMaintenanceServer(l, v3rpc.NewMaintenanceServer(etcd, nil))
+	return l
 }
 
 // config is what embed makes of its defaults, but for the constants of this file.
@@ -222,16 +232,6 @@ func (s *Server) enter() *life {
 		s.life.calls.Add(1)
 	}
 	return s.life
-}
-
-// register takes in the services that etcd registers with gRPC.
-func (l *life) register() {
-	etcdserverpb.RegisterKVServer(l, v3rpc.NewQuotaKVServer(l.etcd))
-	etcdserverpb.RegisterWatchServer(l, v3rpc.NewWatchServer(l.etcd))
-	etcdserverpb.RegisterLeaseServer(l, v3rpc.NewQuotaLeaseServer(l.etcd))
-	etcdserverpb.RegisterClusterServer(l, v3rpc.NewClusterServer(l.etcd))
-	etcdserverpb.RegisterAuthServer(l, v3rpc.NewAuthServer(l.etcd))
-	etcdserverpb.RegisterMaintenanceServer(l, v3rpc.NewMaintenanceServer(l.etcd, nil))
 }
 
 // RegisterService implements grpc.ServiceRegistrar.
