@@ -128,6 +128,7 @@ func TestNoFake(t *testing.T) {
 	virtual := play(t, seen)
 	for _, p := range parts {
 		require.NotEmpty(t, real[p.name])
+		t.Logf("%s:\n%s", p.name, strings.Join(real[p.name], "\n"))
 		require.Equal(t, strings.Join(real[p.name], "\n"), strings.Join(virtual[p.name], "\n"), p.name)
 	}
 }

@@ -35,6 +35,10 @@ var edits = map[string][][2]string{
 	"select.go": {
 		{"j := cheaprandn(uint32(norder + 1))\n", "j := selectRandn(uint32(norder + 1))\n"},
 	},
+	"time.go": {
+		// The order of timers that are due at one instant.
+		{"\t\t\tt.rand = cheaprand()\n", "\t\t\tt.rand = uint32(rand())\n"},
+	},
 	"proc.go": {
 		{
 			"func retake(now int64) uint32 {\n",
