@@ -24,7 +24,7 @@ type Options struct {
 	// Trace is given every event of every network, in the order in which they happen.
 	// It is called while a lock is held: it must not call anything of this package.
 	Trace func(Event)
-	// RealTime bounds the run in real time; zero means ten minutes.
+	// RealTime bounds the run in real time; zero means five minutes.
 	RealTime time.Duration
 	// Still bounds the real time for which virtual time may stand still; zero means one minute.
 	Still time.Duration
@@ -46,8 +46,8 @@ type Bubble struct {
 
 	mu       sync.Mutex // guards the fields below; never held across a wait
 	networks []*Network
-	slowed   time.Time           // until when the server is slow
-	instants map[int64]struct{}  // at which something will arrive
+	slowed   time.Time          // until when the server is slow
+	instants map[int64]struct{} // at which something will arrive
 }
 
 // Run starts a server in a bubble, calls f in it, and ends everything that the bubble has:

@@ -113,8 +113,13 @@ var parts = []struct {
 	name string
 	run  func(s *script)
 }{
-	{"keys", keys}, {"transactions", transactions}, {"leases", leases}, {"watches", watches},
-	{"compaction", compaction}, {"maintenance", maintenance}, {"contexts", contexts},
+	{"keys", keys},
+	{"transactions", transactions},
+	{"leases", leases},
+	{"watches", watches},
+	{"compaction", compaction},
+	{"maintenance", maintenance},
+	{"contexts", contexts},
 	{"closing", closing},
 }
 

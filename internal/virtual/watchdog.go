@@ -20,7 +20,7 @@ type watchdog struct {
 // the run takes too long.
 func newWatchdog(o Options) *watchdog {
 	w := &watchdog{done: make(chan struct{})}
-	still, whole := cmp.Or(o.Still, time.Minute), cmp.Or(o.RealTime, 10*time.Minute)
+	still, whole := cmp.Or(o.Still, time.Minute), cmp.Or(o.RealTime, 5*time.Minute)
 	go w.run(o.Seed, still, whole)
 	return w
 }
