@@ -29,7 +29,7 @@ type Options struct {
 	// Still bounds the real time for which virtual time may stand still; zero means one minute.
 	Still time.Duration
 	// Quota is the size of the store in bytes from which the server refuses to write with
-	// NOSPACE; zero means etcd's default of 2 GiB.
+	// NOSPACE; zero means etcd's default of 2 GiB. What was put counts after 5 s at most.
 	Quota int64
 }
 
