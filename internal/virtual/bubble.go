@@ -59,6 +59,7 @@ func Run(t *testing.T, o Options, f func(b *Bubble)) {
 	w := newWatchdog(o)
 	defer w.stop()
 	defer seedRaft(o.Seed)()
+	defer holdGarbage()()
 	synctest.Test(t, func(t *testing.T) {
 		b := &Bubble{
 			t: t, seed: o.Seed, begin: time.Now(), trace: o.Trace,
@@ -101,15 +102,19 @@ func seedRaft(seed uint64) (restore func()) {
 	return func() { crand.Reader = system }
 }
 
-// beat tells the watchdog each virtual second that time moves, until stop is called.
+// beat tells the watchdog each virtual second that time moves, and collects garbage, until stop
+// is called. It does so at instants at which nobody else is awake.
 func (b *Bubble) beat(w *watchdog) (stop func()) {
-	ticker, done := time.NewTicker(time.Second), make(chan struct{})
+	done := make(chan struct{})
 	b.calls.Go(func() {
+		time.Sleep(aside)
+		ticker := time.NewTicker(time.Second)
 		defer ticker.Stop()
 		for {
 			select {
 			case <-ticker.C:
 				w.beats.Add(1)
+				collect()
 			case <-done:
 				return
 			}
