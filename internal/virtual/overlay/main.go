@@ -7,6 +7,7 @@
 //   - The hashes of maps are those of a fixed seed.
 //   - A goroutine keeps the processor, in system calls too, until it waits. Only what has not
 //     waited for five seconds is interrupted.
+//   - A goroutine outside of bubbles that is woken up comes last, and changes no order.
 //
 // It fails if the runtime is not as it knows it: Go 1.26.
 package main
@@ -43,6 +44,10 @@ var edits = map[string][][2]string{
 		{
 			"func retake(now int64) uint32 {\n",
 			"func retake(now int64) uint32 {\n\tif now < retakeNext {\n\t\treturn 0\n\t}\n\tretakeNext = now + 5e9\n",
+		},
+		{
+			"func ready(gp *g, traceskip int, next bool) {\n",
+			"func ready(gp *g, traceskip int, next bool) {\n\tnext = next && gp.bubble != nil\n",
 		},
 	},
 }
