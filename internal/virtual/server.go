@@ -43,6 +43,12 @@ const (
 	commits = 5 * time.Second
 )
 
+// entries is how many entries of the log are applied between two snapshots. A server that starts
+// applies those since the last one again. If they are more than 5,000, it refuses its own
+// first proposal until it is done, and repeats that without a pause: on one processor nobody else
+// comes to run.
+const entries = 2000
+
 // errDown is what a client reports whose server can't be reached.
 var errDown = status.Error(codes.Unavailable, `connection error: desc = "transport: Error while `+
 	`dialing: dial tcp 127.0.0.1:2379: connect: connection refused"`)
@@ -143,7 +149,7 @@ func (s *Server) config(quota int64) (config.ServerConfig, error) {
 		ClientURLs:                  types.URLs(d.AdvertiseClientUrls),
 		PeerURLs:                    types.URLs{*peer},
 		DataDir:                     filepath.Join(s.dir, "data"),
-		SnapshotCount:               d.SnapshotCount,
+		SnapshotCount:               entries,
 		SnapshotCatchUpEntries:      d.SnapshotCatchUpEntries,
 		MaxSnapFiles:                d.MaxSnapFiles,
 		MaxWALFiles:                 d.MaxWalFiles,
