@@ -3,6 +3,7 @@ package virtual
 import (
 	crand "crypto/rand"
 	"encoding/binary"
+	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
 	"sync"
@@ -144,6 +145,9 @@ func (b *Bubble) T() *testing.T { return b.t }
 // Now is the virtual time since the bubble began.
 func (b *Bubble) Now() time.Duration { return time.Since(b.begin) }
 
+// Sleep lets virtual time pass. It costs no real time but that of what others do meanwhile.
+func (b *Bubble) Sleep(d time.Duration) { time.Sleep(d) }
+
 // Seed is the seed of the run.
 func (b *Bubble) Seed() uint64 { return b.seed }
 
@@ -163,10 +167,26 @@ func (b *Bubble) Server() *Server { return b.server }
 // bubble has a name of its own. Run closes the client if nobody did.
 func (b *Bubble) Client(name string) (*clientv3.Client, *Network) {
 	n := newNetwork(b, name)
+	client, err := newClient(n)
+	if err != nil {
+		panic(fmt.Sprintf("virtual: client %s: %v", name, err)) // of a configuration made here
+	}
+	return b.add(n, client)
+}
+
+// BareClient is Client for a client as etcd's own services have it: it has no connection, and
+// no call is repeated by it. That costs less.
+func (b *Bubble) BareClient(name string) (*clientv3.Client, *Network) {
+	n := newNetwork(b, name)
+	return b.add(n, newBareClient(n))
+}
+
+func (b *Bubble) add(n *Network, client *clientv3.Client) (*clientv3.Client, *Network) {
+	n.client = client
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.networks = append(b.networks, n)
-	return n.client, n
+	return client, n
 }
 
 func (b *Bubble) all() []*Network {

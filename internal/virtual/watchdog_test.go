@@ -21,9 +21,9 @@ var stuck = map[string]struct {
 		[]string{"virtual time has stood still for 2s", "[chan receive, synctest bubble", "virtual_test.init.func1"},
 	},
 	"endless": { // goes on for ever
-		func(*virtual.Bubble) {
+		func(b *virtual.Bubble) {
 			for {
-				time.Sleep(time.Hour)
+				b.Sleep(time.Hour)
 			}
 		},
 		[]string{"the run has taken more than 5s", "etcdserver.(*EtcdServer).run"},
