@@ -2,22 +2,12 @@ package concurrency
 
 import (
 	"context"
-	"errors"
 	"iter"
 	"strings"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	v3 "go.etcd.io/etcd/client/v3"
-)
-
-var (
-	// ErrElectionNotLeader is returned by [Election.Proclaim] when this handle does
-	// not lead, or not any more.
-	ErrElectionNotLeader = errors.New("election: not leader")
-
-	// ErrElectionNoLeader is returned by [Election.Leader] when nobody leads.
-	ErrElectionNoLeader = errors.New("election: no leader")
 )
 
 var resigned = ended(ErrElectionNotLeader)

@@ -2,25 +2,9 @@ package concurrency
 
 import (
 	"context"
-	"errors"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	v3 "go.etcd.io/etcd/client/v3"
-)
-
-var (
-	// ErrLocked is returned by [Mutex.TryLock] when another session holds the lock
-	// or stands in line for it.
-	ErrLocked = errors.New("mutex: Locked by another session")
-
-	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock] and
-	// [Election.Campaign] when their key in etcd is gone, because the lease was lost
-	// or revoked or somebody deleted the key. It is also the cause with which
-	// [Session.Ctx] ends when the lease was lost.
-	ErrSessionExpired = errors.New("mutex: session is expired")
-
-	// ErrLockReleased is returned by [Mutex.Unlock] when the handle holds no lock.
-	ErrLockReleased = errors.New("mutex: lock has already been released")
 )
 
 var lockReleased = ended(ErrLockReleased)

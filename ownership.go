@@ -9,10 +9,6 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// ErrHeld is returned by [Mutex.Do] and [Election.Lead] when this handle already holds
-// the lock or the leadership, or another Do or Lead of it is under way.
-var ErrHeld = errors.New("concurrency: already held by this handle")
-
 // ownership is what a Mutex and an Election have in common: a place in a line, and the
 // ticket by which it owns.
 type ownership struct {

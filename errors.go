@@ -1,0 +1,48 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+var (
+	// ErrLocked is returned by [Mutex.TryLock] when another session holds the lock
+	// or stands in line for it.
+	ErrLocked = errors.New("mutex: Locked by another session")
+
+	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock] and
+	// [Election.Campaign] when their key in etcd is gone, because the lease was lost
+	// or revoked or somebody deleted the key. It is also the cause with which
+	// [Session.Ctx] ends when the lease was lost.
+	ErrSessionExpired = errors.New("mutex: session is expired")
+
+	// ErrLockReleased is returned by [Mutex.Unlock] when the handle holds no lock.
+	ErrLockReleased = errors.New("mutex: lock has already been released")
+
+	// ErrHeld is returned by [Mutex.Do] and [Election.Lead] when this handle already holds
+	// the lock or the leadership, or another Do or Lead of it is under way.
+	ErrHeld = errors.New("concurrency: already held by this handle")
+
+	// ErrElectionNotLeader is returned by [Election.Proclaim] when this handle does
+	// not lead, or not any more.
+	ErrElectionNotLeader = errors.New("election: not leader")
+
+	// ErrElectionNoLeader is returned by [Election.Leader] when nobody leads.
+	ErrElectionNoLeader = errors.New("election: no leader")
+
+	// ErrCommitUnknown is wrapped by the error of [NewSTM] when the commit was not answered:
+	// it may have been carried out, now or a little later, or not at all.
+	ErrCommitUnknown = errors.New("concurrency: the outcome of the commit is unknown")
+
+	// ErrGuardFailed is returned by [NewSTM] when a comparison given with [WithGuard] was
+	// false at the commit: nothing was committed.
+	ErrGuardFailed = errors.New("concurrency: a guard of the transaction does not hold")
+)
+
+var errDisconnected = fmt.Errorf("no server can be reached: %w", context.DeadlineExceeded)
+
+func marginError(margin, ttl time.Duration) error {
+	return fmt.Errorf("concurrency: a safety margin of %v does not lie within the TTL of %v", margin, ttl)
+}
