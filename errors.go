@@ -1,10 +1,11 @@
 package concurrency
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"time"
+
+	v3 "go.etcd.io/etcd/client/v3"
 )
 
 var (
@@ -41,7 +42,15 @@ var (
 	ErrGuardFailed = errors.New("concurrency: a guard of the transaction does not hold")
 )
 
-var errDisconnected = fmt.Errorf("no server can be reached: %w", context.DeadlineExceeded)
+// noAnswer says that NewSession has waited in vain, for what and from whom.
+func noAnswer(client *v3.Client, waited time.Duration, what string, cause error) error {
+	state := "without a connection"
+	if conn := client.ActiveConnection(); conn != nil {
+		state = fmt.Sprintf("connection %v", conn.GetState())
+	}
+	return fmt.Errorf("concurrency: NewSession: no server of %v (%s) did %s within %v: %w",
+		client.Endpoints(), state, what, waited, cause)
+}
 
 func marginError(margin, ttl time.Duration) error {
 	return fmt.Errorf("concurrency: a safety margin of %v does not lie within the TTL of %v", margin, ttl)

@@ -82,7 +82,7 @@ func leadOnce(
 	}()
 	// A session that ends before its turn comes, with the context of WithContext, does not
 	// stand in line for the rest of its lease.
-	stand := context.AfterFunc(s.ctx, s.lease.lose)
+	stand := context.AfterFunc(s.ctx, func() { s.lease.finish(closed) })
 	defer stand()
 	var failure error
 	var lost bool

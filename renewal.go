@@ -3,75 +3,483 @@ package concurrency
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// keepAlive renews the lease a third of its life after the last answered renewal was
-// sent, and soon again after one that failed, until the session ends.
-func (l *lease) keepAlive(sent time.Time, atOnce bool) {
-	defer close(l.stopped)
-	for failures := 0; ; {
-		if failures > 0 {
-			pause(l.ctx, forever, failures)
-		} else if !atOnce {
-			third := l.life() / 3
-			sleep(l.ctx, forever, time.Until(sent.Add(third-third/10+jitter(third/10))))
-		}
-		if l.ctx.Err() != nil {
-			return
-		}
-		attempt := time.Now()
-		ttl, err := l.renew(l.ctx)
-		switch {
-		case err == nil:
-			sent, failures, atOnce = attempt, 0, false
-			l.extend(sent, ttl)
-		case errors.Is(err, rpctypes.ErrLeaseNotFound):
-			l.gone()
-			return
-		default:
-			// Whatever it is, it may pass before the deadline, and the deadline is
-			// what ends the session.
-			failures++
-		}
-	}
-}
-
-// renew is one renewal; it is given a quarter of the lease's life to be answered, so that
-// there is time for others on another connection.
+// A renewal is sent every third of the session's life, whether the one before was answered
+// or not. Every answer counts, however late it comes, from the moment at which its own
+// renewal was sent.
 //
-// KeepAliveOnce repeats itself without a pause for as long as no server can be
-// reached (client/v3 lease.go). So it is called only when the connection is not
-// known to be broken, and is called off when it breaks.
-func (l *lease) renew(ctx context.Context) (time.Duration, error) {
-	if l.disconnected() {
-		return 0, errDisconnected
-	}
-	ctx, cancel := context.WithTimeout(ctx, l.life()/4)
-	defer cancel()
-	var look func()
-	look = func() {
-		if l.disconnected() {
-			cancel()
-		} else if ctx.Err() == nil {
-			time.AfterFunc(100*time.Millisecond, look)
-		}
-	}
-	first := time.AfterFunc(100*time.Millisecond, look)
-	defer first.Stop()
-	resp, err := l.client.KeepAliveOnce(ctx, l.id)
-	if err != nil {
-		return 0, err
-	}
-	return seconds(resp.TTL), nil
+// That is safe. The server renews a lease that it has, for its whole TTL, some time after
+// the renewal was sent. So an answer proves two things. The lease had not ended when the
+// server renewed it. It does not end before sent + TTL. No other answer, earlier or later,
+// makes that false. The session may live until the latest sent + TTL of all answers.
+//
+// Which renewal an answer belongs to follows from the order. A member answers the renewals
+// of one stream one after the other, and a stream keeps the order both ways
+// (leaseKeepAlive in server/etcdserver/api/v3rpc/lease.go). etcd's gRPC proxy mixes the
+// leases of a stream, but not the answers for one lease. So the oldest renewal of a lease
+// that a stream has not answered is the one that the next answer for that lease is for. If
+// somebody in between swallowed an answer, the next would be taken for an older renewal,
+// which makes the deadline early and never late.
+//
+// etcd's gRPC proxy renews by itself and answers with what its own renewal gave. That
+// renewal may be older than the client's by as much as the answer takes from the member to
+// the proxy. The deadline may then be late by that much; see WithSafetyMargin.
+
+// renewal is one lease that is kept alive.
+type renewal struct {
+	id       v3.LeaseID
+	interval time.Duration // between two sendings: a third of the session's life
+	ctx      context.Context
+
+	all *renewals // of the client
+
+	// answer is told when a renewal that was answered had been sent, and how long the lease
+	// lives from then on: zero if the server does not have it. It is called without locks.
+	answer func(sent time.Time, ttl time.Duration)
+
+	// once renews the lease by a call of its own; nil: on a stream. An answer is of no use
+	// after useful.
+	once   func(ctx context.Context) (ttl time.Duration, err error)
+	useful time.Duration
+
+	// The renewals of the client guard what follows.
+	due      time.Time
+	failures int  // calls that failed in a row
+	suspect  bool // the first that a stream had not answered when it broke
+	over     bool // nothing is to be sent any more
+
+	calls sync.WaitGroup  // by once
+	last  *sync.WaitGroup // what ran for all leases of the client, if this was the last
 }
 
-// disconnected reports whether the last attempts to connect to every server have
-// failed: gRPC stays in this state until one succeeds. The server's in-process
-// client has no connection.
-func (l *lease) disconnected() bool {
-	conn := l.client.ActiveConnection()
-	return conn != nil && conn.GetState().String() == "TRANSIENT_FAILURE"
+// renewals are those of all sessions of one client. They share one stream, which costs the
+// servers and the client a twentieth of a call for each renewal.
+type renewals struct {
+	mu     sync.Mutex // guards what follows, the renewals and the streams; never held across a call
+	client *v3.Client
+	kept   map[*renewal]struct{}
+	timer  *time.Timer
+	wake   time.Time // when the timer fires
+
+	streams []*stream // two at most: the one in use, and one beside it, see choose
+	broken  int       // streams that broke in a row
+	again   time.Time // no stream is opened before
+	running *sync.WaitGroup
+}
+
+// keep renews k with the others of the client, from its due time on, until it leaves.
+func (k *renewal) keep(client *v3.Client, r *renewals) {
+	k.all = r
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.kept) == 0 {
+		r.client, r.kept, r.running = client, map[*renewal]struct{}{}, &sync.WaitGroup{}
+		r.wake = k.due
+		r.timer = time.AfterFunc(time.Until(k.due), r.send)
+	}
+	r.kept[k] = struct{}{}
+	r.schedule(k.due)
+}
+
+// leave ends the renewals of k. It does not wait. A nil renewal is none.
+func (k *renewal) leave() {
+	if k == nil {
+		return
+	}
+	r := k.all
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if k.over {
+		return
+	}
+	k.over = true
+	delete(r.kept, k)
+	if len(r.kept) > 0 {
+		return
+	}
+	r.timer.Stop()
+	for _, s := range r.streams {
+		s.cancel()
+	}
+	k.last, r.streams, r.broken, r.again = r.running, nil, 0, time.Time{}
+}
+
+// wait returns when nothing runs that renews k, after it has left.
+func (k *renewal) wait() {
+	if k == nil {
+		return
+	}
+	k.calls.Wait()
+	if k.last != nil {
+		k.last.Wait()
+	}
+}
+
+func (r *renewals) schedule(due time.Time) {
+	if due.Before(r.wake) {
+		r.wake = due
+		r.timer.Reset(time.Until(due))
+	}
+}
+
+// send sends what is due, and with it what will soon be: the renewals of many sessions
+// then cost a few writes to the connection, and not one each. The suspects come last.
+func (r *renewals) send() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	r.wake = now.Add(time.Hour)
+	r.timer.Reset(time.Hour)
+	var suspects []*renewal
+	for k := range r.kept {
+		if !now.Before(k.soon()) {
+			if k.suspect {
+				suspects = append(suspects, k)
+				continue
+			}
+			r.renew(k, now)
+		}
+		r.schedule(k.due)
+	}
+	for _, k := range suspects {
+		r.renew(k, now)
+		r.schedule(k.due)
+	}
+}
+
+// soon is when k may be sent together with others, a tenth of its interval before it is due.
+func (k *renewal) soon() time.Time {
+	if k.failures > 0 { // the pause is not to be cut short
+		return k.due
+	}
+	return k.due.Add(-k.interval / 10)
+}
+
+// renew sends one renewal, on all streams that are open.
+func (r *renewals) renew(k *renewal, now time.Time) {
+	switch {
+	case k.once != nil:
+		k.calls.Go(func() { r.call(k, now) })
+	case r.choose(k, now):
+		for _, s := range r.streams {
+			s.add(k, now)
+		}
+	default:
+		k.due = r.again
+		return
+	}
+	k.due = now.Add(k.interval)
+}
+
+// choose opens a stream if k needs one, and reports whether there is a stream.
+//
+// A stream that owes k an answer for an interval may be slow or dead. Nobody can tell, so
+// it stays, and a second stream is opened beside it, for which gRPC picks the next member.
+// All renewals are then sent on both. The slower one is closed, see answered. While both
+// owe answers:
+//
+//   - If the first owes one for two intervals, its answers come too late for the lease. It
+//     makes room for a third stream.
+//   - Otherwise the first is slow, and is kept. If the second owes an answer for the whole
+//     life of the lease, another takes its place.
+func (r *renewals) choose(k *renewal, now time.Time) bool {
+	owes := func(i, intervals int) bool {
+		return r.streams[i].owes(k.id, now.Add(-time.Duration(intervals)*k.interval*9/10))
+	}
+	if now.Before(r.again) {
+		return len(r.streams) > 0
+	}
+	switch len(r.streams) {
+	case 1:
+		if !owes(0, 1) {
+			return true
+		}
+	case 2:
+		switch {
+		case !owes(1, 1):
+			return true
+		case owes(0, 2):
+			r.drop(r.streams[0])
+		case owes(1, 3):
+			r.drop(r.streams[1])
+		default:
+			return true
+		}
+	}
+	r.open(k, now)
+	return true
+}
+
+// refusalPause is the least time between two openings of a stream, and between two calls
+// for a lease after a failure. The n-th failure in a row makes the pause longer, up to half
+// a second, which is what upstream's client waits: a server that comes back in time for
+// upstream's sessions does so for these.
+const refusalPause = 250 * time.Millisecond
+
+func afterFailures(n int) time.Duration {
+	d := refusalPause
+	for range min(n-1, 2) {
+		d += d / 2
+	}
+	d = min(d, 2*refusalPause)
+	return d + rand.N(d/8)
+}
+
+// open opens a stream, last in r.streams, because k needs it.
+func (r *renewals) open(k *renewal, now time.Time) {
+	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
+	s := &stream{
+		patience: k.interval, owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: cancel,
+	}
+	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
+	lease := pb.NewLeaseClient(r.client.ActiveConnection())
+	r.running.Go(func() {
+		defer cancel()
+		if remote, err := lease.LeaseKeepAlive(ctx); err == nil {
+			r.run(ctx, s, remote)
+		}
+		r.broke(s)
+	})
+}
+
+// run sends and receives until the stream breaks or is closed.
+func (r *renewals) run(ctx context.Context, s *stream, remote pb.Lease_LeaseKeepAliveClient) {
+	var sender sync.WaitGroup
+	defer sender.Wait()
+	defer s.cancel()
+	sender.Go(func() {
+		for {
+			select {
+			case <-s.wake:
+			case <-ctx.Done():
+				return
+			}
+			for id := r.next(s); id != v3.NoLease; id = r.next(s) {
+				if remote.Send(&pb.LeaseKeepAliveRequest{ID: int64(id)}) != nil {
+					return // Recv has the reason
+				}
+			}
+		}
+	})
+	for {
+		resp, err := remote.Recv()
+		if err != nil {
+			return
+		}
+		r.answered(s, v3.LeaseID(resp.ID), seconds(resp.TTL))
+	}
+}
+
+// next takes the next lease to be renewed from the queue of the stream.
+func (r *renewals) next(s *stream) v3.LeaseID {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return s.next()
+}
+
+// answered takes in the answer of a stream. The stream that is the first to answer what was
+// sent on both is kept, and the other closed: the first stream if it still owes that answer,
+// the second if the first has answered as quickly as before.
+func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
+	r.mu.Lock()
+	x, ok := s.answered(id)
+	if !ok || x.of.over {
+		r.mu.Unlock()
+		return
+	}
+	r.broken, x.of.suspect = 0, false
+	if len(r.streams) == 2 {
+		first, second := r.streams[0], r.streams[1]
+		switch {
+		case s == second && first.owes(id, x.at):
+			r.drop(first)
+		case s == first && time.Since(x.at) < second.patience:
+			r.drop(second)
+		}
+	}
+	r.mu.Unlock()
+	x.of.answer(x.at, ttl)
+}
+
+// broke removes a stream that broke. Whatever the reason was, it may have been the first
+// renewal that is not answered: a member refuses that of one lease by breaking the stream,
+// for instance if the user may no longer write one of its keys. Sent last, that renewal keeps
+// no answer from the others.
+func (r *renewals) broke(s *stream) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Contains(r.streams, s) {
+		return // it was closed
+	}
+	r.broken++
+	r.again = time.Now().Add(afterFailures(r.broken))
+	if k := s.first(); k != nil {
+		k.suspect = true
+	}
+	r.drop(s)
+}
+
+// drop closes a stream. What nobody else owes an answer for is sent again.
+func (r *renewals) drop(s *stream) {
+	s.cancel()
+	r.streams = slices.DeleteFunc(r.streams, func(other *stream) bool { return other == s })
+	now := time.Now()
+	for id, sent := range s.owed {
+		last := sent[len(sent)-1]
+		if !last.of.over && !slices.ContainsFunc(r.streams, func(other *stream) bool { return other.owes(id, now) }) {
+			last.of.due = now
+		}
+	}
+	r.schedule(now)
+}
+
+// stream is a stream of renewals to one member.
+type stream struct {
+	patience time.Duration // the interval of the lease for which it was opened
+	cancel   context.CancelFunc
+	wake     chan struct{} // the sender has work
+
+	// The renewals of the client guard what follows.
+	sent  int                      // renewals that were put into the queue
+	queue []sending                // to be sent, in this order
+	owed  map[v3.LeaseID][]sending // not answered, in the order of sending; the queue is part of it
+}
+
+// sending is a renewal that is or will be sent, at this time or later.
+type sending struct {
+	of     *renewal
+	at     time.Time
+	number int // on its stream
+}
+
+// add puts a renewal into the queue. What counts is this time: from then on an answer is
+// owed, and the session lives from then on if it comes.
+func (s *stream) add(k *renewal, at time.Time) {
+	s.sent++
+	x := sending{k, at, s.sent}
+	s.queue = append(s.queue, x)
+	s.owed[x.of.id] = append(s.owed[x.of.id], x)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// next takes the next lease to be renewed from the queue, or none. A lease that nobody keeps
+// alive any more is left out.
+func (s *stream) next() v3.LeaseID {
+	for len(s.queue) > 0 {
+		x := s.queue[0]
+		if s.queue = s.queue[1:]; len(s.queue) == 0 {
+			s.queue = nil
+		}
+		if !x.of.over {
+			return x.of.id
+		}
+		s.remove(x)
+	}
+	return v3.NoLease
+}
+
+// answered returns the renewal to which the next answer for a lease belongs.
+func (s *stream) answered(id v3.LeaseID) (sending, bool) {
+	if len(s.owed[id]) == 0 {
+		return sending{}, false
+	}
+	x := s.owed[id][0]
+	s.remove(x)
+	return x, true
+}
+
+func (s *stream) remove(x sending) {
+	id := x.of.id
+	s.owed[id] = slices.DeleteFunc(s.owed[id], func(other sending) bool { return other.number == x.number })
+	if len(s.owed[id]) == 0 {
+		delete(s.owed, id)
+	}
+}
+
+// owes reports whether a renewal of the lease is not answered that was sent at the time or
+// before.
+func (s *stream) owes(id v3.LeaseID, at time.Time) bool {
+	return len(s.owed[id]) > 0 && !s.owed[id][0].at.After(at)
+}
+
+// first is the lease whose renewal was sent first of those that are not answered.
+func (s *stream) first() *renewal {
+	var first sending
+	for _, sent := range s.owed {
+		if first.of == nil || sent[0].number < first.number {
+			first = sent[0]
+		}
+	}
+	return first.of
+}
+
+func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
+
+// ownStreams reports whether the client can be asked for a stream: it has a connection, and
+// its Lease is the client's own and not one that a program has put there.
+func ownStreams(client *v3.Client) bool {
+	return client.ActiveConnection() != nil && reflect.TypeOf(client.Lease) == clientsOwn
+}
+
+var clientsOwn = reflect.TypeOf(v3.NewLeaseFromLeaseClient(nil, nil, 0))
+
+// call renews a lease by a call of its own. It goes on beside those that were made for this
+// lease before and are not answered yet, until its answer would be of no use.
+func (r *renewals) call(k *renewal, sent time.Time) {
+	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(k.useful))
+	defer cancel()
+	ttl, err := k.once(&impatient{Context: ctx, cancel: cancel})
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		ttl, err = 0, nil
+	}
+	r.mu.Lock()
+	if err != nil {
+		k.failures++
+		if again := time.Now().Add(afterFailures(k.failures)); !k.over && again.Before(k.due) {
+			k.due = again
+			r.schedule(again)
+		}
+	} else {
+		k.failures = 0
+	}
+	over := k.over
+	r.mu.Unlock()
+	if err == nil && !over {
+		k.answer(sent, ttl)
+	}
+}
+
+// impatient is the context of a call that repeats itself. KeepAliveOnce does, without a
+// pause, for as long as the member refuses with certain codes, or cannot be reached. But it
+// looks at its context after each failure (isHaltErr in client/v3/client.go). So a context
+// that was looked at often enough ends.
+type impatient struct {
+	context.Context
+	cancel context.CancelFunc
+	looks  atomic.Int32
+}
+
+// looksOfACall is how often the context of a call may be looked at. A few looks may be those
+// of a program that has wrapped the client.
+const looksOfACall = 8
+
+func (c *impatient) Err() error {
+	if c.looks.Add(1) > looksOfACall {
+		c.cancel()
+	}
+	return c.Context.Err()
 }

@@ -57,7 +57,7 @@ func (l *lease) attempt(ctx, until context.Context, call func(context.Context) e
 		defer context.AfterFunc(l.client.Ctx(), cancel)()
 	}
 	l.mu.Lock()
-	timer := time.AfterFunc(l.ttl/2, cancel)
+	timer := time.AfterFunc(l.timeToLive()/2, cancel)
 	if until == l.lost {
 		l.calls[timer] = struct{}{}
 	}

@@ -100,6 +100,9 @@ func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {
 func optionsOf(client *v3.Client, opts []SessionOption) sessionOptions {
 	o := sessionOptions{ttl: defaultTTL, ctx: client.Ctx()}
 	for _, opt := range opts {
+		if opt == nil {
+			panic("concurrency: NewSession: nil option")
+		}
 		opt(&o)
 	}
 	return o
@@ -145,7 +148,12 @@ func (s *Session) Ctx() context.Context { return s.ctx }
 // TTL, less the margin given with [WithSafetyMargin], has passed since the last answered
 // renewal was sent. No other client can be given what the lease guards before that time,
 // provided that the clocks of this process and of the servers run at the same rate.
-func (s *Session) Done() <-chan struct{} { return s.done }
+func (s *Session) Done() <-chan struct{} {
+	if s.lease != nil {
+		s.lease.expire()
+	}
+	return s.done
+}
 
 // TTL returns the time to live of the session's lease as the server granted it, which
 // may be more than was asked for; 0 for the zero Session.
@@ -163,9 +171,7 @@ func (s *Session) Deadline() time.Time {
 	if s.lease == nil {
 		return time.Time{}
 	}
-	s.lease.mu.Lock()
-	defer s.lease.mu.Unlock()
-	return s.lease.deadline
+	return s.lease.clock.until()
 }
 
 // Orphan ends the session but leaves the lease, which expires after at most its
@@ -174,9 +180,8 @@ func (s *Session) Deadline() time.Time {
 // when Orphan returns; it makes no call.
 func (s *Session) Orphan() {
 	if s.lease != nil {
-		s.lease.orphan(context.Canceled)
-		<-s.lease.stopped
-		<-s.done
+		s.lease.finish(orphaned)
+		s.lease.wait()
 	}
 }
 
@@ -193,6 +198,5 @@ func (s *Session) Close() error {
 	if s.lease == nil {
 		return nil
 	}
-	s.Orphan()
 	return s.lease.revoke()
 }

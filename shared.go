@@ -10,6 +10,8 @@ import (
 // shared is what the sessions and the transactions of one client have in common. It
 // lives for as long as a session or a running transaction of the client refers to it.
 type shared struct {
+	renewals renewals
+
 	mu     sync.Mutex                  // guards places; never held across a call
 	places weakMap[v3.LeaseID, places] // sessions on one lease have the same
 }
