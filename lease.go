@@ -3,6 +3,7 @@ package concurrency
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"math/rand/v2"
 	"sync"
@@ -218,7 +219,11 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 		case <-l.ctx.Done():
 			err = rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
 		case <-bound.Done():
-			err = noAnswer(l.client, l.clock.ttl, "renew its lease", bound.Err())
+			err = bound.Err()
+			if trouble := l.renewal.trouble(); trouble != nil {
+				err = fmt.Errorf("%w, after %w", err, trouble)
+			}
+			err = noAnswer(l.client, l.clock.ttl, "renew its lease", err)
 		}
 	}
 	l.renewal.leave()

@@ -939,9 +939,10 @@ func TestSafetyMarginAndWithLease(t *testing.T) {
 			resp, err := c.TimeToLive(t.Context(), id)
 			return err == nil && resp.TTL <= 3
 		}, "little is left")
-		f.Refuse(fault.KeepAliveOnce, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		f.Refuse(fault.KeepAliveOnce, 1000, codes.PermissionDenied, "etcdserver: permission denied")
 		_, err := concurrency.NewSession(c, concurrency.WithLease(id), concurrency.WithSafetyMargin(3500*time.Millisecond))
 		require.ErrorIs(t, err, rpctypes.ErrPermissionDenied)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Zero(t, f.Count(fault.Revoke))
 	})
 }

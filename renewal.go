@@ -72,8 +72,9 @@ type renewals struct {
 	timer  *time.Timer
 	wake   time.Time // when the timer fires
 
-	streams []*stream // two at most: the one in use, and one beside it, see choose
+	streams []*stream // two at most: the one in use, and one beside it, see another
 	broken  int       // streams that broke in a row
+	trouble error     // the reason of the last one that did
 	again   time.Time // no stream is opened before
 	running *sync.WaitGroup
 }
@@ -113,6 +114,13 @@ func (k *renewal) leave() {
 		s.cancel()
 	}
 	k.last, r.streams, r.broken, r.again = r.running, nil, 0, time.Time{}
+}
+
+// trouble is the last error of a renewal that any lease of the client has met.
+func (k *renewal) trouble() error {
+	k.all.mu.Lock()
+	defer k.all.mu.Unlock()
+	return k.all.trouble
 }
 
 // wait returns when nothing runs that renews k, after it has left.
@@ -183,42 +191,59 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 }
 
 // choose opens a stream if k needs one, and reports whether there is a stream.
-//
-// A stream that owes k an answer for an interval may be slow or dead. Nobody can tell, so
-// it stays, and a second stream is opened beside it, for which gRPC picks the next member.
-// All renewals are then sent on both. The slower one is closed, see answered. While both
-// owe answers:
-//
-//   - If the first owes one for two intervals, its answers come too late for the lease. It
-//     makes room for a third stream.
-//   - Otherwise the first is slow, and is kept. If the second owes an answer for the whole
-//     life of the lease, another takes its place.
 func (r *renewals) choose(k *renewal, now time.Time) bool {
-	owes := func(i, intervals int) bool {
-		return r.streams[i].owes(k.id, now.Add(-time.Duration(intervals)*k.interval*9/10))
-	}
 	if now.Before(r.again) {
 		return len(r.streams) > 0
 	}
-	switch len(r.streams) {
-	case 1:
-		if !owes(0, 1) {
-			return true
-		}
-	case 2:
-		switch {
-		case !owes(1, 1):
-			return true
-		case owes(0, 2):
-			r.drop(r.streams[0])
-		case owes(1, 3):
-			r.drop(r.streams[1])
-		default:
-			return true
-		}
+	open, instead := another(r.streams, k, now)
+	if instead != nil {
+		r.drop(instead)
 	}
-	r.open(k, now)
+	if open {
+		r.open(k, now)
+	}
 	return true
+}
+
+// another says whether k needs another stream, and which one is to be closed for it.
+//
+// A stream that owes k an answer for an interval may be slow or dead. Nobody can tell, so
+// it stays, and a second stream is opened beside it, for which gRPC picks the next member.
+// All renewals are then sent on both, until one is quicker, see [slower]. While both owe
+// answers:
+//
+//   - If the first owes one for two intervals, its answers come too late for the lease. It
+//     makes room for another stream.
+//   - Otherwise the first is slow, and is kept. If the second owes one for the whole life of
+//     the lease, another takes its place.
+func another(streams []*stream, k *renewal, now time.Time) (open bool, instead *stream) {
+	owes := func(s *stream, intervals int) bool {
+		return s.owes(k.id, now.Add(-time.Duration(intervals)*k.interval*9/10))
+	}
+	switch {
+	case len(streams) == 0:
+		return true, nil
+	case len(streams) == 1:
+		return owes(streams[0], 1), nil
+	case owes(streams[1], 1) && owes(streams[0], 2):
+		return true, streams[0]
+	case owes(streams[1], 3):
+		return true, streams[1]
+	}
+	return false, nil
+}
+
+// slower is the stream to be closed now that s has answered what was sent on both: the first
+// if it still owes that answer, the second if the first is quick again.
+func slower(streams []*stream, s *stream, x sending, now time.Time) *stream {
+	switch {
+	case len(streams) < 2:
+	case s == streams[1] && streams[0].owes(x.of.id, x.at):
+		return streams[0]
+	case s == streams[0] && now.Sub(x.at) < streams[1].patience:
+		return streams[1]
+	}
+	return nil
 }
 
 // refusalPause is the least time between two openings of a stream, and between two calls
@@ -246,15 +271,16 @@ func (r *renewals) open(k *renewal, now time.Time) {
 	lease := pb.NewLeaseClient(r.client.ActiveConnection())
 	r.running.Go(func() {
 		defer cancel()
-		if remote, err := lease.LeaseKeepAlive(ctx); err == nil {
-			r.run(ctx, s, remote)
+		remote, err := lease.LeaseKeepAlive(ctx)
+		if err == nil {
+			err = r.run(ctx, s, remote)
 		}
-		r.broke(s)
+		r.broke(s, rpctypes.Error(err))
 	})
 }
 
-// run sends and receives until the stream breaks or is closed.
-func (r *renewals) run(ctx context.Context, s *stream, remote pb.Lease_LeaseKeepAliveClient) {
+// run sends and receives until the stream breaks or is closed, and returns the reason.
+func (r *renewals) run(ctx context.Context, s *stream, remote pb.Lease_LeaseKeepAliveClient) error {
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	defer s.cancel()
@@ -275,7 +301,7 @@ func (r *renewals) run(ctx context.Context, s *stream, remote pb.Lease_LeaseKeep
 	for {
 		resp, err := remote.Recv()
 		if err != nil {
-			return
+			return err
 		}
 		r.answered(s, v3.LeaseID(resp.ID), seconds(resp.TTL))
 	}
@@ -288,9 +314,7 @@ func (r *renewals) next(s *stream) v3.LeaseID {
 	return s.next()
 }
 
-// answered takes in the answer of a stream. The stream that is the first to answer what was
-// sent on both is kept, and the other closed: the first stream if it still owes that answer,
-// the second if the first has answered as quickly as before.
+// answered takes in the answer of a stream.
 func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 	r.mu.Lock()
 	x, ok := s.answered(id)
@@ -298,15 +322,9 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 		r.mu.Unlock()
 		return
 	}
-	r.broken, x.of.suspect = 0, false
-	if len(r.streams) == 2 {
-		first, second := r.streams[0], r.streams[1]
-		switch {
-		case s == second && first.owes(id, x.at):
-			r.drop(first)
-		case s == first && time.Since(x.at) < second.patience:
-			r.drop(second)
-		}
+	r.broken, r.trouble, x.of.suspect = 0, nil, false
+	if other := slower(r.streams, s, x, time.Now()); other != nil {
+		r.drop(other)
 	}
 	r.mu.Unlock()
 	x.of.answer(x.at, ttl)
@@ -316,13 +334,14 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 // renewal that is not answered: a member refuses that of one lease by breaking the stream,
 // for instance if the user may no longer write one of its keys. Sent last, that renewal keeps
 // no answer from the others.
-func (r *renewals) broke(s *stream) {
+func (r *renewals) broke(s *stream, reason error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !slices.Contains(r.streams, s) {
 		return // it was closed
 	}
 	r.broken++
+	r.trouble = reason
 	r.again = time.Now().Add(afterFailures(r.broken))
 	if k := s.first(); k != nil {
 		k.suspect = true
@@ -449,12 +468,13 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	r.mu.Lock()
 	if err != nil {
 		k.failures++
+		r.trouble = err
 		if again := time.Now().Add(afterFailures(k.failures)); !k.over && again.Before(k.due) {
 			k.due = again
 			r.schedule(again)
 		}
 	} else {
-		k.failures = 0
+		k.failures, r.trouble = 0, nil
 	}
 	over := k.over
 	r.mu.Unlock()
