@@ -77,7 +77,7 @@ func leadOnce(
 		return false, transient(err), err
 	}
 	defer func() {
-		time.AfterFunc(withdrawal, cancel)
+		time.AfterFunc(cleanUpWait, cancel)
 		_ = s.Close() // what is not answered in time ends with the lease
 	}()
 	// A session that ends before its turn comes, with the context of WithContext, does not

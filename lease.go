@@ -32,20 +32,13 @@ type lease struct {
 
 	clock   clock
 	renewal *renewal
-	places  *places     // what its sessions know of their tickets
+	seats   *seats // what its sessions know of their tickets
+	kept    keptWatch
 	revoked atomic.Bool // the server has said that the lease is gone
 
 	mu sync.Mutex // held while the session ends, and guards what follows; never held across a call
 	tasks
-	calls timers // end the calls under way that need the lease, see attempt
-
-	spare     *watcher // see keepSpare; nil: none, or it is in use
-	spareRev  int64    // what happened up to it, the spare one does not tell again
-	spareUsed bool     // a spare one was kept since dropSpare last looked
-	spareKept bool     // dropSpare runs
 }
-
-type timers map[*time.Timer]struct{}
 
 // tasks are what runs on a lease in the background.
 type tasks struct {
@@ -94,9 +87,6 @@ func (l *lease) finish(e ending) {
 	}
 	if e.lost {
 		l.setLost()
-		for timer := range l.calls {
-			timer.Reset(0)
-		}
 	}
 	l.renewal.leave()
 	l.clock.stop()
@@ -151,18 +141,18 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
 		return nil, marginError(o.margin, asked)
 	}
-	l := &lease{client: client, id: o.leaseID, parent: o.ctx, done: make(chan struct{}), calls: timers{}}
+	l := &lease{client: client, id: o.leaseID, parent: o.ctx, done: make(chan struct{})}
 	l.clock.ttl, l.clock.margin = asked, o.margin
 	l.ctx, l.end = context.WithCancelCause(o.ctx)
 	l.ctx = punctual{l.ctx, l.expire}
-	l.lost, l.setLost = context.WithCancel(context.Background())
+	l.lost, l.setLost = context.WithCancel(client.Ctx())
 	if l.id >= v3.NoLease {
 		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
 			l.end(err)
 			return nil, err
 		}
 	}
-	l.places = sharedOf(client).placesOf(l.id)
+	l.seats = sharedOf(client).seatsOf(l.id)
 	if l.id < v3.NoLease { // no lease can have this ID
 		l.gone()
 		return l, nil
@@ -318,6 +308,7 @@ func (l *lease) revoke() error {
 	l.finish(closed)
 	l.wait()
 	l.work.Wait()
+	l.kept.close()
 	if l.revoked.Load() {
 		return nil
 	}
@@ -325,9 +316,8 @@ func (l *lease) revoke() error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
 	defer cancel()
-	err := l.retry(ctx, forever, func(ctx context.Context) error {
-		_, err := l.client.Revoke(ctx, l.id)
-		return err
+	_, err := repeat(ctx, forever, l.timeToLive(), func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
+		return l.client.Revoke(ctx, l.id)
 	})
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return err
@@ -338,7 +328,7 @@ func (l *lease) revoke() error {
 
 // background runs work on a goroutine for which [Session.Close] waits, and closes the
 // channel when it has returned. After Close it does nothing. The work has to end when lost
-// does, as [lease.retry] and sleep do with it. The context that it is given is the client's,
+// does, as [repeat] and sleep do with it. The context that it is given is the client's,
 // for clean-ups: what they are to clean away blocks others for as long as the lease lives.
 func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	done := make(chan struct{})
