@@ -17,11 +17,15 @@ import (
 // repeat makes a call until it is answered. The answer is a result, or an error that will
 // not change. A fault that passes makes repeat call again, after a pause.
 //
-// While a call has no answer, it is sent once more beside the first: after a third of the
+// While a call has no answer, it is sent again beside the first: after a third of the
 // patience, then at intervals that double. The first answer counts, and the others are
-// called off. Without the second call a silent member would hold its caller up, although
+// called off. If nothing were sent again, a silent member would hold its caller up, although
 // other members answer. If the second call replaced the first, a slow server would never
 // answer in time.
+//
+// It is sent twice each time, without a pause, because the members take turns. One of the
+// two then reaches another member than the silent one, whatever calls of others have come
+// in between since the first.
 //
 // A call may have been carried out although it was not answered. So only calls that may be
 // repeated belong here.
@@ -31,7 +35,7 @@ import (
 func repeat[R any](
 	ctx, until context.Context, patience time.Duration, call func(context.Context) (R, error),
 ) (R, error) {
-	r := &repetition[R]{call: call, next: secondCallAfter(patience)}
+	r := &repetition[R]{call: call, next: againAfter(patience)}
 	if until.Err() != nil {
 		return r.answer, context.Canceled
 	}
@@ -39,7 +43,7 @@ func repeat[R any](
 	detach := context.AfterFunc(until, r.cancel)
 	defer detach()
 	r.mu.Lock()
-	r.timer = time.AfterFunc(r.next, r.another)
+	r.timer = time.AfterFunc(r.next, r.again)
 	r.mu.Unlock()
 	func() {
 		defer r.end() // after a panic of the client's too
@@ -54,20 +58,20 @@ func repeat[R any](
 	return r.answer, context.Canceled
 }
 
-// secondCallAfter is how long the first call may be without an answer. It leaves the second
-// one twice that time.
-func secondCallAfter(patience time.Duration) time.Duration { return patience / 3 }
+// againAfter is how long the first call may be without an answer. It leaves the others
+// twice that time.
+func againAfter(patience time.Duration) time.Duration { return patience / 3 }
 
 // repetition is one call of [repeat] under way.
 type repetition[R any] struct {
 	call   func(context.Context) (R, error)
 	ctx    context.Context // ends with the first answer
 	cancel context.CancelFunc
-	others sync.WaitGroup // the calls that were sent beside the first
+	others sync.WaitGroup // those that were sent beside the first
 
 	mu       sync.Mutex // guards the fields below; never held across a call
 	timer    *time.Timer
-	next     time.Duration // after which another call is sent
+	next     time.Duration // after which the call is sent again
 	answered bool
 	answer   R
 	err      error
@@ -90,26 +94,23 @@ func (r *repetition[R]) insist() {
 	}
 }
 
-// another makes the call beside those under way.
-func (r *repetition[R]) another() {
+// again makes the call twice beside those under way.
+func (r *repetition[R]) again() {
 	r.mu.Lock()
-	if r.ctx.Err() != nil {
-		r.mu.Unlock()
-		return
+	defer r.mu.Unlock()
+	if r.ctx.Err() == nil {
+		r.others.Go(r.insist)
+		r.others.Go(r.insist)
+		r.next *= 2
+		r.timer.Reset(r.next)
 	}
-	r.others.Add(1)
-	r.next *= 2
-	r.timer.Reset(r.next)
-	r.mu.Unlock()
-	defer r.others.Done()
-	r.insist()
 }
 
 // end calls off what is under way and waits for it.
 func (r *repetition[R]) end() {
 	r.cancel()
 	r.mu.Lock()
-	r.timer.Stop() // and whoever was about to send another sees the end of ctx
+	r.timer.Stop() // and again, if it is about to run, sees the end of ctx
 	r.mu.Unlock()
 	r.others.Wait()
 }

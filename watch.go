@@ -60,9 +60,9 @@ func watch(
 }
 
 // silence is how long a watch may be silent before its user looks. It is less than the
-// patience by the time after which a look is sent once more, because the first may reach
-// the silent member (see [repeat]).
-func silence(patience time.Duration) time.Duration { return patience - secondCallAfter(patience) }
+// patience by the time after which a look is sent again, because the first one may reach
+// the silent member too.
+func silence(patience time.Duration) time.Duration { return patience - againAfter(patience) }
 
 // forward tells what one watch of the client delivers, until it breaks or is silent for too
 // long. client.Watch itself blocks until a server has answered.
