@@ -77,12 +77,12 @@ func leadOnce(
 		return false, transient(err), err
 	}
 	defer func() {
-		time.AfterFunc(withdrawal, cancel)
+		time.AfterFunc(cleanUpWait, cancel)
 		_ = s.Close() // what is not answered in time ends with the lease
 	}()
 	// A session that ends before its turn comes, with the context of WithContext, does not
 	// stand in line for the rest of its lease.
-	stand := context.AfterFunc(s.ctx, s.lease.lose)
+	stand := context.AfterFunc(s.ctx, func() { s.lease.finish(closed) })
 	defer stand()
 	var failure error
 	var lost bool

@@ -205,6 +205,7 @@ func TestDoErrors(t *testing.T) {
 			h := kind(l.session, l.name)
 			require.Equal(t, rpctypes.ErrPermissionDenied, h.during(t.Context(), func(context.Context) error {
 				refuse(l)
+				l.faults.Hold(fault.Txn, 2) // that of the clean-up
 				return nil
 			}))
 			l.stand(t, 1)

@@ -27,7 +27,7 @@ type locker struct {
 
 // Lock takes the lock; see NewLocker.
 func (l *locker) Lock() {
-	ctx := l.mutex.queue.client().Ctx()
+	ctx := l.mutex.queue.lease().client.Ctx()
 	l.local.Lock()
 	if err := l.mutex.Lock(ctx); err != nil {
 		l.local.Unlock()
@@ -40,7 +40,7 @@ func (l *locker) Lock() {
 
 // Unlock releases the lock, and the goroutines of this process even if that fails.
 func (l *locker) Unlock() {
-	err := l.mutex.Unlock(l.mutex.queue.client().Ctx())
+	err := l.mutex.Unlock(l.mutex.queue.lease().client.Ctx())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.locked {

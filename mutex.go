@@ -2,25 +2,9 @@ package concurrency
 
 import (
 	"context"
-	"errors"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	v3 "go.etcd.io/etcd/client/v3"
-)
-
-var (
-	// ErrLocked is returned by [Mutex.TryLock] when another session holds the lock
-	// or stands in line for it.
-	ErrLocked = errors.New("mutex: Locked by another session")
-
-	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock] and
-	// [Election.Campaign] when their key in etcd is gone, because the lease was lost
-	// or revoked or somebody deleted the key. It is also the cause with which
-	// [Session.Ctx] ends when the lease was lost.
-	ErrSessionExpired = errors.New("mutex: session is expired")
-
-	// ErrLockReleased is returned by [Mutex.Unlock] when the handle holds no lock.
-	ErrLockReleased = errors.New("mutex: lock has already been released")
 )
 
 var lockReleased = ended(ErrLockReleased)
@@ -31,18 +15,13 @@ var lockReleased = ended(ErrLockReleased)
 // [NewLocker], or a session each.
 //
 // All methods may be called from any goroutine.
-type Mutex struct {
-	ownership
-	join *joinTxn // of the session as it was then
-}
+type Mutex struct{ ownership }
 
 // NewMutex returns a handle of the lock that pfx names. Its keys lie under
 // pfx + "/", where no other keys may lie; an empty pfx stands for "/". It makes no
 // call. NewMutex panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
-	q := newQueue(s, pfx)
-	join := q.joinTxn("")
-	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
+	return &Mutex{ownership{queue: newQueue(s, pfx), released: lockReleased}}
 }
 
 // TryLock takes the lock if nobody holds it or stands in line for it, and returns
@@ -52,7 +31,7 @@ func NewMutex(s *Session, pfx string) *Mutex {
 // It costs one call, repeated over transient faults until ctx or the lease ends.
 // Its other errors are those of [Mutex.Lock]; what failure leaves behind, likewise.
 func (m *Mutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.queue.alone(m.joining()), false)
+	_, err := m.acquire(ctx, m.queue.joinTxn("").ifAlone(m.queue.prefix))
 	return err
 }
 
@@ -81,16 +60,8 @@ func (m *Mutex) Lock(ctx context.Context) error {
 	return err
 }
 
-func (m *Mutex) lock(ctx context.Context) (ticket, error) {
-	return m.acquire(ctx, m.joining(), true)
-}
-
-// joining is the join made by NewMutex, unless the session was filled in since.
-func (m *Mutex) joining() joinTxn {
-	if m.join.lease != m.queue.session.id {
-		return m.queue.joinTxn("")
-	}
-	return *m.join
+func (m *Mutex) lock(ctx context.Context) (*grant, error) {
+	return m.acquire(ctx, m.queue.joinTxn(""))
 }
 
 // Unlock releases the lock: it deletes the key of this handle's last Lock, and no
@@ -103,11 +74,11 @@ func (m *Mutex) joining() joinTxn {
 // the session will not be given the lock by it again: when ctx has ended the deletion goes
 // on in the background. Unlock can be repeated.
 func (m *Mutex) Unlock(ctx context.Context) error {
-	held := m.ticket()
-	if held == (ticket{}) {
+	held, _ := m.state()
+	if held == nil {
 		return ErrLockReleased
 	}
-	_, err := m.giveBack(ctx, held)
+	_, err := m.release(ctx, held)
 	if err == ErrSessionExpired {
 		return nil
 	}
@@ -157,5 +128,5 @@ func (m *Mutex) Ctx() context.Context { return m.context() }
 // is [ErrHeld] if this handle holds the lock already or another Do of it is under way.
 // A panic of work's passes through after the release. Do panics if work is nil.
 func (m *Mutex) Do(ctx context.Context, work func(context.Context) error) error {
-	return m.during(ctx, func() (ticket, error) { return m.lock(ctx) }, work)
+	return m.during(ctx, func() (*grant, error) { return m.lock(ctx) }, work)
 }

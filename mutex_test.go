@@ -1073,6 +1073,7 @@ func TestUnlock(t *testing.T) {
 		require.NoError(t, l.mutex.Lock(ctx))
 		old := l.mutex.IsOwner()
 		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		l.faults.Hold(fault.Txn, 2) // that of the clean-up
 		require.Equal(t, rpctypes.ErrPermissionDenied, l.mutex.Unlock(ctx))
 		l.stand(t, 1)
 		require.NoError(t, l.mutex.Lock(ctx))
@@ -1101,7 +1102,9 @@ func TestUnlock(t *testing.T) {
 		require.NoError(t, l.mutex.Lock(ctx))
 		const denied = "etcdserver: permission denied"
 		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied)
+		cleaning := l.faults.Hold(fault.Txn, 2)
 		require.Error(t, l.mutex.Unlock(ctx))
+		ended(t, cleaning.Reached(), "the clean-up")
 		l.faults.Before(fault.Txn, 1, func() { l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied) })
 		require.ErrorIs(t, l.handle().Lock(ctx), rpctypes.ErrPermissionDenied)
 		require.NoError(t, l.mutex.Unlock(ctx))

@@ -480,12 +480,13 @@ func TestCtxAndTheRelease(t *testing.T) {
 			t.Parallel()
 			l, h := taken(t, kind)
 			ctx := h.Ctx()
+			rev := h.Rev()
 			l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+			l.faults.Hold(fault.Txn, 2) // that of the clean-up
 			require.Equal(t, rpctypes.ErrPermissionDenied, h.giveBack(t.Context()))
 			require.Equal(t, h.released, cause(t, ctx))
 			require.Error(t, h.Ctx().Err())
 			l.stand(t, 1)
-			rev := h.Rev()
 			require.NoError(t, h.take(t.Context()))
 			require.NoError(t, h.Ctx().Err())
 			require.Greater(t, h.Rev(), rev, "another ticket")
@@ -939,9 +940,10 @@ func TestSafetyMarginAndWithLease(t *testing.T) {
 			resp, err := c.TimeToLive(t.Context(), id)
 			return err == nil && resp.TTL <= 3
 		}, "little is left")
-		f.Refuse(fault.KeepAliveOnce, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		f.Refuse(fault.KeepAliveOnce, 1000, codes.PermissionDenied, "etcdserver: permission denied")
 		_, err := concurrency.NewSession(c, concurrency.WithLease(id), concurrency.WithSafetyMargin(3500*time.Millisecond))
 		require.ErrorIs(t, err, rpctypes.ErrPermissionDenied)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.Zero(t, f.Count(fault.Revoke))
 	})
 }

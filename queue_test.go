@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"testing"
+	"time"
 	"weak"
 
 	"github.com/stretchr/testify/require"
@@ -34,91 +35,244 @@ func TestJoinTransaction(t *testing.T) {
 		require.Equal(t, v3.GetPrefixRangeEnd("name/"), string(op.RangeBytes()))
 	}
 
-	try := q.alone(join)
+	try := join.ifAlone(q.prefix)
 	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/"), "=", 0).WithPrefix()}, try.unless)
 	require.Equal(t, join.then, try.then)
 	require.Equal(t, join.els, try.els)
 }
 
-// Whatever the handles of a session do with their place in a line, in any order:
+// Whatever the handles of a session do with their seat, in any order:
 //
-//  1. nobody is given the turn with a ticket whose deletion was decided;
-//  2. a ticket that somebody waits with, or was given the turn with, is not deleted
-//     as unused;
-//  3. when all have gone, nothing of the place is left.
-func TestPlace(t *testing.T) {
-	const key = "name/1"
+//  1. nobody is granted a ticket whose deletion was decided;
+//  2. a ticket that a handle waits with, or was granted, is not deleted as unwanted;
+//  3. a grant is over exactly when its ticket is doomed, seen to be gone, or outlived by a
+//     newer one that was granted, and all handles that were granted the ticket hear of it;
+//  4. what an acquisition that failed may have left is looked for, once no handle waits,
+//     until it was seen after the doubt: by one clean-up at a time;
+//  5. when all have gone, nothing of the seat is left.
+//
+// The model is one key of etcd: its ticket, and whether it stands.
+func TestSeat(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	for range 200 {
-		l := &lease{places: &places{of: map[string]*place{}}}
-		rev, condemned, granted := int64(1), map[ticket]bool{}, map[ticket]bool{}
-		waiting := 0
-		for range 50 {
-			now := ticket{key, rev}
-			switch random.IntN(6) {
-			case 0:
-				l.enter(key, true)
-				waiting++
-			case 1:
-				if waiting > 0 {
-					l.exit(key, true)
-					waiting--
-				}
-			case 2:
-				if waiting > 0 && l.grant(now) {
-					require.False(t, condemned[now], "1: %v", now)
-					granted[now] = true
-				}
-			case 3: // an acquisition that failed
-				if l.condemnUnused(now) {
-					require.Zero(t, waiting, "2: %v", now)
-					require.False(t, granted[now] && !condemned[now], "2: %v", now)
-					condemned[now] = true
-				}
-			case 4: // Unlock
-				if granted[now] {
-					l.condemn(now)
-					condemned[now] = true
-				}
-			case 5: // the deletion is answered, and the session joins again
-				if condemned[now] {
-					require.True(t, l.condemned(now))
-					l.forget(now)
-					rev++
-				}
-			}
+	for range 500 {
+		m := &seatModel{tb: t, seats: &seats{of: map[string]*seat{}}, rev: 1, dead: map[int64]bool{}, doomed: map[int64]bool{}}
+		for range 80 {
+			m.step(random)
 		}
-		for range waiting {
-			l.exit(key, true)
-		}
-		last := ticket{key, rev}
-		l.condemn(last)
-		l.forget(last)
-		require.Empty(t, l.places.of, "3")
+		m.end()
 	}
 }
 
-func TestPlaceOfThoseWhoDontWait(t *testing.T) {
-	l := &lease{places: &places{of: map[string]*place{}}}
-	l.enter("name/1", false)
-	require.True(t, l.condemnUnused(ticket{"name/1", 5}), "who tries waits with nothing")
-	require.False(t, l.grant(ticket{"name/1", 5}))
-	l.forget(ticket{"name/1", 5})
-	require.Len(t, l.places.of, 1, "a late grant must still be refused")
-	l.exit("name/1", false)
-	require.Empty(t, l.places.of)
+// seatModel is a seat beside what must be true of it.
+type seatModel struct {
+	tb    testing.TB
+	seats *seats
+
+	rev          int64 // of the ticket that stands, or stood last
+	dead, doomed map[int64]bool
+	grants       []*grant
+	waiting      int
+	releasing    int64     // the ticket of the release under way; 0: none is
+	left         time.Time // the latest doubt; zero: none
+	cleaners     []<-chan struct{}
+	now          time.Time
+}
+
+func (m *seatModel) at(f func(s *seat)) { m.seats.at("name/1", f) }
+
+func (m *seatModel) ticket() ticket { return ticket{"name/1", m.rev} }
+
+// granted reports whether some handle owns by the ticket that stands.
+func (m *seatModel) granted() bool {
+	for _, g := range m.grants {
+		if g.ticket == m.ticket() && !g.over.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *seatModel) step(random *rand.Rand) {
+	m.now = m.now.Add(time.Second)
+	switch random.IntN(8) {
+	case 0: // an acquisition begins
+		m.at(func(s *seat) { s.users++; s.waiting++ })
+		m.waiting++
+	case 1: // its turn comes
+		if m.waiting > 0 && !m.dead[m.rev] {
+			m.grant()
+		}
+	case 2: // it ends, having failed or not
+		if m.waiting > 0 {
+			m.exit(random.IntN(2) == 0)
+		}
+	case 3: // a release
+		if m.granted() && m.releasing == 0 {
+			m.at(func(s *seat) { s.doom(m.ticket()) })
+			m.doomed[m.rev], m.releasing = true, m.rev
+		}
+	case 4: // its deletion is answered, or fails
+		if m.releasing > 0 {
+			m.released(random.IntN(2) == 0)
+		}
+	case 5: // the key is deleted by a stranger, and a handle notices
+		m.dead[m.rev] = true
+		m.at(func(s *seat) { s.lose(m.rev) })
+		for _, g := range m.grants {
+			require.True(m.tb, g.over.Load(), "3")
+		}
+	case 6: // the session draws another ticket
+		if m.dead[m.rev] && m.waiting > 0 {
+			m.rev++
+		}
+	case 7:
+		m.clean(random)
+	}
+	for _, g := range m.grants {
+		over := m.dead[g.rev] || m.doomed[g.rev]
+		if g.over.Load() {
+			require.True(m.tb, over || g.rev < m.rev, "3: %v", g.ticket)
+		} else {
+			require.False(m.tb, m.doomed[g.rev], "3: %v", g.ticket)
+		}
+	}
+}
+
+func (m *seatModel) grant() {
+	m.at(func(s *seat) {
+		g := s.grant(m.ticket())
+		require.Equal(m.tb, g == nil, m.doomed[m.rev], "1")
+		if g != nil {
+			require.Equal(m.tb, m.ticket(), g.ticket)
+			require.False(m.tb, g.over.Load())
+			m.grants = append(m.grants, g)
+		}
+	})
+}
+
+func (m *seatModel) released(failed bool) {
+	m.at(func(s *seat) {
+		if s.lose(m.releasing); failed {
+			s.doubt(m.now)
+		}
+	})
+	if failed {
+		m.left = maxTime(m.left, m.now)
+		m.cleaners = append(m.cleaners, make(chan struct{}))
+	} else {
+		m.dead[m.releasing] = true
+	}
+	m.releasing = 0
+}
+
+func maxTime(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
+}
+
+func (m *seatModel) exit(failed bool) {
+	m.at(func(s *seat) {
+		s.users--
+		s.waiting--
+		if failed {
+			m.left = m.now.Add(5 * time.Second)
+			s.doubt(m.left)
+		}
+	})
+	if m.waiting--; m.waiting == 0 && !m.left.IsZero() {
+		m.cleaners = append(m.cleaners, make(chan struct{}))
+	}
+}
+
+// clean is one round of one of the clean-ups under way.
+func (m *seatModel) clean(random *rand.Rand) {
+	if len(m.cleaners) == 0 {
+		return
+	}
+	i := random.IntN(len(m.cleaners))
+	wanted := m.waiting > 0 || m.granted()
+	if !m.dead[m.rev] {
+		m.at(func(s *seat) {
+			if s.doomUnwanted(m.ticket()) {
+				require.False(m.tb, wanted && !m.doomed[m.rev], "2")
+				require.NotEqual(m.tb, m.rev, m.releasing, "2: the release deletes it")
+				m.doomed[m.rev], m.dead[m.rev] = true, true
+			}
+		})
+	}
+	m.at(func(s *seat) {
+		again := s.cleanAgain(m.cleaners[i], m.now, nil)
+		sure := !m.now.Before(m.left)
+		switch {
+		case m.waiting > 0:
+			require.False(m.tb, again, "4: the last of those who wait cleans")
+		case sure:
+			require.False(m.tb, again, "4")
+			m.left = time.Time{}
+		case !again:
+			require.NotNil(m.tb, s.cleaner, "4: another one looks")
+		}
+		if !again {
+			s.endCleaning(m.cleaners[i])
+			m.cleaners = append(m.cleaners[:i], m.cleaners[i+1:]...)
+		}
+	})
+}
+
+func (m *seatModel) end() {
+	for m.waiting > 0 {
+		m.exit(true)
+	}
+	if m.releasing > 0 {
+		m.released(true)
+	}
+	m.now = m.now.Add(time.Minute)
+	for len(m.cleaners) > 0 {
+		m.clean(rand.New(rand.NewPCG(0, 0)))
+	}
+	m.at(func(s *seat) { s.lose(m.rev) })
+	require.Empty(m.tb, m.seats.of, "5")
+}
+
+func TestSeatOfThoseWhoDontWait(t *testing.T) {
+	s := &seats{of: map[string]*seat{}}
+	late := ticket{"name/1", 5}
+	s.at("name/1", func(s *seat) {
+		s.users++
+		require.True(t, s.doomUnwanted(late), "who tries waits with nothing")
+		require.Nil(t, s.grant(late))
+	})
+	require.Len(t, s.of, 1, "a late grant must still be refused")
+	s.at("name/1", func(s *seat) {
+		require.Nil(t, s.grant(late))
+		s.users--
+	})
+	require.Empty(t, s.of)
+}
+
+// A ticket that a newer one of the same key has outlived is gone.
+func TestSeatGrantsNoOlderTicket(t *testing.T) {
+	s := &seat{}
+	first := s.grant(ticket{"name/1", 5})
+	require.Same(t, first, s.grant(ticket{"name/1", 5}), "all handles share a grant")
+	second := s.grant(ticket{"name/1", 7})
+	require.True(t, first.over.Load())
+	require.False(t, second.over.Load())
+	require.Nil(t, s.grant(ticket{"name/1", 5}))
 }
 
 // Sessions on one lease and one client share what they know, until none is left.
-func TestPlacesOfALease(t *testing.T) {
+func TestSeatsOfALease(t *testing.T) {
 	client := &v3.Client{}
-	p := sharedOf(client).placesOf(1)
+	p := sharedOf(client).seatsOf(1)
 	runtime.GC()
-	require.Same(t, p, sharedOf(client).placesOf(1), "they are still in use")
-	require.NotSame(t, p, sharedOf(client).placesOf(2))
-	require.NotSame(t, p, sharedOf(&v3.Client{}).placesOf(1))
+	require.Same(t, p, sharedOf(client).seatsOf(1), "they are still in use")
+	require.NotSame(t, p, sharedOf(client).seatsOf(2))
+	require.NotSame(t, p, sharedOf(&v3.Client{}).seatsOf(1))
 	runtime.KeepAlive(p)
 	etcdtest.Eventually(t, func() bool {
 		runtime.GC()

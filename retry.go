@@ -5,75 +5,114 @@ import (
 	"errors"
 	"math/rand/v2"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
-// retry repeats call while its fault is transient. It ends with the call's answer, with a
-// permanent error, or when it is over: with ctx, with the client, or with until, which is
-// the lease's lost for all that is of no use without the lease. A call may have been
-// carried out by a server that could not say so, hence only calls that may be repeated
-// belong here.
-func (l *lease) retry(ctx, until context.Context, call func(context.Context) error) error {
-	for n := 0; ; n++ {
-		err := l.attempt(ctx, until, call)
-		over := l.over(ctx, until)
-		switch {
-		case err == nil:
-			return nil
-		case over != nil:
-			return over
-		case !transient(err):
-			return err
-		}
-		pause(ctx, until, n)
+// repeat makes a call until it is answered. The answer is a result, or an error that will
+// not change. A fault that passes makes repeat call again, after a pause.
+//
+// While a call has no answer, it is sent again beside the first: after a third of the
+// patience, then at intervals that double. The first answer counts, and the others are
+// called off. If nothing were sent again, a silent member would hold its caller up, although
+// other members answer. If the second call replaced the first, a slow server would never
+// answer in time.
+//
+// It is sent twice each time, without a pause, because the members take turns. One of the
+// two then reaches another member than the silent one, whatever calls of others have come
+// in between since the first.
+//
+// A call may have been carried out although it was not answered. So only calls that may be
+// repeated belong here.
+//
+// repeat ends without an answer when ctx or until ends, with ctx's error or
+// [context.Canceled].
+func repeat[R any](
+	ctx, until context.Context, patience time.Duration, call func(context.Context) (R, error),
+) (R, error) {
+	r := &repetition[R]{call: call, next: againAfter(patience)}
+	if until.Err() != nil {
+		return r.answer, context.Canceled
 	}
-}
-
-// over says why what goes on until ctx or until ends can't go on: exactly ctx's error, that
-// of the client's end, or the loss. It is nil while it can.
-func (l *lease) over(ctx, until context.Context) error {
-	switch {
-	case ctx.Err() != nil:
-		return ctx.Err()
-	case l.client.Ctx().Err() != nil:
-		return context.Canceled
-	case until.Err() != nil:
-		return l.loss()
-	}
-	return nil
-}
-
-// attempt is one call, on a context that ends with ctx, and after half the TTL: a server that
-// keeps silent on a connection that stands may be the only one that does, and a repetition
-// asks another. If until is the lease's lost, [lease.lose] lets the timer fire early: one
-// timer costs less than a context more, on the path of every lock.
-func (l *lease) attempt(ctx, until context.Context, call func(context.Context) error) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	if l.ctx.Err() != nil { // orphaned: the end of the client no longer ends lost
-		defer context.AfterFunc(l.client.Ctx(), cancel)()
-	}
-	l.mu.Lock()
-	timer := time.AfterFunc(l.ttl/2, cancel)
-	if until == l.lost {
-		l.calls[timer] = struct{}{}
-	}
-	l.mu.Unlock()
-	defer func() {
-		l.mu.Lock()
-		delete(l.calls, timer)
-		l.mu.Unlock()
-		timer.Stop()
+	r.ctx, r.cancel = context.WithCancel(ctx)
+	detach := context.AfterFunc(until, r.cancel)
+	defer detach()
+	r.mu.Lock()
+	r.timer = time.AfterFunc(r.next, r.again)
+	r.mu.Unlock()
+	func() {
+		defer r.end() // after a panic of the client's too
+		r.insist()
 	}()
-	// Now that a loss would find the timer: is it over already? The client, for one, repeats a
-	// Get for seconds after it was closed.
-	if err := l.over(ctx, until); err != nil {
-		return err
+	switch {
+	case r.answered:
+		return r.answer, r.err
+	case ctx.Err() != nil:
+		return r.answer, ctx.Err()
 	}
-	return call(ctx)
+	return r.answer, context.Canceled
+}
+
+// againAfter is how long the first call may be without an answer. It leaves the others
+// twice that time.
+func againAfter(patience time.Duration) time.Duration { return patience / 3 }
+
+// repetition is one call of [repeat] under way.
+type repetition[R any] struct {
+	call   func(context.Context) (R, error)
+	ctx    context.Context // ends with the first answer
+	cancel context.CancelFunc
+	others sync.WaitGroup // those that were sent beside the first
+
+	mu       sync.Mutex // guards the fields below; never held across a call
+	timer    *time.Timer
+	next     time.Duration // after which the call is sent again
+	answered bool
+	answer   R
+	err      error
+}
+
+// insist makes the call until there is an answer, to this call or to another one.
+func (r *repetition[R]) insist() {
+	for n := 0; r.ctx.Err() == nil; n++ {
+		answer, err := r.call(r.ctx)
+		if err != nil && (r.ctx.Err() != nil || transient(err)) {
+			pause(r.ctx, forever, n)
+			continue
+		}
+		r.mu.Lock()
+		if !r.answered {
+			r.answered, r.answer, r.err = true, answer, err
+		}
+		r.mu.Unlock()
+		r.cancel()
+	}
+}
+
+// again makes the call twice beside those under way.
+func (r *repetition[R]) again() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.ctx.Err() == nil {
+		r.others.Go(r.insist)
+		r.others.Go(r.insist)
+		r.next *= 2
+		r.timer.Reset(r.next)
+	}
+}
+
+// end calls off what is under way and waits for it.
+func (r *repetition[R]) end() {
+	r.cancel()
+	r.mu.Lock()
+	r.timer.Stop() // and again, if it is about to run, sees the end of ctx
+	r.mu.Unlock()
+	r.others.Wait()
 }
 
 // untilClosed returns a context that ends with ctx and with the client.
@@ -86,12 +125,14 @@ func untilClosed(ctx context.Context, client *v3.Client) (context.Context, conte
 	}
 }
 
-// pause waits before the n-th repetition, counted from zero: 10 ms at first,
-// twice as long each time, half a second at most, of which up to a half is left
-// out at random so that those who failed together do not return together. It
-// ends with ctx and with until.
+// longestPause bounds a pause, so that a server that is back is asked soon.
+const longestPause = 500 * time.Millisecond
+
+// pause waits before the n-th repetition, counted from zero: 10 ms at first, twice as long
+// each time, half a second at most. Up to a half of that is left out at random, so that
+// those who failed together do not return together. It ends with ctx and with until.
 func pause(ctx, until context.Context, n int) {
-	sleep(ctx, until, jitter(min(10*time.Millisecond<<min(n, 10), 500*time.Millisecond)))
+	sleep(ctx, until, jitter(min(10*time.Millisecond<<min(n, 10), longestPause)))
 }
 
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/2+1) }
@@ -109,31 +150,25 @@ func sleep(ctx, until context.Context, d time.Duration) {
 // forever is the until of what ends with its ctx alone.
 var forever = context.Background()
 
-// unavailable is gRPC's code of that name, under which etcd reports a lost or
-// changed leader, a stopping server and its own timeouts (rpctypes/error.go).
-var unavailable = rpctypes.ErrNoLeader.(rpctypes.EtcdError).Code()
-
 // transient tells a fault that passes, such as a lost connection or an election
 // among the servers, from an answer that will not change. The caller asks about
 // its own context first: a timeout that is not its own is the server's.
-//
-// What does not come from etcd itself is a gRPC status, told by its text, since
-// this package imports the client and nothing below it.
 func transient(err error) bool {
 	var answer rpctypes.EtcdError
 	if errors.As(err, &answer) {
-		return answer.Code() == unavailable || errors.Is(err, rpctypes.ErrTooManyRequests)
+		// etcd reports a lost or changed leader, a stopping server and its own timeouts as
+		// Unavailable (rpctypes/error.go).
+		return answer.Code() == codes.Unavailable || errors.Is(err, rpctypes.ErrTooManyRequests)
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		return true
 	}
-	text := err.Error()
-	for _, code := range []string{"Unavailable", "Internal", "DeadlineExceeded", "Canceled"} {
-		if strings.HasPrefix(text, "rpc error: code = "+code+" ") {
-			return true
-		}
+	switch status.Code(err) {
+	case codes.Unavailable, codes.Internal, codes.DeadlineExceeded, codes.Canceled:
+		return true
 	}
-	return strings.HasSuffix(text, "raft proposal dropped")
+	// The servers have no code for it: raft.ErrProposalDropped.
+	return strings.HasSuffix(err.Error(), "raft proposal dropped")
 }
 
 // definite reports whether err is an answer of etcd's that rules out that the
@@ -141,57 +176,5 @@ func transient(err error) bool {
 // complains then (server/etcdserver/apply/quota.go).
 func definite(err error) bool {
 	var answer rpctypes.EtcdError
-	return errors.As(err, &answer) && answer.Code() != unavailable && !errors.Is(err, rpctypes.ErrNoSpace)
-}
-
-// watcher is one watch and the goroutine that forwards it.
-type watcher struct {
-	key    string
-	news   chan v3.WatchResponse
-	cancel context.CancelFunc
-	done   chan struct{}
-}
-
-// watch forwards to its news what client.Watch delivers, beside its caller, because
-// client.Watch blocks until a server has answered. A watch that breaks is told by
-// a last response with Canceled set; a member that has lost its quorum breaks its
-// watches, instead of keeping silent. The caller has to stop the watcher.
-func watch(ctx context.Context, client *v3.Client, key string, opts ...v3.OpOption) *watcher {
-	ctx, cancel := context.WithCancel(v3.WithRequireLeader(ctx))
-	w := &watcher{key, make(chan v3.WatchResponse), cancel, make(chan struct{})}
-	go func() {
-		defer close(w.done)
-		for intact, events := true, client.Watch(ctx, key, opts...); intact; {
-			var resp v3.WatchResponse
-			select {
-			case resp, intact = <-events:
-				intact = intact && resp.Err() == nil
-				resp.Canceled = !intact
-			case <-ctx.Done():
-				return
-			}
-			select {
-			case w.news <- resp:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return w
-}
-
-// heard is where the news come from. A nil watcher is no watch and has none.
-func (w *watcher) heard() <-chan v3.WatchResponse {
-	if w == nil {
-		return nil
-	}
-	return w.news
-}
-
-// stop ends the watch and waits for its goroutine.
-func (w *watcher) stop() {
-	if w != nil {
-		w.cancel()
-		<-w.done
-	}
+	return errors.As(err, &answer) && answer.Code() != codes.Unavailable && !errors.Is(err, rpctypes.ErrNoSpace)
 }

@@ -387,12 +387,15 @@ func TestNewSession(t *testing.T) {
 	})
 	t.Run("blocks at most for the TTL", func(t *testing.T) {
 		t.Parallel()
-		_, c := stalled(t)
+		p, c := stalled(t)
 		err := within(t, 3*time.Second, func() error {
 			_, err := concurrency.NewSession(c, concurrency.WithTTL(1))
 			return err
 		})
-		require.Equal(t, context.DeadlineExceeded, err)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		for _, fact := range []string{"concurrency: NewSession: ", p.Endpoint(), "grant a lease within 1s"} {
+			require.ErrorContains(t, err, fact)
+		}
 	})
 	t.Run("where nothing listens", func(t *testing.T) {
 		t.Parallel()
@@ -402,7 +405,8 @@ func TestNewSession(t *testing.T) {
 			assert.Nil(t, s)
 			return err
 		})
-		require.Error(t, err)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "[http://127.0.0.1:1] (connection TRANSIENT_FAILURE)")
 	})
 	t.Run("a closed client", func(t *testing.T) {
 		t.Parallel()
@@ -434,11 +438,43 @@ func TestNewSession(t *testing.T) {
 	})
 	t.Run("a lease that does not exist", func(t *testing.T) {
 		t.Parallel()
-		for _, id := range []clientv3.LeaseID{404, -1} {
-			s, err := concurrency.NewSession(client(t), concurrency.WithLease(id))
-			require.Equal(t, rpctypes.ErrLeaseNotFound, err)
-			require.Nil(t, s)
-		}
+		s, err := concurrency.NewSession(client(t), concurrency.WithLease(404))
+		require.Equal(t, rpctypes.ErrLeaseNotFound, err)
+		require.Nil(t, s)
+	})
+	t.Run("a lease that cannot exist is a session that has ended", func(t *testing.T) {
+		t.Parallel()
+		ctx, c, name := t.Context(), client(t), prefix(t)
+		f := counted(t, c)
+		s := session(t, c, concurrency.WithLease(-1))
+		require.EqualValues(t, -1, s.Lease())
+		ended(t, s.Done(), "the session")
+		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+		s.Orphan()
+		require.NoError(t, s.Close())
+		require.Equal(t, "no calls", f.String())
+		require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewMutex(s, name).Lock(ctx))
+		require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewElection(s, name).Campaign(ctx, "a"))
+
+		e := concurrency.NewElection(s, name)
+		_, err := e.Leader(ctx)
+		require.Equal(t, concurrency.ErrElectionNoLeader, err)
+		observed := e.Observe(ctx)
+		leader := concurrency.NewElection(session(t, client(t)), name)
+		require.NoError(t, leader.Campaign(ctx, "a"))
+		require.Equal(t, "a", string((<-observed).Kvs[0].Value))
+		resp, err := e.Leader(ctx)
+		require.NoError(t, err)
+		require.Equal(t, leader.Key(), string(resp.Kvs[0].Key))
+		require.NoError(t, leader.Proclaim(ctx, "b"))
+		require.Equal(t, "b", string((<-observed).Kvs[0].Value))
+	})
+	t.Run("panics if an option is nil", func(t *testing.T) {
+		t.Parallel()
+		c := client(t)
+		require.PanicsWithValue(t, "concurrency: NewSession: nil option", func() {
+			concurrency.NewSession(c, concurrency.WithTTL(5), nil)
+		})
 	})
 	t.Run("panics if client is nil", func(t *testing.T) {
 		t.Parallel()
@@ -556,9 +592,9 @@ func TestSessionDone(t *testing.T) {
 		f := counted(t, c)
 		f.Refuse(fault.KeepAliveOnce, 1000, codes.Unavailable, "away")
 		began := time.Now()
-		s := session(t, c, concurrency.WithTTL(1))
+		s := session(t, c, concurrency.WithTTL(2))
 		ended(t, s.Done(), "the TTL has passed since the grant")
-		require.Less(t, time.Since(began), 2*time.Second)
+		require.Less(t, time.Since(began), 4*time.Second)
 		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
 	})
 	t.Run("not by faults that pass", func(t *testing.T) {

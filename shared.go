@@ -10,8 +10,10 @@ import (
 // shared is what the sessions and the transactions of one client have in common. It
 // lives for as long as a session or a running transaction of the client refers to it.
 type shared struct {
-	mu     sync.Mutex                  // guards places; never held across a call
-	places weakMap[v3.LeaseID, places] // sessions on one lease have the same
+	renewals renewals
+
+	mu    sync.Mutex                 // guards seats; never held across a call
+	seats weakMap[v3.LeaseID, seats] // sessions on one lease have the same
 }
 
 // registry finds what a client shares. Its keys and values are weak, so that it keeps
@@ -27,13 +29,13 @@ func sharedOf(client *v3.Client) *shared {
 	return registry.of.get(weak.Make(client), func() *shared { return &shared{} })
 }
 
-// placesOf returns the places of a lease. Sessions that were opened on one lease, such as
+// seatsOf returns the seats of a lease. Sessions that were opened on one lease, such as
 // the session of a resumed election and the orphaned one before it, share them. Otherwise
 // one session would take a ticket of the other for its own leftover.
-func (s *shared) placesOf(lease v3.LeaseID) *places {
+func (s *shared) seatsOf(lease v3.LeaseID) *seats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.places.get(lease, func() *places { return &places{shared: s, of: map[string]*place{}} })
+	return s.seats.get(lease, func() *seats { return &seats{shared: s, of: map[string]*seat{}} })
 }
 
 // weakMap has values for as long as somebody else refers to them. The caller guards it.

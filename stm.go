@@ -15,14 +15,6 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// ErrCommitUnknown is wrapped by the error of [NewSTM] when the commit was not answered:
-// it may have been carried out, now or a little later, or not at all.
-var ErrCommitUnknown = errors.New("concurrency: the outcome of the commit is unknown")
-
-// ErrGuardFailed is returned by [NewSTM] when a comparison given with [WithGuard] was
-// false at the commit: nothing was committed.
-var ErrGuardFailed = errors.New("concurrency: a guard of the transaction does not hold")
-
 // STM is one attempt at a transaction, as its function sees it. It belongs to the
 // goroutine that runs the function, and is of no use after the function has
 // returned: its methods panic then.

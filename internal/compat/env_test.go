@@ -145,8 +145,10 @@ func (e *env) session(c *clientv3.Client, o sessionOptions) session {
 }
 
 // proxy is a proxy before the first member.
-func (e *env) proxy() *fault.Proxy {
-	p, err := fault.NewProxy(e.cluster.Endpoint(0))
+func (e *env) proxy() *fault.Proxy { return e.proxyOf(e.cluster.Endpoint(0)) }
+
+func (e *env) proxyOf(endpoint string) *fault.Proxy {
+	p, err := fault.NewProxy(endpoint)
 	e.must(err)
 	e.Cleanup(p.Close)
 	return p

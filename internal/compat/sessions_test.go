@@ -1,20 +1,25 @@
 package compat
 
 import (
+	"bufio"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/goleak"
+	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
@@ -23,6 +28,8 @@ import (
 var sessionRows = []row{
 	{"S1", "Done closes before any other client can be given what the lease guarded", []part{
 		{run: cutOff, wire: true, upstream: "told late"},
+		{name: "far away", run: cutOffFarAway, wire: true, upstream: "told late"},
+		{name: "behind etcd's proxy", run: cutOffBehindProxy, wire: true, upstream: "told late"},
 	}},
 	{"S2", "the deadline runs from the Grant until the first renewal", []part{
 		{run: stallAfterGrant, wire: true, upstream: "Done is open"},
@@ -53,6 +60,25 @@ var sessionRows = []row{
 	{"S8", "an orphaned session still locks and elects", []part{
 		{run: orphanLocks, queue: true},
 	}},
+	{"S9", "a session lives where upstream's does", []part{
+		{name: "round trips of 10 % of the TTL", run: farAway(10), wire: true},
+		{name: "30 %", run: farAway(30), wire: true},
+		{name: "50 %", run: farAway(50), wire: true},
+		{name: "55 %", run: farAway(55), wire: true},
+		{name: "TTL 1 s behind etcd's proxy", run: behindProxy, wire: true},
+		{name: "many", run: manySessions, wire: true},
+	}},
+	{"S10", "renewals that are refused are repeated at most four times a second", []part{
+		{name: "Unavailable", run: refusing(codes.Unavailable), embedded: true, plain: true},
+		{name: "Internal", run: refusing(codes.Internal), embedded: true, plain: true},
+		{name: "ResourceExhausted", run: refusing(codes.ResourceExhausted), embedded: true, plain: true},
+	}},
+	{"S11", "the first look at a context after a pause beyond the deadline says that it has ended", []part{
+		{run: pausedBeyondDeadline, wire: true, upstream: "contexts live after the pause"},
+	}},
+	{"S12", "WithLease(-1) is a session that has ended, without an error; Leader and Observe work on it", []part{
+		{run: noPossibleLease},
+	}},
 }
 
 // trials is how often a case whose fault strikes by chance is tried: the number in
@@ -68,6 +94,22 @@ func trials(byDefault int) int {
 // cutOff cuts holders off at random phases of their renewal. A third of upstream's
 // are told too late: in 48 trials none would be with a probability of 1e-8.
 func cutOff(e *env) error {
+	return e.cutOff(e.cluster.Endpoint(0), func(*trial) {})
+}
+
+// cutOffFarAway has round trips of 10, 30 and 50 % of the TTL.
+func cutOffFarAway(e *env) error {
+	return e.cutOff(e.cluster.Endpoint(0), func(t *trial) {
+		trips := []int{10, 30, 50}
+		t.trip = time.Duration(t.ttl) * time.Second * time.Duration(trips[rand.IntN(len(trips))]) / 100
+	})
+}
+
+func cutOffBehindProxy(e *env) error {
+	return e.cutOff(etcdtest.GRPCProxy(e, e.cluster.Endpoint(0)), func(*trial) {})
+}
+
+func (e *env) cutOff(endpoint string, change func(*trial)) error {
 	n := trials(24)
 	if !e.ours {
 		n = trials(48)
@@ -80,10 +122,11 @@ func cutOff(e *env) error {
 	turns := make(chan struct{}, abreast)
 	var wg sync.WaitGroup
 	for i := range n {
-		t := trial{name: fmt.Sprintf("%s/%d", e.name, i), ttl: 2, how: i % 3, proxy: e.proxy(), rival: rival}
+		t := trial{name: fmt.Sprintf("%s/%d", e.name, i), ttl: 2, how: i % 3, proxy: e.proxyOf(endpoint), rival: rival}
 		if n >= 100 && i%2 == 1 {
 			t.ttl = 5
 		}
+		change(&t)
 		t.client = e.client(t.proxy.Endpoint())
 		wg.Go(func() {
 			turns <- struct{}{}
@@ -111,6 +154,7 @@ type trial struct {
 	name   string
 	ttl    int
 	how    int
+	trip   time.Duration // of a call of the holder's
 	proxy  *fault.Proxy
 	client *clientv3.Client
 	rival  session
@@ -135,6 +179,10 @@ func (t trial) hold(e *env) (session, error) {
 
 // run reports whether the holder was told before its rival got the lock.
 func (t trial) run(e *env) (told bool, err error) {
+	if err := connect(e, t.client); err != nil {
+		return false, err
+	}
+	t.proxy.Delay(t.trip / 2)
 	holder, err := t.hold(e)
 	if err != nil {
 		return false, err
@@ -402,6 +450,203 @@ func orphanLocks(e *env) error {
 	e.must(holder.release(e.Context()))
 	if err := ends(call, ample, nil); err != nil {
 		return fmt.Errorf("with a wait: %w", err)
+	}
+	return nil
+}
+
+// connect makes the first call of a client, by which it connects.
+func connect(e *env, c *clientv3.Client) error {
+	_, err := c.Get(e.Context(), e.name)
+	return err
+}
+
+// lasts is nil if the session lives for so long.
+func lasts(s session, d time.Duration) error {
+	began := time.Now()
+	if closes(s.Done(), d) {
+		return fmt.Errorf("the session ended after %v", time.Since(began).Round(time.Millisecond))
+	}
+	return nil
+}
+
+// farAway has round trips of so many hundredths of the TTL.
+func farAway(percent int) func(*env) error {
+	return func(e *env) error {
+		const ttl = 6
+		proxy := e.proxy()
+		client := e.client(proxy.Endpoint())
+		e.must(connect(e, client))
+		proxy.Delay(ttl * time.Second * time.Duration(percent) / 200)
+		s, err := e.newSession(client, sessionOptions{ttl: ttl})
+		if err != nil {
+			return err
+		}
+		defer proxy.Delay(0)
+		return lasts(s, 3*ttl*time.Second)
+	}
+}
+
+func behindProxy(e *env) error {
+	client := e.client(etcdtest.GRPCProxy(e, e.cluster.Endpoint(0)))
+	return lasts(e.session(client, sessionOptions{ttl: 1}), 8*time.Second)
+}
+
+// manySessions are opened some at a time, as programs do.
+func manySessions(e *env) error {
+	const ttl, n, abreast = 6, 1000, 16
+	client := e.client()
+	all := make([]session, n)
+	var wg sync.WaitGroup
+	for worker := range abreast {
+		wg.Go(func() {
+			for i := worker; i < n; i += abreast {
+				all[i], _ = e.newSession(client, sessionOptions{ttl: ttl})
+			}
+		})
+	}
+	wg.Wait()
+	e.must(lasts(e.session(client, sessionOptions{}), 2*ttl*time.Second))
+	lost := 0
+	for _, s := range all {
+		if s == nil || closed(s.Done()) {
+			lost++
+		}
+	}
+	if lost > 0 {
+		return fmt.Errorf("%d of %d are lost", lost, n)
+	}
+	return nil
+}
+
+func closed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// refusing has a server that answers renewals with the code.
+func refusing(code codes.Code) func(*env) error {
+	return func(e *env) error {
+		const n, window = 20, 5 * time.Second
+		renewals := &fault.Renewals{}
+		own := etcdtest.New(e, etcdtest.Config(func(_ int, cfg *embed.Config) {
+			cfg.GRPCAdditionalServerOptions = append(cfg.GRPCAdditionalServerOptions, renewals.Option())
+		}))
+		client := own.Client(e)
+		for range n {
+			e.session(client, sessionOptions{ttl: 10})
+		}
+		renewals.Refuse(code)
+		etcdtest.Eventually(e, func() bool { return renewals.Streams() > 1 }, "the first renewal is refused")
+		before, began := renewals.Streams(), time.Now()
+		closes(e.Context().Done(), window)
+		asked := renewals.Streams() - before
+		e.note = fmt.Sprintf("%d in %v", asked, window)
+		if limit := 4 * n * time.Since(began).Seconds(); float64(asked) > limit {
+			return fmt.Errorf("asked %d times in %v", asked, window)
+		}
+		return nil
+	}
+}
+
+// The environment of a process that is paused: its server, and the library that it uses.
+const (
+	pausedServer  = "COMPAT_PAUSED"
+	pausedLibrary = "COMPAT_PAUSED_LIBRARY"
+)
+
+// pausedBeyondDeadline stops a process for two TTLs. It counts, as the first thing that it
+// does afterwards, the contexts of sessions that live.
+func pausedBeyondDeadline(e *env) error {
+	cmd := exec.CommandContext(e.Context(), os.Args[0], "-test.run=^TestPaused$")
+	cmd.Env = append(os.Environ(), pausedServer+"="+e.cluster.Endpoint(0), pausedLibrary+"="+e.library.name)
+	out, err := cmd.StdoutPipe()
+	e.must(err)
+	e.must(cmd.Start())
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	said := bufio.NewScanner(out)
+	if !said.Scan() || said.Text() != "open" {
+		return fmt.Errorf("the process said %q", said.Text())
+	}
+	e.must(etcdtest.Suspend(cmd.Process))
+	closes(e.Context().Done(), 2*pausedTTL*time.Second)
+	e.must(etcdtest.Resume(cmd.Process))
+	for said.Scan() {
+		if left, ok := strings.CutPrefix(said.Text(), "alive: "); ok {
+			if left != "0" {
+				return fmt.Errorf("%s of %d contexts live after the pause", left, pausedSessions)
+			}
+			return nil
+		}
+	}
+	return errors.New("the process ended")
+}
+
+const pausedTTL, pausedSessions = 2, 64
+
+// TestPaused is what the process does.
+func TestPaused(t *testing.T) {
+	endpoint := os.Getenv(pausedServer)
+	if endpoint == "" {
+		return
+	}
+	lib := theirs
+	if os.Getenv(pausedLibrary) == here.name {
+		lib = here
+	}
+	c := etcdtest.Dial(t, endpoint)
+	var all []session
+	for range pausedSessions {
+		s, err := lib.newSession(c, sessionOptions{ttl: pausedTTL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, s)
+	}
+	fmt.Println("open")
+	// Looks at the clock all the time, so that nothing comes between the pause and the count.
+	for last := time.Now(); ; {
+		now := time.Now()
+		if now.Sub(last) > pausedTTL*time.Second {
+			break
+		}
+		last = now
+	}
+	alive := 0
+	for _, s := range all {
+		if s.Ctx().Err() == nil {
+			alive++
+		}
+	}
+	fmt.Printf("alive: %d\n", alive)
+}
+
+func noPossibleLease(e *env) error {
+	s, err := e.newSession(e.client(), sessionOptions{lease: -1})
+	if err != nil {
+		return err
+	}
+	if !closes(s.Done(), ample) || s.Ctx().Err() == nil {
+		return errors.New("Done is open")
+	}
+	s.Orphan()
+	observer := e.newElection(s, e.name)
+	if _, err := observer.Leader(e.Context()); err != e.errNoLeader {
+		return fmt.Errorf("Leader returned %w", err)
+	}
+	leader := e.newElection(e.session(e.client(), sessionOptions{}), e.name)
+	e.must(leader.Campaign(e.Context(), "a"))
+	if resp, err := observer.Leader(e.Context()); err != nil || string(resp.Kvs[0].Key) != leader.Key() {
+		return fmt.Errorf("Leader returned %v, %w", resp, err)
+	}
+	ctx, cancel := context.WithCancel(e.Context())
+	defer cancel()
+	if seen := next(observer.Observe(ctx), ample); seen != "a" {
+		return fmt.Errorf("observed %s", seen)
 	}
 	return nil
 }

@@ -1,0 +1,94 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// during runs work while the turn lasts that acquire waits for, on a context that ends
+// with the term or with ctx, and in any case before the turn is given back.
+func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), work func(context.Context) error) (err error) {
+	if work == nil {
+		panic("concurrency: nil function")
+	}
+	if !o.reserve() {
+		return ErrHeld
+	}
+	defer o.unreserve()
+	held, err := acquire()
+	if err != nil {
+		return err
+	}
+	owned := o.context()
+	inner, cancel := context.WithCancelCause(ctx)
+	lost := func() {
+		if owned.Err() != nil {
+			cancel(context.Cause(owned))
+		}
+	}
+	detach := context.AfterFunc(owned, lost)
+	// Deferred, so that a panic of work's passes through after the release.
+	defer func() {
+		lost()
+		loss := context.Cause(owned)
+		detach()
+		cancel(o.released.cause())
+		bound, release := lingering(ctx)
+		defer release()
+		_, released := o.release(bound, held)
+		switch {
+		case released == ErrSessionExpired && loss != nil:
+			released = nil // told by its cause
+		case released != nil && ctx.Err() != nil && bound.Err() != nil:
+			released = ctx.Err()
+		}
+		if loss == ErrSessionExpired || released == ErrSessionExpired {
+			_ = o.queue.askForLease(bound)
+		}
+		err = join(err, loss, released)
+	}()
+	return work(&punctual{inner, lost})
+}
+
+// lingering returns a context that ends soon after ctx, for a release that is to be sent
+// even if ctx has ended.
+func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
+	bound, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	detach := context.AfterFunc(ctx, func() { time.AfterFunc(cleanUpWait, cancel) })
+	return bound, func() {
+		detach()
+		cancel()
+	}
+}
+
+// join is errors.Join, but a single error stays as it is and is told once.
+func join(errs ...error) error {
+	var all []error
+	for _, err := range errs {
+		if err != nil && !errors.Is(errors.Join(all...), err) {
+			all = append(all, err)
+		}
+	}
+	if len(all) == 1 {
+		return all[0]
+	}
+	return errors.Join(all...)
+}
+
+// reserve reports whether nothing is owned, and no Do or Lead under way.
+func (o *ownership) reserve() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.busy || o.owns(o.held) {
+		return false
+	}
+	o.busy = true
+	return true
+}
+
+func (o *ownership) unreserve() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.busy = false
+}

@@ -1,0 +1,429 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// lease is a lease that a session keeps alive. It is the state that all copies of a Session
+// share.
+type lease struct {
+	client *v3.Client
+	id     v3.LeaseID
+	parent context.Context // given with WithContext, or the client's
+
+	ctx  context.Context // ends with the session; its Err looks at the clock
+	end  context.CancelCauseFunc
+	done chan struct{} // closed after ctx has ended
+
+	// lost ends when nothing can be done on the lease any more, and setLost ends it. It is not
+	// the same as ctx, see [ending].
+	lost    context.Context
+	setLost context.CancelFunc
+
+	clock   clock
+	renewal *renewal
+	seats   *seats // what its sessions know of their tickets
+	kept    keptWatch
+	revoked atomic.Bool // the server has said that the lease is gone
+
+	mu sync.Mutex // held while the session ends, and guards what follows; never held across a call
+	tasks
+}
+
+// tasks are what runs on a lease in the background.
+type tasks struct {
+	work   sync.WaitGroup
+	closed bool // nothing may be started any more
+}
+
+// ending is one of the ways in which a session ends. In each of them Ctx ends, then Done
+// closes, and nothing is renewed from then on. The first ending gives Ctx its cause. A later
+// one may still end lost.
+//
+//	what happens             cause of Ctx       lost      Close after that
+//	Orphan                   context.Canceled   lives on  revokes
+//	WithContext's has ended  its cause          lives on  returns its error
+//	Close                    context.Canceled   ends      revokes
+//	the client is closed     context.Canceled   ends      returns context.Canceled
+//	the deadline passes      ErrSessionExpired  ends      revokes what may still live
+//	the server says: gone    ErrSessionExpired  ends      has nothing to do
+//
+// Where lost lives on, the lease lives on for its TTL, or for as long as somebody renews it,
+// and so do calls, waits and clean-ups. Where lost ends, calls are called off, waits return
+// [ErrSessionExpired], and clean-ups stop because the keys go with the lease.
+type ending struct {
+	cause error
+	lost  bool
+	gone  bool // the server does not have the lease
+}
+
+var (
+	orphaned     = ending{cause: context.Canceled}
+	contextEnded = ending{} // Ctx has ended before, as a child of that context
+	closed       = ending{cause: context.Canceled, lost: true}
+	clientClosed = ending{cause: context.Canceled, lost: true}
+	expired      = ending{cause: ErrSessionExpired, lost: true}
+	toldGone     = ending{cause: ErrSessionExpired, lost: true, gone: true}
+)
+
+// finish ends the session. When it returns, Ctx has ended and Done is closed. Who sees that
+// lost has ended sees Ctx ended too.
+func (l *lease) finish(e ending) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.end(e.cause)
+	if e.gone {
+		l.revoked.Store(true)
+	}
+	if e.lost {
+		l.setLost()
+	}
+	l.renewal.leave()
+	l.clock.stop()
+	select {
+	case <-l.done:
+	default:
+		close(l.done)
+	}
+}
+
+// expire ends the session if the deadline has passed. It asks nobody and waits for nothing,
+// so that a call that hangs can't delay it.
+func (l *lease) expire() {
+	if l.clock.passed() {
+		l.finish(expired)
+	}
+}
+
+// gone is for whoever hears from the server that it does not have the lease. Session.Ctx has
+// ended when it returns.
+//
+// A member that was cut off and does not know it yet may say so of a lease that was granted
+// meanwhile. The session ends then for nothing, which is safe.
+func (l *lease) gone() { l.finish(toldGone) }
+
+// loss says why nothing can be done on the lease any more, or nil while something can. It
+// looks at the clock itself, because a timer may be late. Its word is final: an answer that
+// comes after the deadline revives nothing.
+func (l *lease) loss() error {
+	l.expire()
+	switch {
+	case l.client.Ctx().Err() != nil:
+		return context.Canceled
+	case l.lost.Err() != nil:
+		return ErrSessionExpired
+	}
+	return nil
+}
+
+// answered notes that a renewal was answered that was sent at this time.
+func (l *lease) answered(sent time.Time, ttl time.Duration) {
+	if ttl <= 0 {
+		l.gone()
+		return
+	}
+	l.clock.extend(sent, ttl)
+}
+
+// openLease has a lease granted or takes over the one in o, and keeps it alive.
+func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease, error) {
+	asked := seconds(min(int64(o.ttl), math.MaxInt32))
+	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
+		return nil, marginError(o.margin, asked)
+	}
+	l := &lease{client: client, id: o.leaseID, parent: o.ctx, done: make(chan struct{})}
+	l.clock.ttl, l.clock.margin = asked, o.margin
+	l.ctx, l.end = context.WithCancelCause(o.ctx)
+	l.ctx = punctual{l.ctx, l.expire}
+	l.lost, l.setLost = context.WithCancel(client.Ctx())
+	if l.id >= v3.NoLease {
+		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
+			l.end(err)
+			return nil, err
+		}
+	}
+	l.seats = sharedOf(client).seatsOf(l.id)
+	if l.id < v3.NoLease { // no lease can have this ID
+		l.gone()
+		return l, nil
+	}
+	l.clock.start(l.expire)
+	detach := context.AfterFunc(client.Ctx(), func() { l.finish(clientClosed) })
+	context.AfterFunc(l.ctx, func() {
+		detach()
+		if client.Ctx().Err() != nil {
+			l.finish(clientClosed)
+		}
+		l.finish(contextEnded)
+	})
+	return l, nil
+}
+
+// obtain has a lease granted, or asks what is left of the one given, and begins to renew it.
+// The answer may have taken so long that another one would come after the deadline. Then it
+// waits for the answer to a renewal: the answers after that one come a third of a life apart,
+// however long each of them takes.
+func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) error {
+	begun, given := time.Now(), l.id != v3.NoLease
+	left, err := l.ask(ctx, ttl, asked)
+	if err != nil {
+		return err
+	}
+	l.clock.deadline = begun.Add(left - l.clock.margin)
+	took := time.Since(begun)
+	renewed := make(chan struct{}, 1)
+	l.renewal = l.newRenewal(func(sent time.Time, ttl time.Duration) {
+		l.answered(sent, ttl)
+		select {
+		case renewed <- struct{}{}:
+		default:
+		}
+	})
+	third := l.renewal.interval
+	l.renewal.due = begun.Add(third - rand.N(third/10+1)) // sessions opened together part
+	if given {
+		l.renewal.due = begun
+	}
+	l.renewal.keep(l.client, &sharedOf(l.client).renewals)
+	if time.Until(l.clock.until()) > took {
+		return nil
+	}
+	bound, cancel := context.WithTimeout(ctx, l.clock.ttl)
+	defer cancel()
+	for err == nil {
+		select {
+		case <-renewed:
+			if time.Now().Before(l.clock.until()) {
+				return nil
+			}
+		case <-l.ctx.Done():
+			err = rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
+		case <-bound.Done():
+			err = bound.Err()
+			if trouble := l.renewal.trouble(); trouble != nil {
+				err = fmt.Errorf("%w, after %w", err, trouble)
+			}
+			err = noAnswer(l.client, l.clock.ttl, "renew its lease", err)
+		}
+	}
+	l.renewal.leave()
+	l.renewal.wait()
+	if !given && !l.revoked.Load() {
+		l.giveBack()
+	}
+	return err
+}
+
+// ask returns the remaining life of the lease when the call was begun.
+func (l *lease) ask(ctx context.Context, ttl int64, within time.Duration) (left time.Duration, err error) {
+	bound, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	what := "grant a lease"
+	if l.id == v3.NoLease {
+		left, err = l.create(bound, ttl)
+	} else {
+		what = "tell of the lease"
+		left, err = l.adopt(bound)
+	}
+	if err != nil && bound.Err() != nil {
+		err = noAnswer(l.client, within, what, bound.Err())
+	}
+	return left, err
+}
+
+// create asks for a lease of ttl seconds and returns its remaining life. An answer that
+// comes too late is as good as none: that lease is given back.
+func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err error) {
+	resp, err := l.client.Grant(ctx, ttl)
+	if err != nil {
+		return 0, err
+	}
+	l.id, l.clock.ttl = resp.ID, seconds(resp.TTL)
+	if err := ctx.Err(); err != nil {
+		l.giveBack()
+		return 0, err
+	}
+	return l.clock.ttl, nil
+}
+
+// giveBack revokes a lease that was granted for nothing. The first error is the one to tell.
+func (l *lease) giveBack() {
+	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
+	defer cancel()
+	_, _ = l.client.Revoke(ctx, l.id)
+}
+
+// adopt asks for the remaining life of a lease that exists. The server tells it in whole
+// seconds, rounded down.
+func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
+	resp, err := l.client.TimeToLive(ctx, l.id)
+	if err != nil {
+		return 0, err
+	}
+	l.clock.ttl, left = seconds(resp.GrantedTTL), seconds(resp.TTL)
+	switch {
+	case left < 0: // what the server says of a lease it does not have
+		return 0, rpctypes.ErrLeaseNotFound
+	case l.clock.margin >= l.clock.ttl:
+		return 0, marginError(l.clock.margin, l.clock.ttl)
+	}
+	return left, nil
+}
+
+func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) *renewal {
+	life := l.clock.ttl - l.clock.margin
+	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}
+	if !ownStreams(l.client) {
+		k.once = func(ctx context.Context) (time.Duration, error) {
+			resp, err := l.client.KeepAliveOnce(ctx, l.id)
+			if err != nil {
+				return 0, err
+			}
+			return seconds(resp.TTL), nil
+		}
+	}
+	return k
+}
+
+func (l *lease) timeToLive() time.Duration { return l.clock.ttl }
+
+// wait returns when nothing renews the lease any more, of a session that has ended.
+func (l *lease) wait() { l.renewal.wait() }
+
+// revoke ends everything that still runs on the lease and revokes it.
+func (l *lease) revoke() error {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.finish(closed)
+	l.wait()
+	l.work.Wait()
+	l.kept.close()
+	if l.revoked.Load() {
+		return nil
+	}
+	ctx, stop := untilClosed(l.parent, l.client)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
+	defer cancel()
+	_, err := repeat(ctx, forever, l.timeToLive(), func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
+		return l.client.Revoke(ctx, l.id)
+	})
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return err
+	}
+	l.revoked.Store(true)
+	return nil
+}
+
+// background runs work on a goroutine for which [Session.Close] waits, and closes the
+// channel when it has returned. After Close it does nothing. The work has to end when lost
+// does, as [repeat] and sleep do with it. The context that it is given is the client's,
+// for clean-ups: what they are to clean away blocks others for as long as the lease lives.
+func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
+	done := make(chan struct{})
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		close(done)
+		return done
+	}
+	l.work.Go(func() {
+		defer close(done)
+		work(l.client.Ctx())
+	})
+	return done
+}
+
+// clock says until when a session may live: the margin before its lease could end.
+type clock struct {
+	ttl, margin time.Duration // ttl as granted
+
+	mu       sync.Mutex // guards what follows
+	deadline time.Time
+	timer    *time.Timer // fires at the deadline; nil: the session is being opened
+	stopped  bool        // the session has ended, and the deadline means nothing
+}
+
+// start has expire called at the deadline, which may be moved meanwhile.
+func (c *clock) start(expire func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.stopped {
+		c.timer = time.AfterFunc(time.Until(c.deadline), expire)
+	}
+}
+
+// extend moves the deadline to the life of the lease after the time at which the answered
+// renewal was sent, because the server can't have counted from an earlier moment. A deadline
+// that has passed stays, even if nobody has looked yet.
+func (c *clock) extend(sent time.Time, ttl time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	deadline := sent.Add(ttl - c.margin)
+	if c.stopped || !deadline.After(c.deadline) {
+		return
+	}
+	if c.timer != nil {
+		if !time.Now().Before(c.deadline) {
+			return
+		}
+		c.timer.Reset(time.Until(deadline))
+	}
+	c.deadline = deadline
+}
+
+func (c *clock) passed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.timer != nil && !c.stopped && !time.Now().Before(c.deadline)
+}
+
+func (c *clock) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.stopped = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+}
+
+func (c *clock) until() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.deadline
+}
+
+// left is what the lease itself may have left to live.
+func (c *clock) left() time.Duration { return time.Until(c.until()) + c.margin }
+
+// punctual is a context that does not rely on timers. A process may be stopped, and when it
+// goes on it may look at a context before the timer has run that ends the context. So Err
+// calls look first, which ends the context if it is time. context.Cause looks too, because
+// it asks Err. The Done channel is closed by that look.
+//
+// The same does not hold for contexts that a program derives from it. Those end when the
+// timer runs.
+type punctual struct {
+	context.Context
+	look func()
+}
+
+// Err is nil while the context may live.
+func (c punctual) Err() error {
+	if err := c.Context.Err(); err != nil {
+		return err
+	}
+	c.look()
+	return c.Context.Err()
+}

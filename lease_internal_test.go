@@ -1,0 +1,58 @@
+package concurrency
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// stopped is a lease of a session as it is in a process that was stopped: the deadline has
+// passed, and no timer has run.
+func stopped(t *testing.T) *lease {
+	l := &lease{client: v3.NewCtxClient(t.Context()), done: make(chan struct{})}
+	l.ctx, l.end = context.WithCancelCause(t.Context())
+	l.ctx = punctual{l.ctx, l.expire}
+	l.lost, l.setLost = context.WithCancel(t.Context())
+	l.clock.deadline = time.Now().Add(time.Hour)
+	l.clock.start(l.expire)
+	l.clock.deadline = time.Now().Add(-time.Second)
+	return l
+}
+
+func TestALateTimerKeepsNothingAlive(t *testing.T) {
+	t.Run("the first look of each kind says that the session has ended", func(t *testing.T) {
+		for how, look := range map[string]func(l *lease) error{
+			"Err":           func(l *lease) error { require.Error(t, l.ctx.Err()); return context.Cause(l.ctx) },
+			"context.Cause": func(l *lease) error { return context.Cause(l.ctx) },
+			"loss":          (*lease).loss,
+			"Done of the session": func(l *lease) error {
+				s := Session{lease: l, done: l.done}
+				select {
+				case <-s.Done():
+				default:
+					require.Fail(t, "Done is open")
+				}
+				return context.Cause(l.ctx)
+			},
+		} {
+			l := stopped(t)
+			require.Equal(t, ErrSessionExpired, look(l), how)
+			require.Error(t, l.lost.Err(), how)
+			select {
+			case <-l.ctx.Done():
+			default:
+				require.Fail(t, "the look has not closed Done", how)
+			}
+		}
+	})
+	t.Run("an answer that comes after the deadline revives nothing", func(t *testing.T) {
+		l := stopped(t)
+		l.answered(time.Now(), time.Hour)
+		require.Equal(t, ErrSessionExpired, l.loss())
+		l.answered(time.Now(), time.Hour)
+		require.Equal(t, ErrSessionExpired, l.loss())
+	})
+}

@@ -1,0 +1,188 @@
+package concurrency
+
+import (
+	"context"
+	"iter"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// Observe returns a channel of the leaders and their values, beginning with the
+// present one, in the order of revisions. Each response holds one KeyValue, that
+// of who led with this value at the revision of the header. A reader who is
+// slower than the changes misses some, never who leads at last; that nobody leads is
+// not told, other than by [Election.Leaders].
+//
+// The channel is closed when ctx ends, the client is closed, or the election can't
+// be read for a permanent reason, such as a missing permission. Until then
+// transient faults are ridden out.
+func (e *Election) Observe(ctx context.Context) <-chan *v3.GetResponse {
+	need(ctx)
+	e.queue.lease()
+	out := make(chan *v3.GetResponse)
+	go func() {
+		defer close(out)
+		_ = e.observe(ctx, out, observer{}) // what ended it, the channel can't tell
+	}()
+	return out
+}
+
+// Leader is who leads an election, with which value. The zero Leader is nobody, at a
+// revision between those of the leaders before and after it.
+type Leader struct {
+	Key      string // in etcd
+	Rev      int64  // create revision of the key: rises with every change of the leader
+	Value    string // as campaigned with or proclaimed
+	Revision int64  // at which this was so
+}
+
+// Leaders returns an iterator over the changes of the leader and of its value, beginning
+// with the present state, in the order of revisions. That nobody leads is a change too:
+// the zero [Leader]. A loop that is slower than the changes misses some, never the
+// latest.
+//
+// The last pair alone has an error, which says why there are no more: ctx's own,
+// [context.Canceled] when the client was closed, or a permanent one of etcd. A loop that
+// is left early leaves nothing running.
+func (e *Election) Leaders(ctx context.Context) iter.Seq2[Leader, error] {
+	need(ctx)
+	return func(yield func(Leader, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		out, end := make(chan *v3.GetResponse), make(chan error, 1)
+		go func() {
+			defer close(out)
+			end <- e.observe(ctx, out, observer{vacancies: true})
+		}()
+		defer func() {
+			cancel()
+			for range out { // until observe has returned
+			}
+		}()
+		for resp := range out {
+			var l Leader
+			if len(resp.Kvs) > 0 {
+				kv := resp.Kvs[0]
+				l = Leader{string(kv.Key), kv.CreateRevision, string(kv.Value), resp.Header.Revision}
+			}
+			if !yield(l, nil) {
+				return
+			}
+		}
+		yield(Leader{}, <-end)
+	}
+}
+
+// observer is what one Observe or Leaders knows of the election. Who leads is known from
+// looks, each of one revision, and from puts on the leader's key, which leave the
+// leader the leader.
+type observer struct {
+	vacancies bool // that nobody leads is to be told
+
+	rev     int64           // of the last look
+	leader  ticket          // none: nobody led at rev
+	pending *v3.GetResponse // the latest that is not told; nil: none
+	told    *v3.GetResponse // what was told last
+}
+
+// observe tells the leaders until ctx ends, the client ends or a look meets a permanent
+// error, which it returns. While somebody leads it watches that key, otherwise the whole
+// prefix; as in wait, a watch that began later than the last look calls for another.
+func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o observer) error {
+	bound, cancel := untilClosed(ctx, e.queue.lease().client)
+	defer cancel()
+	var w *watcher
+	var watched string // the leader's key, or "" for the prefix
+	defer func() { w.stop() }()
+	for stale := true; ; {
+		if stale {
+			if err := e.look(bound, &o); err != nil {
+				return err
+			}
+			if w == nil || watched != o.leader.key {
+				w.stop()
+				watched = o.leader.key
+				w = e.watch(bound, watched)
+			}
+			stale = false
+		}
+		var tell chan<- *v3.GetResponse
+		if o.pending != nil {
+			tell = out
+		}
+		select {
+		case tell <- o.pending:
+			o.told, o.pending = o.pending, nil
+		case news := <-w.heard():
+			stale = o.hear(news)
+		case <-bound.Done():
+			stale = true // the look tells the reason
+		}
+	}
+}
+
+// watch watches, from now on, the leader's key, or for puts on any while there is
+// none.
+func (e *Election) watch(ctx context.Context, leader string) *watcher {
+	l := e.queue.lease()
+	if leader != "" {
+		return watch(ctx, l.client, l.timeToLive(), leader, 0)
+	}
+	return watch(ctx, l.client, l.timeToLive(), e.queue.prefix, 0, v3.WithPrefix(), v3.WithFilterDelete())
+}
+
+// look finds out who leads, at one revision.
+func (e *Election) look(ctx context.Context, o *observer) error {
+	l := e.queue.lease()
+	resp, err := repeat(ctx, forever, l.timeToLive(), func(ctx context.Context) (*v3.GetResponse, error) {
+		return l.client.Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
+	})
+	if err != nil {
+		return err
+	}
+	o.rev, o.leader, o.pending = resp.Header.Revision, ticket{}, nil
+	if len(resp.Kvs) > 0 {
+		o.leader = ticketOf(resp.Kvs[0])
+	}
+	if len(resp.Kvs) > 0 || o.vacancies {
+		o.offer(resp)
+	}
+	return nil
+}
+
+// offer makes resp the next to be told, unless it is what was told last.
+func (o *observer) offer(resp *v3.GetResponse) {
+	state := func(r *v3.GetResponse) ticket { // of the leader's key; none when nobody leads
+		if len(r.Kvs) == 0 {
+			return ticket{}
+		}
+		return ticket{string(r.Kvs[0].Key), r.Kvs[0].ModRevision}
+	}
+	if o.told == nil || state(o.told) != state(resp) {
+		o.pending = resp
+	}
+}
+
+// hear takes in what a watch delivered and reports whether it takes another look to
+// know who leads.
+func (o *observer) hear(resp v3.WatchResponse) (stale bool) {
+	if resp.Canceled || resp.Created {
+		return missed(resp, o.rev)
+	}
+	for _, ev := range resp.Events {
+		switch {
+		case ev.Kv.ModRevision <= o.rev: // the look has shown it, or what came after
+		case o.leader == (ticket{}) || ev.Type == mvccpb.Event_DELETE || ticketOf(ev.Kv) != o.leader:
+			o.pending = nil
+			return true
+		default:
+			header := pb.ResponseHeader{
+				ClusterId: resp.Header.ClusterId, MemberId: resp.Header.MemberId,
+				Revision: ev.Kv.ModRevision, RaftTerm: resp.Header.RaftTerm,
+			}
+			o.offer(&v3.GetResponse{Header: &header, Kvs: []*mvccpb.KeyValue{ev.Kv}, Count: 1})
+		}
+	}
+	return false
+}

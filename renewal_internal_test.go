@@ -1,0 +1,196 @@
+package concurrency
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// at is a moment, in thirds of the life of a lease of 30 s.
+func at(thirds float64) time.Time {
+	return time.Unix(1e9, 0).Add(time.Duration(thirds * float64(10*time.Second)))
+}
+
+func kept(id v3.LeaseID) *renewal { return &renewal{id: id, interval: 10 * time.Second} }
+
+// streamOf is a stream on which renewals were sent at these moments, and none answered.
+func streamOf(k *renewal, thirds ...float64) *stream {
+	s := &stream{patience: k.interval, owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: func() {}}
+	for _, t := range thirds {
+		s.add(k, at(t))
+	}
+	return s
+}
+
+func TestAnswersBelongToTheOldestRenewalOfTheirLease(t *testing.T) {
+	one, two := kept(1), kept(2)
+	s := streamOf(one, 0)
+	s.add(two, at(0.5))
+	s.add(one, at(1))
+	s.add(one, at(1)) // a clock may stand still
+	answer := func(id v3.LeaseID, of *renewal, sent time.Time) {
+		t.Helper()
+		x, ok := s.answered(id)
+		require.True(t, ok)
+		require.Same(t, of, x.of)
+		require.Equal(t, sent, x.at)
+	}
+	answer(1, one, at(0))
+	answer(1, one, at(1))
+	answer(2, two, at(0.5)) // etcd's proxy keeps the order for each lease only
+	answer(1, one, at(1))
+	_, ok := s.answered(1)
+	require.False(t, ok, "what was not asked for")
+	_, ok = s.answered(3)
+	require.False(t, ok, "a lease that nobody keeps")
+	require.Empty(t, s.owed)
+}
+
+func TestSessionsOnOneLeaseGetTheirOwnAnswers(t *testing.T) {
+	former, resumed := kept(1), kept(1)
+	s := streamOf(former, 0)
+	s.add(resumed, at(0.1))
+	x, _ := s.answered(1)
+	require.Same(t, former, x.of)
+	x, _ = s.answered(1)
+	require.Same(t, resumed, x.of)
+}
+
+func TestALeaseThatIsNotKeptIsNotRenewed(t *testing.T) {
+	one, two := kept(1), kept(2)
+	s := streamOf(one, 0)
+	s.add(two, at(0))
+	again := kept(1)
+	s.add(again, at(0.1))
+	one.over = true
+	require.EqualValues(t, 2, s.next())
+	require.EqualValues(t, 1, s.next())
+	require.EqualValues(t, v3.NoLease, s.next())
+	x, ok := s.answered(1)
+	require.True(t, ok)
+	require.Same(t, again, x.of, "no answer is owed for what was not sent")
+}
+
+func TestWhenAnotherStreamIsOpened(t *testing.T) {
+	k := kept(1)
+	answering := func() *stream { return streamOf(k) }
+	for _, c := range []struct {
+		is      string
+		streams []*stream
+		now     float64
+		open    bool
+		instead int // -1: none
+	}{
+		{"none is open", nil, 0, true, -1},
+		{"the only one has answered", []*stream{answering()}, 1, false, -1},
+		{"the only one was asked a moment ago", []*stream{streamOf(k, 0.5)}, 1, false, -1},
+		{"the only one has owed an answer for a third of the life", []*stream{streamOf(k, 0)}, 1, true, -1},
+		{"the same, sent together with others a little earlier", []*stream{streamOf(k, 0)}, 0.9, true, -1},
+		{"the second has answered", []*stream{streamOf(k, 0, 1), answering()}, 2, false, -1},
+		{"the second is younger than that", []*stream{streamOf(k, 0, 1), streamOf(k, 1.5)}, 2, false, -1},
+		{"both are silent", []*stream{streamOf(k, 0, 1), streamOf(k, 1)}, 2, true, 0},
+		{"the first is slow, the second may be", []*stream{streamOf(k, 1), streamOf(k, 0, 1)}, 2, false, -1},
+		{"the first is slow, the second silent", []*stream{streamOf(k, 2), streamOf(k, 0, 1, 2)}, 3, true, 1},
+	} {
+		open, instead := another(c.streams, k, at(c.now))
+		require.Equal(t, c.open, open, c.is)
+		if c.instead < 0 {
+			require.Nil(t, instead, c.is)
+		} else {
+			require.Same(t, c.streams[c.instead], instead, c.is)
+		}
+	}
+	require.False(t, first(another([]*stream{streamOf(kept(2), 0)}, k, at(3))), "what it owes others does not matter")
+}
+
+func first(open bool, _ *stream) bool { return open }
+
+func TestTheSlowerStreamIsClosed(t *testing.T) {
+	k := kept(1)
+	one, two := streamOf(k, 1, 2), streamOf(k, 2)
+	both := []*stream{one, two}
+	require.Nil(t, slower(both[:1], one, sending{of: k, at: at(1)}, at(2.5)), "a single one")
+	require.Nil(t, slower(both, one, sending{of: k, at: at(1)}, at(2.6)), "the first is slow, the second may be")
+	require.Same(t, two, slower(both, one, sending{of: k, at: at(2)}, at(2.6)), "the first is quick again")
+	require.Same(t, one, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the second was quicker")
+	one.answered(1)
+	one.answered(1)
+	require.Nil(t, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the first has answered before")
+	require.Nil(t, slower(both, streamOf(k), sending{of: k, at: at(2)}, at(2.1)), "one that was closed")
+}
+
+// suspects has one stream that breaks while renewals of three leases are not answered.
+func TestWhatABrokenStreamOwedIsSentAgain(t *testing.T) {
+	ks := []*renewal{kept(1), kept(2), kept(3), kept(4)}
+	r := &renewals{timer: time.AfterFunc(time.Hour, func() {}), wake: time.Now().Add(time.Hour)}
+	defer r.timer.Stop()
+	s := streamOf(ks[0], 0)
+	s.add(ks[1], at(0))
+	s.add(ks[2], at(0))
+	s.answered(1)
+	beside := streamOf(ks[2], 0)
+	r.streams = []*stream{s, beside}
+	far := time.Now().Add(time.Hour)
+	for _, k := range ks {
+		k.due = far
+	}
+	before := time.Now()
+	r.broke(s, context.Canceled)
+	require.Equal(t, far, ks[0].due, "it was answered")
+	require.WithinRange(t, ks[1].due, before, time.Now())
+	require.Equal(t, far, ks[2].due, "another stream owes an answer")
+	require.True(t, ks[1].suspect, "the first that was not answered")
+	require.False(t, ks[2].suspect)
+	require.WithinRange(t, r.wake, before, time.Now())
+	require.Equal(t, []*stream{beside}, r.streams)
+	require.False(t, r.again.Before(before.Add(refusalPause)))
+	again := r.again
+	r.broke(s, context.Canceled)
+	require.Equal(t, again, r.again, "it breaks once")
+}
+
+func TestPausesAfterFailuresGrow(t *testing.T) {
+	for n, least := range map[int]time.Duration{
+		1: 250 * time.Millisecond, 2: 375 * time.Millisecond, 3: 500 * time.Millisecond, 1000: 500 * time.Millisecond,
+	} {
+		for range 100 {
+			d := afterFailures(n)
+			require.GreaterOrEqual(t, d, least)
+			require.LessOrEqual(t, d, least+least/8)
+		}
+	}
+}
+
+func TestACallThatRepeatsItselfIsCalledOff(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	c := &impatient{Context: ctx, cancel: cancel}
+	for range looksOfACall {
+		require.NoError(t, c.Err())
+	}
+	require.Error(t, c.Err())
+	child, stop := context.WithCancel(c)
+	defer stop()
+	require.Error(t, child.Err())
+}
+
+// The deadline is the latest of what all answers prove.
+func TestTheDeadlineOfAClock(t *testing.T) {
+	begun := time.Now()
+	c := &clock{ttl: 30 * time.Second, margin: time.Second, deadline: begun.Add(29 * time.Second)}
+	sent := func(s time.Duration) time.Time { return begun.Add(s * time.Second) }
+	c.extend(sent(10), c.ttl)
+	require.Equal(t, sent(39), c.until(), "from the sending, less the margin")
+	c.extend(sent(5), c.ttl)
+	require.Equal(t, sent(39), c.until(), "the answer to an older one comes later")
+	c.extend(sent(20), 2*time.Second)
+	require.Equal(t, sent(39), c.until(), "etcd's proxy may answer with what is left")
+	c.extend(sent(20), c.ttl)
+	require.Equal(t, sent(49), c.until())
+	require.Equal(t, 30*time.Second, c.ttl, "that of the grant")
+	c.stop()
+	c.extend(sent(30), c.ttl)
+	require.Equal(t, sent(49), c.until(), "the session has ended")
+}

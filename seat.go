@@ -1,0 +1,132 @@
+package concurrency
+
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// seat is the place of a session in one line. All handles of the session share it, and
+// with it one key. The seat settles who may own by that key, and who may delete it:
+//
+//   - A ticket that a handle was granted is deleted by the release alone. An acquisition
+//     that fails leaves it.
+//   - A ticket for which a handle waits stays. The clean-up comes when the last of them has
+//     failed.
+//   - A deletion is decided before it is sent. From then on nobody is granted the ticket,
+//     however late the deletion arrives.
+//
+// A seat makes no calls. Each decision is one method, under the mutex of the seats, so that
+// no two decisions cross.
+type seat struct {
+	waiting int             // acquisitions under way that may come to wait with the ticket
+	users   int             // all acquisitions and releases under way: what they have read may be old
+	granted *grant          // the newest; nil: none, or it is over
+	doomed  int64           // create revision of the newest ticket whose deletion was decided
+	unsure  time.Time       // until then a ticket may come to stand that no handle wants; zero: none can
+	cleaner <-chan struct{} // stands for the clean-up that looks until that time; nil: none does
+}
+
+// grant is the turn that a ticket was given. All handles that were given it share it.
+type grant struct {
+	ticket
+	over atomic.Bool // its ticket is being deleted, or was seen to be gone
+}
+
+// seats are those of one lease on one client.
+type seats struct {
+	shared *shared // lives as long as its seats do: else the lease would get others
+
+	mu sync.Mutex       // guards of and all seats; never held across a call
+	of map[string]*seat // by key
+}
+
+// at lets f look at the seat of the key, and change it. A seat is forgotten when nothing
+// rests on it.
+func (s *seats) at(key string, f func(*seat)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.of[key]
+	if p == nil {
+		p = &seat{}
+		s.of[key] = p
+	}
+	f(p)
+	if p.idle() {
+		delete(s.of, key)
+	}
+}
+
+func (s *seat) idle() bool { return s.users == 0 && s.granted == nil && s.unsure.IsZero() }
+
+// grant gives t the turn. It returns nil if the deletion of t was decided, or a newer ticket
+// was granted, so that t is gone.
+func (s *seat) grant(t ticket) *grant {
+	switch {
+	case t.rev <= s.doomed || s.granted != nil && s.granted.rev > t.rev:
+		return nil
+	case s.granted == nil || s.granted.rev < t.rev:
+		s.lose(t.rev)
+		s.granted = &grant{ticket: t}
+	}
+	return s.granted
+}
+
+// doom decides the deletion of t. Whoever was granted t does not own from now on.
+func (s *seat) doom(t ticket) {
+	s.doomed = max(s.doomed, t.rev)
+	if s.granted != nil && s.granted.rev <= t.rev {
+		s.granted.over.Store(true)
+	}
+}
+
+// doomUnwanted decides the deletion of a ticket for which no handle waits and which none
+// was granted. It reports whether the caller may delete the ticket: one that is being
+// released is left to the release, which would take it for lost otherwise.
+func (s *seat) doomUnwanted(t ticket) bool {
+	if s.granted != nil && s.granted.rev >= t.rev {
+		return false
+	}
+	if s.waiting == 0 {
+		s.doom(t)
+	}
+	return t.rev <= s.doomed
+}
+
+// lose notes that the tickets up to the revision are gone, or left to the clean-up.
+func (s *seat) lose(rev int64) {
+	if s.granted != nil && s.granted.rev <= rev {
+		s.granted.over.Store(true)
+		s.granted = nil
+	}
+}
+
+// doubt notes that a ticket which no handle wants may stand, or come to stand before until.
+func (s *seat) doubt(until time.Time) {
+	if s.unsure.Before(until) {
+		s.unsure = until
+	}
+}
+
+// dirty reports whether a clean-up has to look. While a handle waits it has not: the handle
+// wants the ticket, and whoever is the last to wait looks.
+func (s *seat) dirty() bool { return !s.unsure.IsZero() && s.waiting == 0 }
+
+// cleanAgain takes in that a clean-up has looked since it began, with what error. It
+// reports whether the clean-up has to look again. One at a time does so for all.
+func (s *seat) cleanAgain(cleaner <-chan struct{}, began time.Time, err error) bool {
+	if err == nil && s.dirty() && !began.Before(s.unsure) {
+		s.unsure = time.Time{}
+	}
+	if err == nil && !s.dirty() || s.cleaner != nil && s.cleaner != cleaner {
+		return false
+	}
+	s.cleaner = cleaner
+	return true
+}
+
+func (s *seat) endCleaning(cleaner <-chan struct{}) {
+	if s.cleaner == cleaner {
+		s.cleaner = nil
+	}
+}

@@ -1,0 +1,176 @@
+package concurrency
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// watcher is one watch that comes back by itself: after a break, with a pause that grows, and
+// after a silence. Silence proves nothing, because the member that serves the watch may have
+// stopped, or be cut off, on a connection that stands.
+//
+// Every watch asks for a member with a leader. A member that has lost its quorum breaks such
+// a watch, instead of keeping silent.
+type watcher struct {
+	key    string
+	news   chan v3.WatchResponse
+	cancel context.CancelFunc
+	done   chan struct{}
+}
+
+// watch starts a watch of the key for events after the revision from. If from is 0, the watch
+// starts with the present, and its first news say at which revision that was. Its user has
+// looked at some revision before. If the watch began at a later one, its user has to look
+// again, see [missed].
+//
+// What happens around a break is not told. The first news after it have Canceled set. From
+// then on the watch starts with the present.
+//
+// patience is the time within which its user is to know what has happened, whoever is
+// silent. The user has to stop the watcher.
+func watch(
+	ctx context.Context, client *v3.Client, patience time.Duration, key string, from int64, opts ...v3.OpOption,
+) *watcher {
+	ctx, cancel := context.WithCancel(v3.WithRequireLeader(ctx))
+	w := &watcher{key, make(chan v3.WatchResponse), cancel, make(chan struct{})}
+	go func() {
+		defer close(w.done)
+		start := []v3.OpOption{v3.WithRev(from)}
+		now := []v3.OpOption{v3.WithCreatedNotify()}
+		if from == 0 {
+			start = now
+		}
+		for breaks := 0; ; breaks++ {
+			begun := time.Now()
+			w.forward(ctx, client, silence(patience), append(start, opts...))
+			if time.Since(begun) > longestPause {
+				breaks = 0 // the watch had worked
+			}
+			pause(ctx, forever, breaks)
+			if !w.tell(ctx, v3.WatchResponse{Canceled: true}) {
+				return
+			}
+			start = now
+		}
+	}()
+	return w
+}
+
+// silence is how long a watch may be silent before its user looks. It is less than the
+// patience by the time after which a look is sent again, because the first one may reach
+// the silent member too.
+func silence(patience time.Duration) time.Duration { return patience - againAfter(patience) }
+
+// forward tells what one watch of the client delivers, until it breaks or is silent for too
+// long. client.Watch itself blocks until a server has answered.
+func (w *watcher) forward(ctx context.Context, client *v3.Client, silence time.Duration, opts []v3.OpOption) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	silent := time.AfterFunc(silence, cancel)
+	defer silent.Stop()
+	for resp := range client.Watch(ctx, w.key, opts...) {
+		silent.Stop()
+		if resp.Err() != nil || !w.tell(ctx, resp) {
+			return
+		}
+		silent.Reset(silence)
+	}
+}
+
+// tell blocks until the user has taken the news, and reports whether it has.
+func (w *watcher) tell(ctx context.Context, news v3.WatchResponse) bool {
+	select {
+	case w.news <- news:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// missed reports whether the news of a watch call for a look by a user whose last look was
+// at rev.
+func missed(news v3.WatchResponse, rev int64) bool {
+	return news.Canceled || news.Header.GetRevision() > rev
+}
+
+// heard is where the news come from. A nil watcher is no watch and has none.
+func (w *watcher) heard() <-chan v3.WatchResponse {
+	if w == nil {
+		return nil
+	}
+	return w.news
+}
+
+// stop ends the watch and waits for its goroutine.
+func (w *watcher) stop() {
+	if w != nil {
+		w.cancel()
+		<-w.done
+	}
+}
+
+// keptFor is for how long a watch is kept that nobody needs.
+const keptFor = time.Second
+
+// keptWatch keeps the latest watch of a session that has done its work, for the session's
+// next wait behind the same key. Where few sessions pass a lock round, each stands behind
+// the same key every time. To begin and to end a watch costs the servers and the client as
+// much as a call.
+type keptWatch struct {
+	mu     sync.Mutex // guards the fields below; never held across a call
+	watch  *watcher   // nil: none is kept
+	rev    int64      // all that the watch has told happened at or before it
+	expiry *time.Timer
+	closed bool
+}
+
+// keep keeps w, whose user has looked at rev last.
+func (k *keptWatch) keep(w *watcher, rev int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	older := k.watch
+	defer func() { older.stop() }()
+	if k.closed {
+		older = w
+		return
+	}
+	k.watch, k.rev = w, rev
+	if k.expiry == nil {
+		k.expiry = time.AfterFunc(keptFor, k.drop)
+	} else {
+		k.expiry.Reset(keptFor)
+	}
+}
+
+// take returns the kept watch if it is one of the key, and will tell all that happens after
+// rev; otherwise nil.
+func (k *keptWatch) take(key string, rev int64) (w *watcher) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.watch != nil && k.watch.key == key && k.rev <= rev {
+		w, k.watch = k.watch, nil
+	}
+	return w
+}
+
+// drop ends the kept watch. Its goroutine has ended when the mutex is free again.
+func (k *keptWatch) drop() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.watch.stop()
+	k.watch = nil
+}
+
+// close ends the kept watch, and every one that comes later.
+func (k *keptWatch) close() {
+	k.mu.Lock()
+	k.closed = true
+	if k.expiry != nil {
+		k.expiry.Stop()
+	}
+	k.mu.Unlock()
+	k.drop()
+}
