@@ -12,6 +12,8 @@ import (
 type shared struct {
 	mu     sync.Mutex                  // guards places; never held across a call
 	places weakMap[v3.LeaseID, places] // sessions on one lease have the same
+
+	contention contention // of the transactions
 }
 
 // registry finds what a client shares. Its keys and values are weak, so that it keeps
