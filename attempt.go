@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -192,7 +193,9 @@ func (a *attempt) fetch(keys []string) {
 func (a *attempt) load(keys []string, into map[string]*mvccpb.KeyValue) {
 	for len(keys) > 0 {
 		part := keys[:min(a.part, len(keys))]
+		begin := time.Now()
 		header, kvs, err := a.read(part)
+		a.contender.read(time.Since(begin))
 		if errors.Is(err, rpctypes.ErrTooManyOps) && len(part) > 1 {
 			a.part = len(part) / 2
 			continue
@@ -472,7 +475,9 @@ func (a *attempt) left(resp *v3.TxnResponse) snapshot {
 		case w.op.IsDelete():
 			known[w.key] = nil
 		case w.plain:
-			known[w.key] = &mvccpb.KeyValue{Key: []byte(w.key), Value: []byte(w.value), ModRevision: resp.Header.Revision}
+			known[w.key] = &mvccpb.KeyValue{
+				Key: []byte(w.key), Value: []byte(w.value), ModRevision: resp.Header.Revision,
+			}
 		default:
 			delete(known, w.key)
 		}

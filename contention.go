@@ -3,76 +3,73 @@ package concurrency
 import (
 	"context"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-var policy = func() (p struct {
-	null, noline, nopause, herd bool
-	alpha, from, cap, pow       float64
-}) {
-	p.alpha, p.from, p.cap, p.pow = 1, 2, 64, 2
-	for _, f := range strings.Split(os.Getenv("POLICY"), ",") {
-		k, v, _ := strings.Cut(f, "=")
-		x, _ := strconv.ParseFloat(v, 64)
-		switch k {
-		case "null":
-			p.null = true
-		case "noline":
-			p.noline = true
-		case "nopause":
-			p.nopause = true
-		case "herd":
-			p.herd = true
-		case "alpha":
-			p.alpha = x
-		case "from":
-			p.from = x
-		case "cap":
-			p.cap = x
-		case "pow":
-			p.pow = x
-		}
-	}
-	return
-}()
+// This file decides who makes way for whom when transactions conflict. No correctness rests
+// on it, because the servers decide about every commit.
+//
+//	what happens                           what the transaction does
+//	------------------------------------   -------------------------------------------------
+//	another of this client is committing   It waits for that answer, which may tell it that
+//	over the same key                      its values are old. Then it runs again at once,
+//	                                       without a proposal in vain. The oldest goes first.
+//	its commit conflicts                   It runs again at once, on the values of the answer.
+//	                                       Its key has a line from now on, see [line].
+//	the first conflict, while servers      It makes way: it pauses, once, for as long as some
+//	are busy and this client often loses   commits take, and then reads anew.
+//
+// Nobody waits for a function that runs, hence not for the transaction around it either.
 
-// contention is what the transactions of one client know of each other.
+// contention is what the transactions of one client know of each other and of those of
+// other clients.
 type contention struct {
-	mu    sync.Mutex            // guards the fields below, and all lines and contenders
-	lines weakMap[string, line] // by the key over which transactions have conflicted
-	least time.Duration         // that a commit has taken of late
-	last  uint64                // the number of the newest contender
+	mu       sync.Mutex            // guards the fields below, all lines and all contenders; never held across a wait
+	lines    weakMap[string, line] // by the key over which transactions have conflicted
+	last     uint64                // the number of the newest contender
+	least    time.Duration         // that a read takes
+	slowness float64               // of the latest reads, in units of the least
+	courtesy float64               // for how many commits a transaction makes way
 }
 
-// line is the transactions of one client that conflict over one key. One of them commits
-// at a time.
+// A read waits for the servers' processors but not for their disks. So a read that takes
+// longer than the least shows that servers are busy. In that case alone proposals in vain
+// keep others from committing: while only the way or the disk is long, a server takes many
+// proposals at once. The figures are in PERFORMANCE.md.
+const (
+	busy      = 1.25    // times the least that the latest reads take
+	recent    = 4       // reads that count as the latest
+	forgotten = 256     // reads after which the least has forgotten a better way
+	fair      = 4       // conflicts of one transaction that are no reason for more courtesy
+	milder    = 1. / 10 // of the courtesy is given up by a transaction with fewer conflicts
+)
+
+// line is the transactions of one client that conflict over one key. One commits at a
+// time. A line exists while one of its transactions runs.
 type line struct {
-	busy    bool         // a commit is under way
-	waiting []*contender // the oldest transaction first
-	news    any          // what the last answer to a commit said
-	took    time.Duration
-	timer   *time.Timer
+	taken   bool          // a commit is under way
+	waiting []*contender  // for their turn, the oldest first
+	news    any           // what the last answer said
+	took    time.Duration // by the last commit
+	timer   *time.Timer   // gives the turn to the next one if nobody takes it; nil: never set
 }
 
-// contender is one transaction.
+// contender is one transaction, as contention sees it.
 type contender struct {
 	*contention
 
-	number  uint64 // the older, the smaller
-	line    *line  // nil: no conflict so far
-	turn    chan struct{}
-	began   time.Time // the commit
-	inside  bool
-	returns bool
-	losses  int
-	pause   time.Duration
+	number   uint64        // smaller for older transactions
+	line     *line         // that it is in; nil: none
+	turn     chan struct{} // closed when the turn is given to it
+	inside   bool          // the turn is its own
+	returns  bool          // it leaves to run again at once
+	began    time.Time     // its commit
+	attempts int           // that ended in a conflict
+	pause    time.Duration // before the next attempt
 }
 
 func newContender(client *v3.Client) *contender {
@@ -84,145 +81,146 @@ func newContender(client *v3.Client) *contender {
 	return c
 }
 
-// enter waits for the turn.
+// enter is called before a commit over the keys. If one of them has a line, it waits for the
+// turn and returns what the last answer in that line said, nil if there was none. It
+// ends with ctx, without a turn. The caller leaves after the commit.
 func (c *contender) enter(ctx context.Context, keys []string) (news any) {
-	if policy.null {
-		return nil
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.returns = false
-	c.began = time.Now()
-	c.line = nil
+	defer func() { c.began = time.Now() }()
+	c.line, c.returns = nil, false
 	for _, key := range keys {
-		if l := c.lines.of[key].Value(); l != nil {
-			c.line = l
+		if c.line = c.lines.of[key].Value(); c.line != nil {
 			break
 		}
 	}
-	l := c.line
-	if l == nil || policy.noline {
-		c.line = nil
+	if c.line == nil || c.line.taken && !c.wait(ctx) {
 		return nil
 	}
-	if l.busy {
-		i, _ := slices.BinarySearchFunc(l.waiting, c, func(a, b *contender) int { return int(a.number) - int(b.number) })
-		l.waiting = slices.Insert(l.waiting, i, c)
-		c.turn = make(chan struct{})
-		c.mu.Unlock()
-		select {
-		case <-c.turn:
-			c.mu.Lock()
-		case <-ctx.Done():
-			c.mu.Lock()
-			if i := slices.Index(l.waiting, c); i >= 0 {
-				l.waiting = slices.Delete(l.waiting, i, i+1)
-				return nil
-			}
-		}
-	}
-	l.busy, c.inside = true, true
-	if l.timer != nil {
-		l.timer.Stop()
-	}
-	c.began = time.Now()
-	return l.news
+	c.line.taken, c.inside = true, true
+	return c.line.news
 }
 
-func (c *contender) leave() {
-	if policy.null {
-		return
+// wait reports whether the turn was given to the contender. The caller holds the lock, which
+// is free while this waits.
+func (c *contender) wait(ctx context.Context) bool {
+	l := c.line
+	i, _ := slices.BinarySearchFunc(l.waiting, c.number, func(w *contender, number uint64) int {
+		return int(w.number) - int(number)
+	})
+	l.waiting, c.turn = slices.Insert(l.waiting, i, c), make(chan struct{})
+	c.mu.Unlock()
+	select {
+	case <-c.turn:
+	case <-ctx.Done():
 	}
+	c.mu.Lock()
+	i = slices.Index(l.waiting, c)
+	if i >= 0 { // the context has ended first
+		l.waiting = slices.Delete(l.waiting, i, i+1)
+	}
+	return i < 0
+}
+
+// leave gives the turn to the oldest that waits. If the contender runs its function again and
+// will commit at once, the others would only run theirs in vain. So they are given the time of
+// a commit less: if it has not come back by then, its function is slow, and the next one goes.
+func (c *contender) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.inside {
 		return
 	}
-	c.inside = false
-	c.line.busy = false
-	if c.returns && !policy.herd {
-		l := c.line
-		if len(l.waiting) > 0 {
-			l.timer = time.AfterFunc(l.took, func() {
-				c.mu.Lock()
-				defer c.mu.Unlock()
-				l.next()
-			})
-		}
-		return
+	l := c.line
+	l.taken, c.inside = false, false
+	switch {
+	case len(l.waiting) == 0:
+	case !c.returns:
+		l.next()
+	default:
+		l.timer = time.AfterFunc(l.took, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			l.next()
+		})
 	}
-	c.line.next()
 }
 
+// next gives the turn on, unless somebody has taken it. The caller holds the lock.
 func (l *line) next() {
-	if l.busy || len(l.waiting) == 0 {
+	if l.taken || len(l.waiting) == 0 {
 		return
 	}
-	w := l.waiting[0]
+	l.taken = true
+	close(l.waiting[0].turn)
 	l.waiting = slices.Delete(l.waiting, 0, 1)
-	l.busy = true
-	close(w.turn)
 }
 
-func (c *contender) outdated() { c.returns = true }
+// outdated says that the news made a commit needless.
+func (c *contender) outdated() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.returns = true
+}
 
-func (c *contender) answered() (took time.Duration) {
+// read is told how long a read took.
+func (c *contender) read(took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.least == 0 || took < c.least {
+		c.least = max(took, 1)
+	}
+	c.least += (took - c.least) / forgotten
+	c.slowness += (float64(took)/float64(c.least) - c.slowness) / recent
+}
+
+// answered notes the answer to the commit for those who come next. The caller holds the lock.
+func (c *contender) answered(news func() any) (took time.Duration) {
 	took = time.Since(c.began)
 	if c.inside {
-		c.line.took = took
-	}
-	if c.least == 0 || took < c.least {
-		c.least = took
-	} else {
-		c.least += (took - c.least) / 64
+		c.line.news, c.line.took = news(), took
 	}
 	return took
 }
 
+// won is told of a commit, and what it leaves. A transaction that has conflicted often makes
+// the later ones of this client more courteous.
 func (c *contender) won(news func() any) {
-	if policy.null {
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.answered()
-	if c.inside {
-		c.line.news = news()
+	c.answered(news)
+	if c.attempts > fair && c.slowness > busy {
+		c.courtesy += max(1, float64(c.attempts-fair)/2)
+	} else {
+		c.courtesy -= c.courtesy * milder
 	}
 }
 
+// lost is told of a conflict over keys, and what its answer says.
 func (c *contender) lost(keys []string, news any) {
-	if policy.null {
-		return
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	took := c.answered()
-	c.losses++
-	if c.inside {
-		c.line.news = news
-	} else if len(keys) > 0 {
+	took := c.answered(func() any { return news })
+	if !c.inside && len(keys) > 0 {
 		c.line = c.lines.get(keys[0], func() *line { return &line{} })
 	}
-	c.pause = 0
-	q := float64(took) / float64(c.least)
-	if !policy.nopause && q > 1 && float64(c.losses) >= policy.from {
-		e := float64(took - c.least)
-		p := e
-		if policy.pow > 1 {
-			p = e * (q - 1)
-		}
-		c.pause = time.Duration(rand.Float64() * min(policy.alpha*p, policy.cap*float64(c.least)))
+	// Only the first conflict makes it pause. Transactions that have waited longer go before
+	// those that have just begun.
+	c.attempts++
+	if c.attempts == 1 && c.courtesy >= 0.5 && c.slowness > busy {
+		c.pause = time.Duration(c.courtesy * float64(took) * (0.5 + rand.Float64()))
 	}
 	c.returns = c.pause == 0
 }
 
-// rest makes way for other clients' transactions.
+// rest makes way for others, if that is due, and reports whether it did.
 func (c *contender) rest(ctx context.Context) bool {
-	if c.pause == 0 {
-		return false
-	}
-	sleep(ctx, forever, c.pause)
+	c.mu.Lock()
+	pause := c.pause
 	c.pause = 0
-	return true
+	c.mu.Unlock()
+	if pause > 0 {
+		sleep(ctx, forever, pause)
+	}
+	return pause > 0
 }
