@@ -36,7 +36,7 @@ func eachLevel(t *testing.T, test func(t *testing.T, g *guarded)) {
 			c := client(t)
 			g := &guarded{
 				client: c, faults: counted(t, c), outside: client(t), key: prefix(t),
-				level: concurrency.Isolation(level),
+				level: concurrency.Isolation(level), limit: 128,
 			}
 			test(t, g)
 		})
@@ -48,6 +48,7 @@ type guarded struct {
 	faults          *fault.Faults
 	key             string
 	level           concurrency.Isolation
+	limit           int // of operations, the server's own
 	runs            int
 }
 
@@ -58,7 +59,7 @@ func (g *guarded) run(apply func(concurrency.STM) error, guards ...clientv3.Cmp)
 	return concurrency.NewSTM(g.client, func(stm concurrency.STM) error {
 		g.runs++
 		return apply(stm)
-	}, concurrency.WithIsolation(g.level), concurrency.WithGuard(guards...))
+	}, concurrency.WithIsolation(g.level), concurrency.WithGuard(guards...), concurrency.WithMaxTxnOps(g.limit))
 }
 
 // increment reads and writes.

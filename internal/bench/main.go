@@ -35,6 +35,7 @@ type options struct {
 	quick     bool
 	profile   bool
 	charts    bool
+	contend   bool
 	sessions  []int
 	ttl       int
 	window    time.Duration
@@ -68,6 +69,7 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.profile, "profile", false, "show where this package's side of the workloads spends processor time instead")
 	f.BoolVar(&o.quick, "quick", false, "three rounds of what has limits that no noise excuses; fail beyond them")
 	f.BoolVar(&o.charts, "charts", false, "measure what the pictures show, into out/series.csv")
+	f.BoolVar(&o.contend, "contention", false, "measure transactions on one key instead")
 	f.Func("sessions", "watch idle sessions instead, such as 1000,5000", func(s string) (err error) {
 		o.sessions, err = list(s, strconv.Atoi)
 		return err
@@ -157,6 +159,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 func (o options) measure(ctx context.Context, l *lab) (tables []table, found []string, err error) {
 	if o.sessions != nil {
 		t, err := l.idlers(ctx, o)
+		return []table{t}, nil, err
+	}
+	if o.contend {
+		t, err := l.clashes(ctx, o)
 		return []table{t}, nil, err
 	}
 	chosen := workloads()
