@@ -2,6 +2,9 @@ module example.com/etcd/concurrency
 
 go 1.26.0
 
+// What make builds. The go command ignores it anyway, gofumpt only if told so.
+ignore ./.build
+
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/stretchr/testify v1.12.1
