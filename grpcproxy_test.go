@@ -112,14 +112,14 @@ type distant struct {
 	received          *sightings
 }
 
-// far is a server that tells when it receives renewals.
-type far struct {
+// origin is a server that tells when it receives renewals.
+type origin struct {
 	cluster  *etcdtest.Cluster
 	received sightings
 }
 
-func newFar(t *testing.T) *far {
-	f := &far{}
+func newOrigin(t *testing.T) *origin {
+	f := &origin{}
 	f.cluster = etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) {
 		cfg.GRPCAdditionalServerOptions = append(cfg.GRPCAdditionalServerOptions, f.received.received())
 	}))
@@ -135,7 +135,7 @@ func link(t *testing.T, to string) *fault.Proxy {
 }
 
 // holder opens a session through a proxy of its own, takes a lock and lets a rival wait.
-func (f *far) holder(t *testing.T, opts ...concurrency.SessionOption) *distant {
+func (f *origin) holder(t *testing.T, opts ...concurrency.SessionOption) *distant {
 	t.Helper()
 	p := &distant{sent: &sightings{}, received: &f.received}
 	p.requests = link(t, f.cluster.Endpoint(0))
@@ -187,7 +187,7 @@ func (d *distant) renewed(t *testing.T, n int) time.Time {
 func TestDeadlineBehindAGRPCProxy(t *testing.T) {
 	t.Parallel()
 	const ttl = 6 * time.Second
-	f := newFar(t)
+	f := newOrigin(t)
 	t.Run("is late by what the answer took from the server to the proxy", func(t *testing.T) {
 		t.Parallel()
 		d := f.holder(t, concurrency.WithTTL(int(ttl/time.Second)))
@@ -257,7 +257,7 @@ func TestCutOffsBehindAGRPCProxy(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("TRIALS")); err == nil && n > 0 {
 		trials = n
 	}
-	f := newFar(t)
+	f := newOrigin(t)
 	for _, kind := range []cutKind{
 		{how: "both directions"},
 		{how: "both directions, round trip of 200 ms", delay: 50 * time.Millisecond},
@@ -297,7 +297,7 @@ type cutKind struct {
 }
 
 // cutOffs are n at the same time.
-func (f *far) cutOffs(t *testing.T, kind cutKind, ttl time.Duration, n int) (late, overlap []time.Duration) {
+func (f *origin) cutOffs(t *testing.T, kind cutKind, ttl time.Duration, n int) (late, overlap []time.Duration) {
 	t.Helper()
 	calls, holders := make([]*etcdtest.Call, n), make([]*distant, n)
 	for i := range n {

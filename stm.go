@@ -3,7 +3,6 @@ package concurrency
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 
 	v3 "go.etcd.io/etcd/client/v3"
