@@ -72,7 +72,7 @@ func hours(t *testing.T, otherwise float64) time.Duration {
 
 // Six clients lock under faults of all kinds. The log tells how many times faster than
 // real time that was, and the sum of the trace, which is equal if the runs are.
-// HOURS changes the ten minutes.
+// HOURS changes the five minutes.
 func TestBusy(t *testing.T) {
 	t.Run("clients", func(t *testing.T) { busy(t, false) })
 	t.Run("bare clients", func(t *testing.T) { busy(t, true) })
@@ -80,7 +80,7 @@ func TestBusy(t *testing.T) {
 
 func busy(t *testing.T, bare bool) {
 	const clients = 6
-	span, begin, sum := hours(t, 1./6), time.Now(), fnv.New64a()
+	span, begin, sum := hours(t, 1./12), time.Now(), fnv.New64a()
 	locked := make([]int, clients)
 	var calls, hits int
 	virtual.Run(t, virtual.Options{

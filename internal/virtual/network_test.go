@@ -14,19 +14,20 @@ import (
 	"example.com/etcd/concurrency/internal/virtual"
 )
 
-// under runs f with a client under faults and one without.
+// under runs f with a client under faults and one without. The former is bare: what a fault does
+// is seen as it is, and not through what client/v3 makes of it.
 func under(t *testing.T, f func(b *virtual.Bubble, client *clientv3.Client, n *virtual.Network, plain *clientv3.Client)) {
 	t.Helper()
 	virtual.Run(t, virtual.Options{Seed: 7}, func(b *virtual.Bubble) {
-		client, n := b.Client("faulty")
+		client, n := b.BareClient("faulty")
 		plain, _ := b.Client("plain")
 		f(b, client, n, plain)
 	})
 }
 
-// met is what a Put of 3 s meets: its error, how long it took, and after how long its key
-// stood there, which is negative if it didn't within half a minute.
-func met(t *testing.T, client, plain *clientv3.Client) (err error, took, arrived time.Duration) {
+// met is what a Put of 3 s meets: how long it took, after how long its key stood there, which is
+// negative if it didn't within half a minute, and its error.
+func met(t *testing.T, client, plain *clientv3.Client) (took, arrived time.Duration, err error) {
 	t.Helper()
 	_, err = plain.Delete(context.Background(), "k")
 	require.NoError(t, err)
@@ -49,7 +50,7 @@ func met(t *testing.T, client, plain *clientv3.Client) (err error, took, arrived
 	if d, ok := <-there; ok {
 		arrived = d
 	}
-	return err, took, arrived
+	return took, arrived, err
 }
 
 // Each row of the table does what it says to a call with one answer.
@@ -125,12 +126,12 @@ func TestFaultsOfCalls(t *testing.T) {
 			under(t, func(b *virtual.Bubble, client *clientv3.Client, n *virtual.Network, plain *clientv3.Client) {
 				t := b.T()
 				n.Set(fault, 1)
-				err, took, arrived := met(t, client, plain)
+				took, arrived, err := met(t, client, plain)
 				check(t, err, took, arrived)
 				require.Equal(t, map[string]int{fault: 1}, b.Faults())
 				n.Calm()
 				b.Sleep(virtual.Longest)
-				err, took, arrived = met(t, client, plain)
+				took, arrived, err = met(t, client, plain)
 				require.NoError(t, err)
 				require.Less(t, took, soon)
 				require.Positive(t, arrived)

@@ -16,8 +16,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 )
 
@@ -101,12 +101,17 @@ func write(dir string) error {
 	if err != nil {
 		return err
 	}
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		return fmt.Errorf("go env GOROOT: %w", err)
+	}
+	src := filepath.Join(strings.TrimSpace(string(root)), "src", "runtime")
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
 	replace := make(map[string]string)
 	for name, changes := range edits {
-		from, to := filepath.Join(runtime.GOROOT(), "src", "runtime", name), filepath.Join(dir, name)
+		from, to := filepath.Join(src, name), filepath.Join(dir, name)
 		text, err := os.ReadFile(from)
 		if err != nil {
 			return err
