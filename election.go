@@ -96,8 +96,9 @@ func (e *Election) Proclaim(ctx context.Context, val string) error {
 // this handle does not lead, or not any more.
 //
 // It costs one call, repeated over transient faults until ctx ends, which is then
-// its error; others are etcd's. After an error the key may or may not be deleted yet: when
-// ctx has ended the deletion goes on in the background. Resign can be repeated.
+// its error; others are etcd's. After an error the key may or may not be deleted yet, this
+// handle does not lead, and the deletion goes on in the background until it is carried out
+// or the lease is gone. Resign can be repeated.
 func (e *Election) Resign(ctx context.Context) error {
 	led, _ := e.state()
 	if led == nil {

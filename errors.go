@@ -16,7 +16,8 @@ var (
 	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock] and
 	// [Election.Campaign] when their key in etcd is gone, because the lease was lost
 	// or revoked or somebody deleted the key. It is also the cause with which
-	// [Session.Ctx] ends when the lease was lost.
+	// [Session.Ctx] ends when the lease was lost. If Session.Ctx lives when a call returns
+	// it, the key alone is gone, and the session can be used further.
 	ErrSessionExpired = errors.New("mutex: session is expired")
 
 	// ErrLockReleased is returned by [Mutex.Unlock] when the handle holds no lock.

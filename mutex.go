@@ -44,10 +44,14 @@ func (m *Mutex) TryLock(ctx context.Context) error {
 // no server can be reached, with ctx's error when ctx ends, and with
 // [ErrSessionExpired] when its key is gone or the lease is lost. Transient faults
 // don't end it: lost connections, elections among the servers, compactions, lost
-// answers. Permanent errors of etcd do and are returned as they are:
-// rpctypes.ErrLeaseNotFound says that the lease was gone before, and
+// answers, slow or silent members. Permanent errors of etcd do and are returned as they
+// are: rpctypes.ErrLeaseNotFound says that the lease was gone before, and
 // rpctypes.ErrPermissionDenied that the user may not write here. The closing of the
 // client ends it with [context.Canceled].
+//
+// After an error, [Session.Ctx] tells whether to open a new session: if it has ended, the
+// lease is gone or can't be used any more. If it lives after [ErrSessionExpired], the key
+// alone was deleted, and Lock may be called again.
 //
 // A Lock that fails takes its key away again, in the background if that takes long:
 // at the latest the key goes with the lease.
@@ -70,9 +74,9 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 // no lock, and nil if the lock was lost meanwhile, which the session tells.
 //
 // It costs one call, repeated over transient faults until ctx ends, which is then
-// its error; others are etcd's. After an error the key may or may not be deleted yet, and
-// the session will not be given the lock by it again: when ctx has ended the deletion goes
-// on in the background. Unlock can be repeated.
+// its error; others are etcd's. After an error the key may or may not be deleted yet. The
+// session will not be given the lock by it again, and the deletion goes on in the
+// background until it is carried out or the lease is gone. Unlock can be repeated.
 func (m *Mutex) Unlock(ctx context.Context) error {
 	held, _ := m.state()
 	if held == nil {
@@ -91,7 +95,10 @@ func (m *Mutex) Unlock(ctx context.Context) error {
 // it is false.
 func (m *Mutex) IsOwner() v3.Cmp { return m.stands() }
 
-// Key returns the key in etcd by which the lock is held, "" if it is not.
+// Key returns the key in etcd by which the lock is held, "" if it is not. A lock is not held
+// any more as soon as this process knows of the loss: the session has ended by a loss or by
+// Close, a call or the watch of [Mutex.Ctx] has seen that the key is gone, or another handle of
+// the session has begun to release it.
 func (m *Mutex) Key() string { return m.ticket().key }
 
 // Rev returns the create revision of the key by which the lock is held, 0 if it is
@@ -113,15 +120,19 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 // server can be reached or not. If the handle holds no lock, it has ended already; that
 // of an orphaned session too, since nobody here knows when its lease ends.
 //
+// Its Err looks at the clock, so that a process which was stopped past the deadline sees the
+// end at once. Contexts that are derived from it end when a timer runs, a moment later.
+//
 // The first call after the lock was taken reads the key once and watches it, in the
-// background, until the context ends. A key that can't be watched for a permanent reason,
+// background, until the context ends. A member that falls silent is noticed within the TTL. A key that can't be watched for a permanent reason,
 // such as a missing permission, ends the context with that error.
 func (m *Mutex) Ctx() context.Context { return m.context() }
 
 // Do runs work while the lock is held: it takes the lock as [Mutex.Lock] does, calls
 // work with a context that ends with ctx and with the ownership, as [Mutex.Ctx] does,
 // and releases the lock when work has returned, never under it. If ctx has ended by
-// then, the release goes on in the background after half a second at the latest.
+// then, the release goes on in the background after half a second at the latest. A release
+// that is refused goes on in the background too.
 //
 // Its error is that of Lock, with which work was not run, or else work's, the cause of a
 // loss of the lock while work ran, and the release's, joined if there are several. It

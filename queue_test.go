@@ -1,6 +1,7 @@
 package concurrency
 
 import (
+	"context"
 	"math/rand/v2"
 	"runtime"
 	"testing"
@@ -294,4 +295,45 @@ func TestWeakMapSweepsItself(t *testing.T) {
 		require.Less(t, len(m.of), 1000)
 	}
 	require.Same(t, kept, m.get(-1, nil))
+}
+
+// A process that was stopped looks at a context before any timer or goroutine of its own has
+// run. The first look says that the ownership is over: its deadline has passed, or another
+// handle has released the ticket.
+func TestOwnershipContextsLookAtTheClock(t *testing.T) {
+	for how, end := range map[string]func(l *lease, g *grant){
+		"the deadline": func(l *lease, _ *grant) {
+			l.clock.mu.Lock()
+			defer l.clock.mu.Unlock()
+			l.clock.deadline = time.Now()
+		},
+		"the grant": func(_ *lease, g *grant) { g.over.Store(true) },
+	} {
+		t.Run(how, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			l := &lease{client: v3.NewCtxClient(t.Context()), done: make(chan struct{}), end: cancel}
+			l.ctx = punctual{ctx, l.expire}
+			l.lost, l.setLost = context.WithCancel(t.Context())
+			l.clock.deadline, l.clock.timer = time.Now().Add(time.Hour), time.NewTimer(time.Hour)
+			l.closed = true // nothing watches
+			o := &ownership{queue: newQueue(&Session{ctx: l.ctx, lease: l}, "name"), released: lockReleased}
+			acquire := func() (*grant, error) {
+				o.held = &grant{ticket: ticket{"name/1", 1}}
+				return o.held, nil
+			}
+			l.seats = &seats{of: map[string]*seat{}}
+			_ = o.during(t.Context(), acquire, func(work context.Context) error {
+				owned := o.context()
+				require.NoError(t, owned.Err())
+				require.NoError(t, work.Err())
+				end(l, o.held)
+				require.Error(t, work.Err())
+				require.Equal(t, ErrSessionExpired, context.Cause(work))
+				require.Error(t, owned.Err())
+				require.Equal(t, ErrSessionExpired, context.Cause(owned))
+				l.setLost() // so that the release makes no call
+				return nil
+			})
+		})
+	}
 }

@@ -3,6 +3,7 @@ package concurrency
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	v3 "go.etcd.io/etcd/client/v3"
@@ -19,6 +20,7 @@ type watcher struct {
 	news   chan v3.WatchResponse
 	cancel context.CancelFunc
 	done   chan struct{}
+	begun  atomic.Bool // a server has answered, and the watch has not broken since
 }
 
 // watch starts a watch of the key for events after the revision from. If from is 0, the watch
@@ -35,7 +37,7 @@ func watch(
 	ctx context.Context, client *v3.Client, patience time.Duration, key string, from int64, opts ...v3.OpOption,
 ) *watcher {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(ctx))
-	w := &watcher{key, make(chan v3.WatchResponse), cancel, make(chan struct{})}
+	w := &watcher{key: key, news: make(chan v3.WatchResponse), cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		start := []v3.OpOption{v3.WithRev(from)}
@@ -71,8 +73,10 @@ func (w *watcher) forward(ctx context.Context, client *v3.Client, silence time.D
 	defer cancel()
 	silent := time.AfterFunc(silence, cancel)
 	defer silent.Stop()
+	defer w.begun.Store(false)
 	for resp := range client.Watch(ctx, w.key, opts...) {
 		silent.Stop()
+		w.begun.Store(true)
 		if resp.Err() != nil || !w.tell(ctx, resp) {
 			return
 		}
@@ -127,13 +131,14 @@ type keptWatch struct {
 	closed bool
 }
 
-// keep keeps w, whose user has looked at rev last.
+// keep keeps w, whose user has looked at rev last. A watch that has not begun may never do so,
+// and is still inside a call that the program does not know of.
 func (k *keptWatch) keep(w *watcher, rev int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	older := k.watch
 	defer func() { older.stop() }()
-	if k.closed {
+	if k.closed || !w.begun.Load() {
 		older = w
 		return
 	}

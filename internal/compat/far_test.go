@@ -293,14 +293,28 @@ func (p *party) toldEnds(err error) error {
 	return nil
 }
 
+// settled waits for a second without a renewal. Upstream sends the first one at once, and would
+// be told of the revocation by its answer.
+func (p *party) settled() {
+	left := int64(0)
+	etcdtest.Eventually(p, func() bool {
+		resp, err := p.plain.TimeToLive(p.Context(), p.session.Lease())
+		p.must(err)
+		left = max(left, resp.TTL)
+		return p.ours || resp.TTL < left
+	}, "a second without a renewal")
+}
+
 func endedWhenTold(e *env) error {
 	p := e.party(partyOptions{ttl: 60})
+	p.settled()
 	p.revoke()
 	return p.toldEnds(p.acquire(e.Context()))
 }
 
 func endedWhenTryIsTold(e *env) error {
 	p := e.party(partyOptions{ttl: 60})
+	p.settled()
 	p.revoke()
 	return p.toldEnds(e.newMutex(p.session, e.name).TryLock(e.Context()))
 }
