@@ -44,7 +44,8 @@ lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, forbidden
 	@echo "== formatting, imports, words, comments, lengths"
 	@$(call none,$(TOOL) gofumpt -l .)
 	@$(call none,go list -f '{{join .Imports "\n"}}' . | awk '/^[^\/]*\./ && \
-		$$0 != "$(CLIENT)" && !/^go\.etcd\.io\/etcd\/api\/v3\//')
+		$$0 != "$(CLIENT)" && !/^go\.etcd\.io\/etcd\/api\/v3\// && \
+		!/^google\.golang\.org\/grpc\/(codes|status|connectivity)$$/')
 	@$(call nowhere,--exclude='*.sum',\b(TOD[O]|FIXM[E]|XX[X])\b)
 	@$(call nowhere,--include='*_test.go',time\.Sleep)
 	@$(call nowhere,--include='*.go',\.Skip(f|Now)?\b)

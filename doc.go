@@ -96,8 +96,8 @@
 // members without a quorum, compactions, lost answers. They end with the caller's
 // context within a second even if no server can be reached. What an unanswered call
 // may have left behind is cleaned up in the background, for as long as the lease lives,
-// which bounds everything: no key outlives it. [Election.Proclaim] and the commit of a
-// transaction are never repeated, because a repetition might overwrite what others
+// which bounds everything: no key outlives it. [Election.Proclaim] and a commit that
+// writes are never repeated, because a repetition might overwrite what others
 // wrote in between. What etcd's client does below is not in this package's hand: it sends
 // a call again when a server, or a gateway before it, answers with a status of Canceled or
 // DeadlineExceeded while the caller's context lives (client/v3 retry_interceptor.go).
@@ -165,7 +165,11 @@
 //     order (T8). [ErrCommitUnknown] tells of a commit that was not answered, also when
 //     the abort context ended during it (T9).
 //   - Reads that are not pinned to a snapshot are linearizable, at every level.
-//   - A transaction that only read sends no commit, so its response has no Responses
-//     and its header is that of its first read.
+//   - A transaction that only read sends no commit, except at [RepeatableReads], so its
+//     response has no Responses and the header of its reads. A header is never older
+//     than an answer that the client had before (T13).
+//   - A commit that was not sent is not [ErrCommitUnknown] (T12). Reads of several keys
+//     ride out what a Get does (T14). Goroutines of one client that conflict commit
+//     one after the other, the oldest first (T15).
 //   - [SessionOption] takes no logger.
 package concurrency
