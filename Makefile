@@ -148,6 +148,8 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 		-update PERFORMANCE.md -name profile
 	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, quiet$$|Campaign|TryLock|reads' \
 		-update PERFORMANCE.md -name rtt
+	$(BENCH) -contention -rounds 5 -window 5s -rtt 0,2ms,10ms,40ms -update PERFORMANCE.md -name contention
+	$(BENCH) -contention -rounds 5 -window 5s -members 3 -fsync -update PERFORMANCE.md -name contention-3
 	$(BENCH) -sessions 1000,5000 -update PERFORMANCE.md -name sessions
 	$(BENCH) -rounds 3 $(BENCHFLAGS) -charts -out testdata/performance -name series
 	go run -C internal/bench/chart . $(CURDIR)/testdata/performance/series.csv $(CURDIR)/testdata/performance

@@ -126,8 +126,8 @@
 // has ended before the call returns. If Session.Ctx has not ended, only the key was
 // deleted, and the session can lock again.
 //
-// [Election.Proclaim] and the commit of a transaction are never repeated, because a
-// repetition might overwrite what others wrote in between. etcd's client repeats calls
+// [Election.Proclaim] and a commit that writes are never repeated, because a repetition
+// might overwrite what others wrote in between. etcd's client repeats calls
 // below this package. It does so when a server, or a gateway before it, answers with the
 // status Canceled or DeadlineExceeded while the caller's context lives (client/v3
 // retry_interceptor.go).

@@ -47,7 +47,8 @@ const (
 	// Serializable is the same, except that keys only written don't conflict.
 	Serializable
 	// RepeatableReads reads each key once, at revisions of their own, and conflicts
-	// with later changes of a key read.
+	// with later changes of a key read. Its reads are linearizable, so that a function that
+	// ends with an error for what it has read does not do so for an old value.
 	RepeatableReads
 	// ReadCommitted reads each key once, and conflicts with nothing.
 	ReadCommitted
