@@ -576,6 +576,7 @@ const (
 // does afterwards, the contexts of sessions that live.
 func pausedBeyondDeadline(e *env) error {
 	cmd := exec.CommandContext(e.Context(), os.Args[0], "-test.run=^TestPaused$")
+	etcdtest.DieWithParent(cmd)
 	cmd.Env = append(os.Environ(), pausedServer+"="+e.cluster.Endpoint(0), pausedLibrary+"="+e.library.name)
 	out, err := cmd.StdoutPipe()
 	e.must(err)
