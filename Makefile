@@ -11,7 +11,7 @@ TOOL := go tool -modfile=tools.mod
 GOTEST := go test -race -shuffle=on -timeout=20m
 
 # What `check` runs, cheap first.
-CHECKS := lint api cover others fuzz bench-quick chaos-quick
+CHECKS := lint api cover others services fuzz bench-quick chaos-quick
 # The packages whose tests count for the coverage of the package in the root.
 CONTRACT := . ./internal/compat
 COVERAGE := 95
@@ -40,7 +40,7 @@ check: ## everything that has to hold before a merge, with the seconds each part
 		echo "== $$part: $$((SECONDS - start)) s"; \
 	done
 
-lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, forbidden words, lengths
+lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, words, lengths, edits of the mutants
 	@echo "== formatting, imports, words, comments, lengths"
 	@$(call none,$(TOOL) gofumpt -l .)
 	@$(call none,go list -f '{{join .Imports "\n"}}' . | awk '/^[^\/]*\./ && \
@@ -53,9 +53,12 @@ lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, forbidden
 	@go list -f '{{$$d := .Dir}}{{range .GoFiles}}{{$$d}}/{{println .}}{{end}}' ./... | \
 		xargs awk -f testdata/lint.awk
 	go vet ./...
+	GOARCH=386 CGO_ENABLED=0 go vet ./...
+	GOOS=windows CGO_ENABLED=0 go vet ./...
 	$(TOOL) staticcheck -checks=all ./...
 	go fix -diff ./...
 	go mod tidy -diff
+	$(MUTANTS) -check
 
 api: | .build ## the exported API against upstream's: only what testdata/api.except lists may differ
 	$(TOOL) apidiff $(CLIENT)/concurrency . >.build/api.txt
@@ -80,11 +83,29 @@ fuzz: ## every fuzz target of the package in the root for FUZZTIME (30s)
 			-fuzzminimizetime 1x .; \
 	done
 
-interop: ## the demo, the contract and etcdctl's lock and elect, against the etcd on PATH
+interop: services ## etcd's services on this package; the demo, the contract and etcdctl against the etcd on PATH
 	@for program in etcd etcdctl; do command -v $$program >/dev/null || { \
 		echo "interop needs $$program on PATH (Debian: etcd-server, etcd-client)"; exit 1; }; done
 	ETCD_BINARY=$$(command -v etcd) go run ./internal/demo $(DEMOFLAGS)
 	ETCD_BINARY=$$(command -v etcd) $(GOTEST) $(CONTRACT) ./internal/interop
+
+# etcd's client module with this package in it, and a go.mod by which etcd is built on it.
+SWAP := .build/swap
+services: ## etcd's lock and election services, by gRPC and HTTP, with etcd built on this package
+	go run ./internal/interop/swap -out $(SWAP)
+	$(GOTEST) -modfile=$(SWAP)/go.mod ./internal/interop/services -args -swapped
+
+ETCD_TEST := go test -modfile=$(SWAP)/go.mod -mod=mod -count=1 -timeout=20m
+ETCD_TESTS := go.etcd.io/etcd/tests/v3/integration
+# The one of etcd's tests that ends otherwise here, and how: see COMPAT.md.
+OTHERWISE := TestElectionWithAuthEnabled
+etcd-tests: | .build ## etcd's own tests of what uses upstream's package, on this one; downloads them as a Go module
+	go run ./internal/interop/swap -out $(SWAP) -tests
+	$(ETCD_TEST) -run 'Election|STM|V3Lock' -skip '^$(OTHERWISE)$$' $(ETCD_TESTS)
+	$(ETCD_TEST) $(ETCD_TESTS)/clientv3/concurrency $(ETCD_TESTS)/clientv3/experimental/recipes
+	$(ETCD_TEST) -run 'Leasing|LeaseDeleteRange|LeaseFailureOverlap' $(ETCD_TESTS)/clientv3/lease
+	! $(ETCD_TEST) -run '^$(OTHERWISE)$$' $(ETCD_TESTS) >.build/otherwise.txt
+	grep -q 'Error: \[Campaign\] .*: mutex: session is expired' .build/otherwise.txt
 
 compat: export TRIALS := $(TRIALS)
 compat: ## the contract on upstream's package and on this one, case by case; TRIALS=240 for the long run
@@ -96,8 +117,15 @@ cut-offs: ## holders cut off at random: the context of the ownership ends before
 	$(GOTEST) -count=1 -v -timeout=60m -run '^TestCtxEndsBeforeARivalIsIn$$' . | \
 		awk '/cut-offs|--- FAIL|^panic|^ok|^FAIL/'
 
-mutants: ## takes each rule out in turn: the tests have to notice; ONLY=regexp, FULL=1
-	bash testdata/mutants/run.sh
+proxied: export TRIALS := $(or $(TRIALS),48)
+proxied: ## how late sessions end whose gRPC proxy is cut off from the server; TRIALS=48
+	$(GOTEST) -count=1 -v -timeout=60m -run 'BehindAGRPCProxy$$' . | \
+		awk '/: (\||the answer)|--- FAIL|^panic|^ok|^FAIL/'
+
+MUTANTS := go run ./internal/mutants
+MUTANTFLAGS = $(if $(ONLY),-only '$(ONLY)') $(if $(FULL),-full) $(if $(LIMIT),-limit $(LIMIT)) $(if $(JOBS),-jobs $(JOBS))
+mutants: ## takes each rule out in turn: the tests have to notice; ONLY=regexp FULL=1 LIMIT=1m JOBS=1
+	$(MUTANTS) $(MUTANTFLAGS)
 
 # The race detector runs along, and the evidence of a violation is left in .build/chaos.
 CHAOS := go run -race ./internal/chaos -evidence .build/chaos
@@ -109,7 +137,8 @@ chaos-quick: | .build ## the same for 20 s, with patience for a machine that is 
 	$(CHAOS) -duration 20s -grace 20s
 
 chaos-mutants: ## takes rules out whose loss is dangerous: the chaos run has to notice; ONLY=regexp
-	CHAOS='-duration 6m -grace 20s -fail-fast' bash testdata/mutants/run.sh
+	$(MUTANTS) $(MUTANTFLAGS) -under chaos -build 'go build -o $$BIN ./internal/chaos' \
+		-command '$$BIN -duration 6m -grace 20s -fail-fast $$FLAGS' -found ', by here, at ' -round '^== seed'
 
 BENCH := go run ./internal/bench
 bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
@@ -119,6 +148,8 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 		-update PERFORMANCE.md -name profile
 	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, quiet$$|Campaign|TryLock|reads' \
 		-update PERFORMANCE.md -name rtt
+	$(BENCH) -contention -rounds 5 -window 5s -rtt 0,2ms,10ms,40ms -update PERFORMANCE.md -name contention
+	$(BENCH) -contention -rounds 5 -window 5s -members 3 -fsync -update PERFORMANCE.md -name contention-3
 	$(BENCH) -sessions 1000,5000 -update PERFORMANCE.md -name sessions
 	$(BENCH) -rounds 3 $(BENCHFLAGS) -charts -out testdata/performance -name series
 	go run -C internal/bench/chart . $(CURDIR)/testdata/performance/series.csv $(CURDIR)/testdata/performance
@@ -129,5 +160,5 @@ bench-quick: ## call counts, raft entries and the hand-over against upstream, in
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo test check lint api cover others fuzz interop compat cut-offs mutants chaos chaos-quick chaos-mutants bench \
-	bench-quick
+.PHONY: help demo test check lint api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
+	chaos chaos-quick chaos-mutants bench bench-quick

@@ -142,8 +142,8 @@ func TestGoldenFilesAreUsed(t *testing.T) {
 }
 
 // newAttempt is an attempt that has read and written.
-func newAttempt(lvl level, reads map[string]int64, write func(stm STM)) *attempt {
-	a := &attempt{level: lvl, reads: map[string]*mvccpb.KeyValue{}}
+func newAttempt(lvl level, reads map[string]int64, apply func(stm STM)) *attempt {
+	a := &attempt{level: lvl, reads: map[string]*mvccpb.KeyValue{}, written: map[string]*write{}}
 	if len(reads) > 0 {
 		a.header = &pb.ResponseHeader{Revision: pinned}
 	}
@@ -153,8 +153,8 @@ func newAttempt(lvl level, reads map[string]int64, write func(stm STM)) *attempt
 			a.reads[key] = &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}
 		}
 	}
-	if write != nil {
-		write(a)
+	if apply != nil {
+		apply(a)
 	}
 	return a
 }

@@ -36,7 +36,7 @@ func eachLevel(t *testing.T, test func(t *testing.T, g *guarded)) {
 			c := client(t)
 			g := &guarded{
 				client: c, faults: counted(t, c), outside: client(t), key: prefix(t),
-				level: concurrency.Isolation(level),
+				level: concurrency.Isolation(level), limit: 128,
 			}
 			test(t, g)
 		})
@@ -48,6 +48,7 @@ type guarded struct {
 	faults          *fault.Faults
 	key             string
 	level           concurrency.Isolation
+	limit           int // of operations, the server's own
 	runs            int
 }
 
@@ -58,7 +59,7 @@ func (g *guarded) run(apply func(concurrency.STM) error, guards ...clientv3.Cmp)
 	return concurrency.NewSTM(g.client, func(stm concurrency.STM) error {
 		g.runs++
 		return apply(stm)
-	}, concurrency.WithIsolation(g.level), concurrency.WithGuard(guards...))
+	}, concurrency.WithIsolation(g.level), concurrency.WithGuard(guards...), concurrency.WithMaxTxnOps(g.limit))
 }
 
 // increment reads and writes.
@@ -343,15 +344,15 @@ func former(t *testing.T, kind func(*concurrency.Session, string) holder) {
 	}
 	wg.Wait()
 	require.Equal(t, int64(3*5*3), refused.Load())
-	end, err := c.Put(t.Context(), key, strconv.Itoa(1<<62))
+	end, err := c.Put(t.Context(), key, strconv.FormatInt(1<<62, 10))
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	last, writes := 0, 0
+	last, writes := int64(0), 0
 	for resp := range c.Watch(ctx, key, clientv3.WithRev(start.Header.Revision)) {
 		require.NoError(t, resp.Err())
 		for _, ev := range resp.Events {
-			token, err := strconv.Atoi(string(ev.Kv.Value))
+			token, err := strconv.ParseInt(string(ev.Kv.Value), 10, 64)
 			require.NoError(t, err)
 			require.GreaterOrEqual(t, token, last)
 			last = token

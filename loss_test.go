@@ -304,6 +304,7 @@ func startChild(tb testing.TB, task childTask) *paused {
 	self, err := os.Executable()
 	require.NoError(tb, err)
 	cmd := exec.CommandContext(tb.Context(), self, "-test.run=^TestPausedChild$", "-test.timeout=60s")
+	etcdtest.DieWithParent(cmd)
 	cmd.Env = append(os.Environ(), childEnv+"="+string(env))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

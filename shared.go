@@ -10,7 +10,8 @@ import (
 // shared is what the sessions and the transactions of one client have in common. It
 // lives for as long as a session or a running transaction of the client refers to it.
 type shared struct {
-	renewals renewals
+	renewals   renewals
+	contention contention // of the transactions
 
 	mu    sync.Mutex                 // guards seats; never held across a call
 	seats weakMap[v3.LeaseID, seats] // sessions on one lease have the same

@@ -30,12 +30,12 @@ import (
 //  4. After a commit the store holds exactly what it held before and what was written,
 //     all of it at the revision of the response.
 //  5. The response has one answer for each key written, in the order in which they were
-//     first written, and a read-only transaction the revision of its first read.
+//     first written, and a read-only transaction the revision of its first read, or of
+//     its last at the level that has no snapshot and checks nothing.
 //  6. A function that returns an error is given it back, and nothing is written.
 //  7. It costs one call for each Get or Rev that meets a key that is not known, and one
-//     for each commit. A conflict's answer makes all keys known that were read before it,
-//     unless a pause follows, as after the third to the sixth conflict in a row over one
-//     key, or the second to the fourth if each time nothing was written after that key.
+//     for each commit. A conflict's answer makes all keys known that were read before it.
+//     If a pause follows, these keys are read anew, by one call more.
 //
 // The input is a program, see [program]. Whatever the bytes, it means something. The
 // server is the process's own, so that its revisions are known in advance.
@@ -198,8 +198,6 @@ type run struct {
 	pin    map[string]entry // the snapshot; nil: nothing was read yet
 	pinRev int64
 	known  map[string]entry // what the conflict's answer held
-	heat   int              // two or three for each conflict in a row that may have been over one of the keys in hot
-	hot    []string
 	calls  *int
 }
 
@@ -217,7 +215,7 @@ func (m *model) transaction(t *testing.T, tx transaction) {
 		last := r
 		r = &run{model: m, tx: tx, reads: map[string]entry{}, calls: &calls}
 		if last != nil {
-			r.pin, r.pinRev, r.known, r.heat, r.hot = last.pin, last.pinRev, last.known, last.heat, last.hot
+			r.pin, r.pinRev, r.known = last.pin, last.pinRev, last.known
 		}
 		r.fetch(tx.prefetch)
 		for _, s := range tx.steps {
@@ -236,7 +234,8 @@ func (m *model) transaction(t *testing.T, tx transaction) {
 		require.NoError(t, err)
 		r.commit(t, resp)
 	}
-	require.Equal(t, calls, m.faults.KV(), "calls: %v", m.faults)
+	require.GreaterOrEqual(t, m.faults.KV(), calls, "calls: %v", m.faults)
+	require.LessOrEqual(t, m.faults.KV(), calls+attempts-1, "calls: %v", m.faults)
 }
 
 // step does one thing on both.
@@ -319,7 +318,7 @@ func (r *run) fetch(keys []string) {
 			r.reads[key] = e
 			continue
 		}
-		if r.pin == nil && levels[r.tx.level].snapshot {
+		if r.pin == nil || !levels[r.tx.level].snapshot {
 			r.pin, r.pinRev = maps.Clone(r.state), r.rev
 		}
 		call = true
@@ -357,9 +356,7 @@ func (r *run) conflict(t *testing.T) {
 	require.True(t, r.conflicts(), "another attempt for nothing")
 	*r.calls++
 	r.pin, r.known = nil, nil
-	r.warm()
-	paused := 6 <= r.heat && r.heat <= 12
-	if levels[r.tx.level].snapshot && !paused {
+	if levels[r.tx.level].snapshot {
 		r.pin, r.pinRev, r.known = maps.Clone(r.state), r.rev, map[string]entry{}
 		for key := range r.reads {
 			r.known[key] = r.state[key]
@@ -367,37 +364,11 @@ func (r *run) conflict(t *testing.T) {
 	}
 }
 
-// warm counts the conflicts over one key. Levels without a snapshot are not told which keys
-// have changed, and none is told of keys only written: then it may be any. One over the key
-// written last counts three, else two.
-func (r *run) warm() {
-	var changed, again []string
-	counts := 2
-	for key, e := range r.reads {
-		if levels[r.tx.level].snapshot && r.state[key].rev != e.rev {
-			changed = append(changed, key)
-			if r.state[key].rev == r.rev {
-				counts = 3
-			}
-			if slices.Contains(r.hot, key) {
-				again = append(again, key)
-			}
-		}
-	}
-	switch {
-	case len(again) > 0:
-		r.hot = again
-	case len(changed) > 0:
-		r.hot, r.heat = changed, 0
-	}
-	r.heat += counts
-}
-
 // commit checks the response and carries out the writes (properties 4 and 5).
 func (r *run) commit(t *testing.T, resp *clientv3.TxnResponse) {
 	require.True(t, resp.Succeeded)
 	require.Len(t, resp.Responses, len(r.wrote))
-	if len(r.wrote) == 0 && len(r.reads) > 0 && levels[r.tx.level].snapshot {
+	if l := levels[r.tx.level]; len(r.wrote) == 0 && len(r.reads) > 0 && (l.snapshot || !l.checkReads) {
 		require.Equal(t, r.pinRev, resp.Header.Revision)
 		return
 	}

@@ -21,6 +21,7 @@ import (
 	"go.etcd.io/etcd/client/v3/namespace"
 	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
@@ -215,7 +216,7 @@ func TestSTMCosts(t *testing.T) {
 	}
 	for _, l := range levels {
 		reads := 1
-		if !l.snapshot {
+		if l.checkReads && !l.snapshot {
 			reads = 2 // the commit asks whether the values still hold
 		}
 		costs("one Get", l.level, reads, 0, func(stm concurrency.STM) { stm.Get(s.key("a")) })
@@ -236,8 +237,9 @@ func TestSTMCosts(t *testing.T) {
 			stm.Put(s.key("a"), "1")
 			stm.Get(s.key("a"))
 		})
-		costs("no keys", l.level, 1, 0, func(stm concurrency.STM) { stm.Get() })
-		costs("nothing", l.level, 1, 0, func(concurrency.STM) {})
+		// There is no key to ask for: what makes the answer a new one is an entry of the log.
+		costs("no keys", l.level, 1, 1, func(stm concurrency.STM) { stm.Get() })
+		costs("nothing", l.level, 1, 1, func(concurrency.STM) {})
 	}
 }
 
@@ -556,47 +558,6 @@ func TestSTMAfterAConflict(t *testing.T) {
 			require.Equal(t, []string{"11", "22"}, seen, l.name)
 		}
 	})
-	t.Run("a pause makes what was seen old, so that all is read anew, sooner when nothing else is written", func(t *testing.T) {
-		t.Parallel()
-		for _, test := range []struct {
-			other bool // another key is written after each conflict
-			after []int
-		}{{true, []int{3, 4, 5, 6}}, {false, []int{2, 3, 4}}} {
-			s := newSpace(t, etcdtest.New(t))
-			const conflicts = 7
-			var paused []int // after which conflicts
-			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
-				reads := s.faults.Count(fault.Get)
-				stm.Put(s.key("z"), stm.Get(s.key("x")))
-				if attempt > 1 && s.faults.Count(fault.Get) > reads {
-					paused = append(paused, attempt-1)
-				}
-				if attempt <= conflicts {
-					s.put(t, "x", strconv.Itoa(attempt))
-					if test.other {
-						s.put(t, "other", "o")
-					}
-				}
-			})
-			require.Equal(t, conflicts+1, attempts)
-			require.Equal(t, test.after, paused)
-			require.Equal(t, conflicts+1, s.faults.Count(fault.Txn))
-			require.Equal(t, strconv.Itoa(conflicts), s.value(t, "z"))
-		}
-	})
-	t.Run("conflicts over one key and another take no pause", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		const conflicts = 7
-		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
-			stm.Put(s.key("z"), stm.Get(s.key("x"), s.key("y")))
-			if attempt <= conflicts {
-				s.put(t, []string{"x", "y"}[attempt%2], strconv.Itoa(attempt))
-			}
-		})
-		require.Equal(t, conflicts+1, attempts)
-		require.Equal(t, 1+conflicts+1, s.faults.KV(), "one read of both, and the commits")
-	})
 	t.Run("a read-only attempt can follow", func(t *testing.T) {
 		t.Parallel()
 		s := newSpace(t, server(t))
@@ -717,6 +678,47 @@ func TestSTMAbortContext(t *testing.T) {
 		require.ErrorIs(t, err, context.Canceled)
 		require.Equal(t, "1", s.value(t, "x"))
 	})
+	t.Run("that ends during the commit is told, whatever the commit's own error says", func(t *testing.T) {
+		t.Parallel()
+		for told, cause := range map[error]error{
+			rpctypes.ErrTimeoutDueToLeaderFail:                         context.Canceled,         // it ends meanwhile
+			status.Error(codes.DeadlineExceeded, "told by the server"): context.DeadlineExceeded, // first
+		} {
+			s := newSpace(t, server(t))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			if cause == context.Canceled {
+				s.faults.After(fault.Txn, 1, func(error) { cancel() })
+			}
+			s.faults.LoseAnswer(fault.Txn, 1, told)
+			_, err := concurrency.NewSTM(s.client, write([]string{s.key("x")}), concurrency.WithAbortContext(ctx))
+			require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+			require.ErrorIs(t, err, cause)
+			require.ErrorIs(t, err, told)
+		}
+	})
+	t.Run("that ends before, or a client that was closed, sends nothing", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Put(s.key("x"), "1")
+			return s.client.Close()
+		}, concurrency.WithAbortContext(t.Context()))
+		require.Equal(t, context.Canceled, err)
+		require.Zero(t, s.faults.KV())
+		_, err = concurrency.NewSTM(s.client, func(concurrency.STM) error {
+			t.Error("the function was run")
+			return nil
+		}, concurrency.WithAbortContext(t.Context()))
+		require.Equal(t, context.Canceled, err)
+	})
+	t.Run("is needed for a client that was put together by hand", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(&clientv3.Client{KV: s.client.KV}, write([]string{s.key("x")}),
+			concurrency.WithAbortContext(t.Context()))
+		require.NoError(t, err)
+	})
 	t.Run("is the client's by default", func(t *testing.T) {
 		t.Parallel()
 		c := client(t)
@@ -796,75 +798,273 @@ func TestSTMPrefetch(t *testing.T) {
 	})
 }
 
+// write puts the keys.
+func write(keys []string) func(stm concurrency.STM) error {
+	return func(stm concurrency.STM) error {
+		for _, key := range keys {
+			stm.Put(key, "v")
+		}
+		return nil
+	}
+}
+
 func TestSTMLimit(t *testing.T) {
 	t.Parallel()
-	write := func(keys []string) func(stm concurrency.STM) error {
-		return func(stm concurrency.STM) error {
-			for _, key := range keys {
-				stm.Put(key, "v")
-			}
-			return nil
-		}
-	}
-	t.Run("129 writes fail with the numbers before anything is sent", func(t *testing.T) {
+	limit := concurrency.WithMaxTxnOps
+	t.Run("128 writes are carried out, 129 are refused by the server, as it says it", func(t *testing.T) {
 		t.Parallel()
 		for _, l := range levels {
 			s := newSpace(t, server(t))
-			_, err := concurrency.NewSTM(s.client, write(s.keys(129)), concurrency.WithIsolation(l.level))
-			require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
-			for _, number := range []string{"129 writes", "0 checked keys", "the limit of 128"} {
-				require.ErrorContains(t, err, number)
-			}
-			require.Zero(t, s.faults.Count(fault.Txn))
+			_, err := concurrency.NewSTM(s.client, write(s.keys(128)), concurrency.WithIsolation(l.level))
+			require.NoError(t, err)
+			require.Equal(t, "v", s.value(t, "127"))
+			_, err = concurrency.NewSTM(s.client, write(s.keys(129)), concurrency.WithIsolation(l.level))
+			require.Equal(t, rpctypes.ErrTooManyOps, err)
 		}
 	})
-	t.Run("128 writes are carried out", func(t *testing.T) {
+	t.Run("over one that the caller has set, it fails with the numbers before anything is sent", func(t *testing.T) {
 		t.Parallel()
-		s := newSpace(t, server(t))
-		_, err := concurrency.NewSTM(s.client, write(s.keys(128)))
-		require.NoError(t, err)
-		require.Equal(t, "v", s.value(t, "127"))
+		for _, l := range levels {
+			s := newSpace(t, server(t))
+			_, err := concurrency.NewSTM(s.client, write(s.keys(3)), limit(2), concurrency.WithIsolation(l.level))
+			require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+			for _, number := range []string{"3 writes", "0 checked keys", "the limit of 2"} {
+				require.ErrorContains(t, err, number)
+			}
+			require.Zero(t, s.faults.KV())
+			_, err = concurrency.NewSTM(s.client, write(s.keys(2)), limit(2), concurrency.WithIsolation(l.level))
+			require.NoError(t, err)
+		}
 	})
-	t.Run("129 checked keys fail", func(t *testing.T) {
+	t.Run("checked keys count", func(t *testing.T) {
 		t.Parallel()
 		s := newSpace(t, server(t))
 		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			stm.Get(s.keys(128)...)
+			stm.Get(s.keys(5)...)
 			stm.Put(s.key("z"), "v") // checked too, at this level
 			return nil
-		})
+		}, limit(5))
 		require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
-		for _, number := range []string{" 1 writes", "129 checked keys", "the limit of 128"} {
+		for _, number := range []string{" 1 writes", "6 checked keys", "the limit of 5"} {
 			require.ErrorContains(t, err, number)
 		}
-	})
-	t.Run("WithMaxTxnOps tells a lower one", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		_, err := concurrency.NewSTM(s.client, write(s.keys(3)), concurrency.WithMaxTxnOps(2))
-		require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
-		require.ErrorContains(t, err, "the limit of 2")
-		require.Zero(t, s.faults.KV())
-		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(5)...) }, concurrency.WithMaxTxnOps(2))
-		require.Equal(t, 3, s.faults.KV(), "fetched in parts")
-	})
-	t.Run("WithMaxTxnOps tells a higher one", func(t *testing.T) {
-		t.Parallel()
-		if !server(t).Embedded() { // only those can be configured
-			return
-		}
-		s := newSpace(t, etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = 200 })))
-		_, err := concurrency.NewSTM(s.client, write(s.keys(200)), concurrency.WithMaxTxnOps(200))
-		require.NoError(t, err)
-		s.faults.Reset()
-		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(200)...) }, concurrency.WithMaxTxnOps(200))
 		require.Equal(t, 1, s.faults.KV())
 	})
-	t.Run("a limit that the server does not have is etcd's error", func(t *testing.T) {
+	t.Run("reads are fetched in parts", func(t *testing.T) {
 		t.Parallel()
 		s := newSpace(t, server(t))
-		_, err := concurrency.NewSTM(s.client, write(s.keys(129)), concurrency.WithMaxTxnOps(200))
-		require.Equal(t, rpctypes.ErrTooManyOps, err)
+		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(5)...) }, limit(2))
+		require.Equal(t, 3, s.faults.KV())
+	})
+	withLimit := func(t *testing.T, n uint) *space {
+		return newSpace(t, etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = n })))
+	}
+	if !server(t).Embedded() { // only those can be configured
+		return
+	}
+	t.Run("a higher one of the server's is used, without an option", func(t *testing.T) {
+		t.Parallel()
+		s := withLimit(t, 300)
+		_, err := concurrency.NewSTM(s.client, write(s.keys(300)))
+		require.NoError(t, err)
+		s.faults.Reset()
+		s.run(t, func(stm concurrency.STM, _ int) { stm.Put("z", stm.Get(s.keys(299)...)) })
+		require.Equal(t, "Txn 4", s.faults.String(), "reads in three parts, and the commit")
+		s.faults.Reset()
+		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(200)...) }, limit(300))
+		require.Equal(t, 1, s.faults.KV(), "in one part")
+	})
+	t.Run("a lower one of the server's makes parts smaller, once for all attempts", func(t *testing.T) {
+		t.Parallel()
+		for _, n := range []uint{1, 20} {
+			s := withLimit(t, n)
+			_, err := s.outside.Put(t.Context(), s.key("49"), "last")
+			require.NoError(t, err)
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				before := s.faults.Count(fault.Txn)
+				require.Equal(t, "last", stm.Get(s.keys(50)[49], s.keys(50)[0]))
+				stm.Get(s.keys(50)...)
+				if attempt == 2 && n > 1 {
+					require.Equal(t, before+5, s.faults.Count(fault.Txn), "12 at most in each")
+				}
+			}, concurrency.WithIsolation(concurrency.ReadCommitted))
+			require.Equal(t, 1, attempts)
+		}
+	})
+}
+
+// What is beyond a server's or the client's size is refused, and certainly not carried out.
+func TestSTMSizes(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		size int
+		want func(t *testing.T, err error)
+	}{
+		"over the server's limit": {1600 << 10, func(t *testing.T, err error) {
+			require.Equal(t, rpctypes.ErrRequestTooLarge, err)
+		}},
+		"over the client's limit": {3 << 20, func(t *testing.T, err error) {
+			require.Equal(t, codes.ResourceExhausted, status.Code(err))
+		}},
+	} {
+		large := strings.Repeat("x", tc.size)
+		for what, apply := range map[string]func(stm concurrency.STM, key string){
+			"a value":             func(stm concurrency.STM, key string) { stm.Put(key, large) },
+			"a key":               func(stm concurrency.STM, key string) { stm.Put(key+large, "") },
+			"values of many keys": func(stm concurrency.STM, key string) { putParts(stm, key, large) },
+			"a value with options": func(stm concurrency.STM, key string) {
+				stm.Put(key, large, clientv3.WithPrevKV())
+			},
+			"a key that is read": func(stm concurrency.STM, key string) { stm.Get(key + large) },
+		} {
+			if what == "a key that is read" && tc.size < 2<<20 {
+				continue // no limit of the server's is on reads
+			}
+			t.Run(what+" "+name, func(t *testing.T) {
+				t.Parallel()
+				s := newSpace(t, server(t))
+				_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error { apply(stm, s.key("x")); return nil })
+				tc.want(t, err)
+				require.Empty(t, etcdtest.Keys(t, s.outside, s.name))
+			})
+		}
+	}
+	t.Run("an answer over the client's limit leaves the commit unknown", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.put(t, "x", strings.Repeat("x", 4<<10))
+		config := etcdtest.ClientConfig(server(t).Endpoints()...)
+		config.MaxCallSendMsgSize, config.MaxCallRecvMsgSize = 1<<10, 1<<10
+		c, err := clientv3.New(config)
+		require.NoError(t, err)
+		defer c.Close()
+		_, err = concurrency.NewSTM(c, func(stm concurrency.STM) error {
+			stm.Put(s.key("x"), "new", clientv3.WithPrevKV())
+			return nil
+		})
+		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+		require.Equal(t, "new", s.value(t, "x"))
+	})
+}
+
+// putParts puts a text in parts of 20 KiB.
+func putParts(stm concurrency.STM, key, text string) {
+	for i := 0; i < len(text); i += 20 << 10 {
+		stm.Put(key+strconv.Itoa(i), text[i:min(i+20<<10, len(text))])
+	}
+}
+
+// A member that lags behind is asked for what the others have, where the client has heard of it.
+func TestSTMHeaders(t *testing.T) {
+	t.Parallel()
+	if !server(t).Embedded() { // only those can be parted
+		return
+	}
+	i := newIsland(t, false)
+	c := i.MemberClient(t, i.member)
+	f := counted(t, c)
+	key := prefix(t)
+	none := clientv3.Compare(clientv3.CreateRevision(key+"none"), "=", 0)
+	for name, apply := range map[string]struct {
+		f    func(stm concurrency.STM)
+		opts []concurrency.STMOption
+	}{
+		"nothing":          {f: func(concurrency.STM) {}},
+		"a guard":          {f: func(concurrency.STM) {}, opts: []concurrency.STMOption{concurrency.WithGuard(none)}},
+		"a read, snapshot": {f: func(stm concurrency.STM) { stm.Get(key) }},
+		"a read, repeatable": {
+			f:    func(stm concurrency.STM) { stm.Get(key) },
+			opts: []concurrency.STMOption{concurrency.WithIsolation(concurrency.RepeatableReads)},
+		},
+		"a read, committed": {
+			f:    func(stm concurrency.STM) { stm.Get(key) },
+			opts: []concurrency.STMOption{concurrency.WithIsolation(concurrency.ReadCommitted)},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, from := range []int{(i.member + 1) % 3, (i.member + 2) % 3} {
+				i.Link(from, i.member).Delay(300 * time.Millisecond)
+				i.Link(i.member, from).Delay(300 * time.Millisecond)
+			}
+			put, err := i.mainland.Put(t.Context(), key, "new")
+			require.NoError(t, err)
+			resp, err := concurrency.NewSTM(c, func(stm concurrency.STM) error { apply.f(stm); return nil }, apply.opts...)
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, resp.Header.Revision, put.Header.Revision)
+			require.Empty(t, resp.Responses)
+			require.NotZero(t, f.KV())
+			i.rejoin(t)
+		})
+	}
+}
+
+// Calls that change nothing are repeated, by a Get that the client repeats in between.
+func TestSTMRidesOut(t *testing.T) {
+	t.Parallel()
+	repeatable := concurrency.WithIsolation(concurrency.RepeatableReads)
+	t.Run("a fault of a read of several keys", func(t *testing.T) {
+		t.Parallel()
+		for _, l := range levels {
+			s := newSpace(t, server(t))
+			s.put(t, "x", "1", "y", "2")
+			s.faults.LoseAnswers(fault.Txn, 2)
+			s.run(t, func(stm concurrency.STM, _ int) {
+				require.Equal(t, "1", stm.Get(s.key("x"), s.key("y")))
+				require.Equal(t, "Get 2, Txn 3", s.faults.String())
+			}, concurrency.WithIsolation(l.level))
+		}
+	})
+	t.Run("a fault of a commit that only compares", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.faults.LoseAnswers(fault.Txn, 2)
+		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.key("x")) }, repeatable)
+		require.Equal(t, "Get 3, Txn 3", s.faults.String())
+	})
+	t.Run("no fault that stays", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.faults.LoseAnswers(fault.Txn, 1000)
+		for _, apply := range []func(stm concurrency.STM){
+			func(stm concurrency.STM) { stm.Get(s.key("x"), s.key("y")) },
+			func(stm concurrency.STM) { stm.Get(s.key("x")) },
+			func(concurrency.STM) {},
+		} {
+			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error { apply(stm); return nil }, repeatable)
+			require.Equal(t, fault.ErrLostAnswer, err, "nothing can have been changed")
+		}
+	})
+	t.Run("no fault of a commit that writes", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.faults.LoseAnswer(fault.Txn, 1, nil)
+		_, err := concurrency.NewSTM(s.client, write([]string{s.key("x")}))
+		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+		require.Equal(t, "Txn 1", s.faults.String())
+	})
+	t.Run("the end of a Get that fails too", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		s.faults.LoseAnswers(fault.Txn, 1)
+		s.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Get(s.key("x"), s.key("y"))
+			return nil
+		})
+		require.Equal(t, rpctypes.ErrPermissionDenied, err)
+	})
+	t.Run("until the context ends", func(t *testing.T) {
+		t.Parallel()
+		s := newSpace(t, server(t))
+		ctx, cancel := context.WithCancel(t.Context())
+		s.faults.After(fault.Txn, 2, func(error) { cancel() })
+		s.faults.LoseAnswers(fault.Txn, 1000)
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Get(s.key("x"), s.key("y"))
+			return nil
+		}, concurrency.WithAbortContext(ctx))
+		require.Equal(t, context.Canceled, err)
+		require.Equal(t, 2, s.faults.Count(fault.Txn))
 	})
 }
 
@@ -1259,6 +1459,10 @@ func TestSTMUsedAfterItsFunction(t *testing.T) {
 	} {
 		requireOurPanic(t, use)
 	}
+	require.Error(t, etcdtest.Go(func() error {
+		requireOurPanic(t, func() { kept.Put(s.key("x"), "1") })
+		return errors.New("on another goroutine")
+	}).Wait(t))
 	requireOurPanic(t, func() { // that of the attempt before
 		concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
 			kept.Get(s.key("x"))

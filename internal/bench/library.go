@@ -14,7 +14,13 @@ type library struct {
 	name      string
 	errLocked error
 	session   func(c *clientv3.Client, ttl int) (session, error)
-	transact  func(ctx context.Context, c *clientv3.Client, f func(stm) error, prefetch []string) error
+	transact  func(ctx context.Context, c *clientv3.Client, f func(stm) error, o transactOptions) error
+}
+
+// transactOptions are the options of a transaction. The levels have the same numbers in both.
+type transactOptions struct {
+	prefetch  []string
+	isolation concurrency.Isolation
 }
 
 // session is an open session of a library and what can be made on it.
@@ -47,9 +53,10 @@ var here = library{
 	session: opener(func(c *clientv3.Client, ttl int) (*concurrency.Session, error) {
 		return concurrency.NewSession(c, concurrency.WithTTL(ttl))
 	}, concurrency.NewMutex, concurrency.NewElection),
-	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, prefetch []string) error {
+	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, o transactOptions) error {
 		_, err := concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) },
-			concurrency.WithAbortContext(ctx), concurrency.WithPrefetch(prefetch...))
+			concurrency.WithAbortContext(ctx), concurrency.WithPrefetch(o.prefetch...),
+			concurrency.WithIsolation(o.isolation))
 		return err
 	},
 }
@@ -60,9 +67,10 @@ var theirs = library{
 	session: opener(func(c *clientv3.Client, ttl int) (*upstream.Session, error) {
 		return upstream.NewSession(c, upstream.WithTTL(ttl))
 	}, upstream.NewMutex, upstream.NewElection),
-	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, prefetch []string) error {
+	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, o transactOptions) error {
 		_, err := upstream.NewSTM(c, func(s upstream.STM) error { return f(s) },
-			upstream.WithAbortContext(ctx), upstream.WithPrefetch(prefetch...))
+			upstream.WithAbortContext(ctx), upstream.WithPrefetch(o.prefetch...),
+			upstream.WithIsolation(upstream.Isolation(o.isolation)))
 		return err
 	},
 }

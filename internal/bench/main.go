@@ -35,6 +35,7 @@ type options struct {
 	quick     bool
 	profile   bool
 	charts    bool
+	rivalry   bool
 	sessions  []int
 	ttl       int
 	window    time.Duration
@@ -68,12 +69,13 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.profile, "profile", false, "show where this package's side of the workloads spends processor time instead")
 	f.BoolVar(&o.quick, "quick", false, "three rounds of what has limits that no noise excuses; fail beyond them")
 	f.BoolVar(&o.charts, "charts", false, "measure what the pictures show, into out/series.csv")
+	f.BoolVar(&o.rivalry, "contention", false, "measure transactions on one key instead, each for the window")
 	f.Func("sessions", "watch idle sessions instead, such as 1000,5000", func(s string) (err error) {
 		o.sessions, err = list(s, strconv.Atoi)
 		return err
 	})
 	f.IntVar(&o.ttl, "ttl", 60, "`seconds` for which idle sessions live without a renewal")
-	f.DurationVar(&o.window, "window", time.Minute, "`time` for which idle sessions are watched")
+	f.DurationVar(&o.window, "window", time.Minute, "`time` for which idle sessions are watched, or workers of -contention work")
 	f.StringVar(&o.out, "out", "", "`folder` for the tables as Markdown, and the series")
 	f.StringVar(&o.update, "update", "", "Markdown `file` in which the tables are brought up to date")
 	f.StringVar(&o.name, "name", "table", "`name` of the place in that file, and of the file in the folder")
@@ -136,7 +138,12 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		if err != nil {
 			return err
 		}
-		tables, found = append(tables, more...), append(found, beyond...)
+		if o.rivalry && len(tables) > 0 { // the round trip is a column
+			tables[0].rows = append(tables[0].rows, more[0].rows...)
+		} else {
+			tables = append(tables, more...)
+		}
+		found = append(found, beyond...)
 	}
 	fmt.Fprintln(out, facts)
 	for _, t := range tables {
@@ -157,6 +164,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 func (o options) measure(ctx context.Context, l *lab) (tables []table, found []string, err error) {
 	if o.sessions != nil {
 		t, err := l.idlers(ctx, o)
+		return []table{t}, nil, err
+	}
+	if o.rivalry {
+		t, err := l.rivalry(ctx, o)
 		return []table{t}, nil, err
 	}
 	chosen := workloads()

@@ -100,14 +100,14 @@ func (b *bed) keys(n int) ([]string, error) {
 }
 
 // transaction is f as the work of a worker, with a note of how hard it was.
-func (b *bed) transaction(worker int, prefetch []string, f func(stm) error) work {
+func (b *bed) transaction(worker int, o transactOptions, f func(stm) error) work {
 	client := b.client(worker)
 	return func(ctx context.Context) error {
 		attempts, begin := 0, time.Now()
 		err := b.transact(ctx, client, func(s stm) error {
 			attempts++
 			return f(s)
-		}, prefetch)
+		}, o)
 		took := time.Since(begin)
 		b.mu.Lock()
 		defer b.mu.Unlock()

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency"
 )
 
 // workload is something that both libraries do.
@@ -80,6 +82,7 @@ func workloads() []workload {
 		counting(16, 0.6),
 		{name: "STM on one key, 16 goroutines of one client", goal: 0.35, ops: 320, workers: 16, clients: 1, hire: counts, tries: true},
 		{name: "STM, 16 clients, 64 accounts", goal: 1.05, ops: 640, workers: 16, hire: moves(64), tries: true},
+		{name: "STM at RepeatableReads, 16 clients, 1000 keys", ops: 640, workers: 16, hire: strews(1000), tries: true},
 		alone("session, open and close", 1.1, opens, nil),
 		besideCalls(handOver(2, 40, false, 0, nil)),
 		besideCalls(handOver(16, 160, false, 0, nil)),
@@ -187,7 +190,7 @@ func reads(n int) func(b *bed, worker int) (work, error) {
 		if n > 1 {
 			prefetch = keys
 		}
-		return b.transaction(worker, prefetch, func(s stm) error {
+		return b.transaction(worker, transactOptions{prefetch: prefetch}, func(s stm) error {
 			for _, key := range keys {
 				s.Get(key)
 			}
@@ -197,7 +200,7 @@ func reads(n int) func(b *bed, worker int) (work, error) {
 }
 
 func writes(b *bed, worker int) (work, error) {
-	return b.transaction(worker, nil, func(s stm) error {
+	return b.transaction(worker, transactOptions{}, func(s stm) error {
 		s.Put(b.prefix, "value")
 		return nil
 	}), nil
@@ -205,7 +208,7 @@ func writes(b *bed, worker int) (work, error) {
 
 // counts adds one to a counter.
 func counts(b *bed, worker int) (work, error) {
-	return b.transaction(worker, nil, func(s stm) error {
+	return b.transaction(worker, transactOptions{}, func(s stm) error {
 		n, _ := strconv.Atoi(s.Get(b.prefix)) // no value yet counts as 0
 		s.Put(b.prefix, strconv.Itoa(n+1))
 		return nil
@@ -222,7 +225,7 @@ func moves(n int) func(b *bed, worker int) (work, error) {
 		return func(ctx context.Context) error {
 			from := rand.IntN(n)
 			to := (from + 1 + rand.IntN(n-1)) % n
-			return b.transaction(worker, nil, func(s stm) error {
+			return b.transaction(worker, transactOptions{}, func(s stm) error {
 				for key, add := range map[string]int{keys[from]: -1, keys[to]: 1} {
 					have, err := strconv.Atoi(s.Get(key))
 					if err != nil {
@@ -230,6 +233,20 @@ func moves(n int) func(b *bed, worker int) (work, error) {
 					}
 					s.Put(key, strconv.Itoa(have+add))
 				}
+				return nil
+			})(ctx)
+		}, nil
+	}
+}
+
+// strews writes one of n keys at random, at the level at which upstream reads from any member.
+func strews(n int) func(b *bed, worker int) (work, error) {
+	return func(b *bed, worker int) (work, error) {
+		return func(ctx context.Context) error {
+			key := b.prefix + "/" + strconv.Itoa(rand.IntN(n))
+			o := transactOptions{isolation: concurrency.RepeatableReads}
+			return b.transaction(worker, o, func(s stm) error {
+				s.Put(key, s.Get(key)+"+")
 				return nil
 			})(ctx)
 		}, nil

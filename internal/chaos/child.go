@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"sync"
-	"syscall"
 	"time"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
@@ -126,11 +125,6 @@ func startChild(s childSpec) (*process, error) {
 	}
 	return p, p.cmd.Start()
 }
-
-// pause stops the process as a debugger, a hypervisor or a collector of garbage might.
-func (p *process) pause() error { return p.cmd.Process.Signal(syscall.SIGSTOP) }
-
-func (p *process) resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
 // finish lets the child end its work, and waits for it.
 func (p *process) finish() {

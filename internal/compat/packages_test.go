@@ -80,6 +80,7 @@ type stmOptions struct {
 	isolation int
 	ctx       context.Context
 	prefetch  []string
+	maxOps    int // upstream has no such option
 }
 
 // errNilSession stands for a constructor that returned neither a session nor an
@@ -121,6 +122,9 @@ var here = library{
 		}
 		if o.prefetch != nil {
 			opts = append(opts, concurrency.WithPrefetch(o.prefetch...))
+		}
+		if o.maxOps != 0 {
+			opts = append(opts, concurrency.WithMaxTxnOps(o.maxOps))
 		}
 		return concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) }, opts...)
 	},

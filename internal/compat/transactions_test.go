@@ -5,13 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
@@ -47,7 +50,7 @@ var transactionRows = []row{
 		{name: "Goexit", run: exits, upstream: "hangs"},
 		{name: "recover", run: recovers, upstream: "committed"},
 	}},
-	{"T6", "reads beyond the server's limit work; a commit beyond it fails with the numbers, unsent", []part{
+	{"T6", "reads beyond the server's limit work; a commit beyond WithMaxTxnOps fails with the numbers, unsent", []part{
 		{name: "300 prefetched", run: prefetchMany, upstream: "too many operations"},
 		{name: "129 written", run: writeMany, upstream: "was sent"},
 	}},
@@ -63,6 +66,33 @@ var transactionRows = []row{
 	}},
 	{"T10", "a concurrent delete of a key read and then written is a conflict", []part{
 		{run: deleteBetween},
+	}},
+	{"T11", "what the servers' limit allows is committed; what it refuses is ErrTooManyOps, bare", []part{
+		{name: "raised", run: raisedLimit, embedded: true},
+		{name: "refused", run: refusedByLimit},
+	}},
+	{"T12", "a commit that was not sent is not unknown; a deadline during one is told", []part{
+		{name: "too large", run: tooLarge},
+		{name: "closed", run: closedBefore, wire: true},
+		{name: "deadline", run: deadlineInCommit},
+	}},
+	{"T13", "a header is never older than what was read, or than an answer before", []part{
+		{name: "empty", run: emptyHeader, embedded: true, wire: true, upstream: "older than a put"},
+		{name: "ReadCommitted", run: readOnlyHeader, embedded: true, wire: true, upstream: "older than its read"},
+	}},
+	{"T14", "reads of several keys ride out what a read of one does", []part{
+		{name: "one", run: func(e *env) error { return readThroughCut(e, e.keys(1)) }, wire: true, upstream: "ended by"},
+		{name: "two", run: func(e *env) error { return readThroughCut(e, e.keys(2)) }, wire: true, upstream: "ended by"},
+	}},
+	{"T15", "no transaction starves by the package's own doing", []part{
+		{name: "4 goroutines, 40 ms", run: func(e *env) error { return starve(e, 4) }, wire: true, plain: true, serial: true},
+		{name: "8 goroutines, 40 ms", run: func(e *env) error { return starve(e, 8) }, wire: true, plain: true, serial: true},
+		{name: "slow beside quick", run: slowBesideQuick, plain: true, serial: true},
+		{name: "nested", run: nested, plain: true, serial: true},
+	}},
+	{"T16", "thousands of keys cost linear time", []part{
+		{name: "puts", run: manyPuts, plain: true, serial: true},
+		{name: "2,000 read and written", run: manyUpdates, embedded: true, plain: true},
 	}},
 }
 
@@ -349,7 +379,7 @@ func writeMany(e *env) error {
 			s.Put(key, "")
 		}
 		return nil
-	}, stmOptions{})
+	}, stmOptions{maxOps: 128})
 	switch {
 	case err == nil:
 		return errors.New("returned nil")
@@ -474,4 +504,338 @@ func deleteBetween(e *env) error {
 		}
 	}
 	return nil
+}
+
+// limited is a server with another limit of operations.
+func limited(e *env, n uint) *clientv3.Client {
+	c := etcdtest.New(e, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = n }))
+	if e.path == inProcess {
+		return c.InProcess(e)
+	}
+	return e.client(c.Endpoints()...)
+}
+
+func raisedLimit(e *env) error {
+	const n = 800
+	client := limited(e, 4096)
+	resp, err := e.newSTM(client, func(s stm) error {
+		for _, key := range e.keys(n) {
+			s.Put(key, "new")
+		}
+		return nil
+	}, stmOptions{})
+	if err == nil && len(resp.Responses) != n {
+		err = fmt.Errorf("%d answers", len(resp.Responses))
+	}
+	return err
+}
+
+func refusedByLimit(e *env) error {
+	err := e.transact(func(s stm) error {
+		for _, key := range e.keys(129) {
+			s.Put(key, "")
+		}
+		return nil
+	})
+	if err != rpctypes.ErrTooManyOps {
+		return fmt.Errorf("returned %w", err)
+	}
+	return nil
+}
+
+// unknown says whether the error claims that the outcome is unknown.
+func (e *env) unknown(err error) bool { return e.errUnknown != nil && errors.Is(err, e.errUnknown) }
+
+func tooLarge(e *env) error {
+	err := e.transact(func(s stm) error {
+		s.Put(e.key("a"), strings.Repeat("v", 3<<20))
+		return nil
+	})
+	switch {
+	case err == nil:
+		return errors.New("returned nil")
+	case e.unknown(err):
+		return fmt.Errorf("unknown: %w", err)
+	}
+	return nil
+}
+
+func closedBefore(e *env) error {
+	client := e.client()
+	e.must(client.Close())
+	_, err := e.newSTM(client, func(s stm) error {
+		s.Put(e.key("a"), "")
+		return nil
+	}, stmOptions{ctx: e.Context()})
+	switch {
+	case err == nil:
+		return errors.New("returned nil")
+	case e.unknown(err):
+		return fmt.Errorf("unknown: %w", err)
+	}
+	return nil
+}
+
+// The commit has been carried out when the deadline passes, which has to be told.
+func deadlineInCommit(e *env) error {
+	client := e.client()
+	gate := fault.Wrap(client).HoldAnswer(fault.Txn, 1)
+	ctx, cancel := context.WithTimeout(e.Context(), dwell)
+	defer cancel()
+	_, err := e.newSTM(client, func(s stm) error {
+		s.Put(e.key("a"), "")
+		return nil
+	}, stmOptions{ctx: ctx})
+	gate.Open()
+	switch {
+	case !errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("returned %w", err)
+	case e.ours && !e.unknown(err):
+		return fmt.Errorf("does not say that the outcome is unknown: %w", err)
+	}
+	return nil
+}
+
+// lag is by how much a member is behind: less than an election takes.
+const lag = 400 * time.Millisecond
+
+// lagging is a cluster of three, and one of its members that hears of everything late.
+func lagging(e *env) (c *etcdtest.Cluster, late int, mainland *clientv3.Client) {
+	c = etcdtest.New(e, etcdtest.Members(3), etcdtest.PeerProxies())
+	late = (c.Leader() + 1) % 3
+	for other := range 3 {
+		if other != late {
+			c.Link(other, late).Delay(lag)
+			c.Link(late, other).Delay(lag)
+		}
+	}
+	return c, late, e.client(c.Endpoint((late+1)%3), c.Endpoint((late+2)%3))
+}
+
+func emptyHeader(e *env) error {
+	c, late, mainland := lagging(e)
+	client := e.client(c.Endpoint(late))
+	_, err := client.Get(e.Context(), e.key("a"))
+	e.must(err)
+	put, err := mainland.Put(e.Context(), e.key("a"), "new")
+	e.must(err)
+	resp, err := e.newSTM(client, func(stm) error { return nil }, stmOptions{})
+	if err == nil && resp.Header.Revision < put.Header.Revision {
+		err = errors.New("older than a put that was answered")
+	}
+	return err
+}
+
+func readOnlyHeader(e *env) error {
+	c, late, mainland := lagging(e)
+	client := e.client(c.Endpoint((late + 1) % 3))
+	put, err := mainland.Put(e.Context(), e.key("a"), "new")
+	e.must(err)
+	resp, err := e.newSTM(client, func(s stm) error {
+		if s.Get(e.key("a")) != "new" {
+			return errors.New("the case did not work: an old value")
+		}
+		client.SetEndpoints(c.Endpoint(late))
+		return nil
+	}, stmOptions{isolation: readCommitted})
+	if err == nil && resp.Header.Revision < put.Header.Revision {
+		err = errors.New("older than its read")
+	}
+	return err
+}
+
+// readThroughCut reads on a connection that is lost before the answer has come.
+func readThroughCut(e *env, keys []string) error {
+	e.put(keys[0], "value")
+	p := e.proxy()
+	client := e.client(p.Endpoint())
+	_, err := client.Get(e.Context(), keys[0])
+	e.must(err)
+	p.StallDown()
+	got := ""
+	call := etcdtest.Go(func() error {
+		_, err := e.newSTM(client, func(s stm) error {
+			got = s.Get(keys...)
+			return nil
+		}, stmOptions{})
+		return err
+	})
+	if returned(call, dwell) {
+		return errors.New("the case did not work: answered")
+	}
+	p.Cut()
+	p.Resume()
+	if err := call.Wait(e); err != nil {
+		return fmt.Errorf("ended by %w", err)
+	}
+	if got != "value" {
+		return fmt.Errorf("read %q", got)
+	}
+	return nil
+}
+
+// increment adds one to a number.
+func (e *env) increment(s stm, key string) {
+	n, _ := strconv.Atoi(s.Get(key))
+	s.Put(key, strconv.Itoa(n+1))
+}
+
+// starve lets goroutines of one client increment one key, 40 ms from the server. Each gets
+// its share of the commits, and none waits for many times what the others need together.
+func starve(e *env, workers int) error {
+	const rtt, span = 40 * time.Millisecond, 4 * time.Second
+	p := e.proxy()
+	client := e.client(p.Endpoint())
+	_, err := client.Get(e.Context(), e.key("n"))
+	e.must(err)
+	p.Delay(rtt / 2)
+	commits, slowest := make([]int, workers), make([]time.Duration, workers)
+	begin := time.Now()
+	var wg sync.WaitGroup
+	for i := range workers {
+		wg.Go(func() {
+			for time.Since(begin) < span {
+				start := time.Now()
+				_, err := e.newSTM(client, func(s stm) error { e.increment(s, e.key("n")); return nil }, stmOptions{})
+				if err != nil {
+					e.Error(err)
+					return
+				}
+				slowest[i] = max(slowest[i], time.Since(start))
+				commits[i]++
+			}
+		})
+	}
+	wg.Wait()
+	least, most, longest := slices.Min(commits), slices.Max(commits), slices.Max(slowest)
+	e.note = fmt.Sprintf("%d to %d commits, slowest %v", least, most, longest.Round(10*time.Millisecond))
+	if 5*least < most || longest > span/2 {
+		return fmt.Errorf("starved: %s", e.note)
+	}
+	return nil
+}
+
+// quick counts the increments of four goroutines while busy runs.
+func (e *env) quick(busy func()) int {
+	var total atomic.Int64
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if err := e.transact(func(s stm) error { e.increment(s, e.key("n")); return nil }); err != nil {
+					e.Error(err)
+					return
+				}
+				total.Add(1)
+			}
+		})
+	}
+	busy()
+	close(done)
+	wg.Wait()
+	return int(total.Load())
+}
+
+// A function of 200 ms runs again and again, since the quick ones change what it reads. They
+// hardly notice.
+func slowBesideQuick(e *env) error {
+	const span = 2 * time.Second
+	alone := e.quick(func() { <-time.After(span) })
+	beside := e.quick(func() {
+		ctx, cancel := context.WithTimeout(e.Context(), span)
+		defer cancel()
+		_, err := e.newSTM(e.plain, func(s stm) error {
+			e.increment(s, e.key("n"))
+			<-time.After(200 * time.Millisecond)
+			return nil
+		}, stmOptions{ctx: ctx})
+		if err == nil {
+			<-ctx.Done()
+		}
+	})
+	e.note = fmt.Sprintf("%d beside, %d alone", beside, alone)
+	if 2*beside < alone {
+		return fmt.Errorf("the quick ones are held up: %s", e.note)
+	}
+	return nil
+}
+
+// In its second attempt the outer transaction runs an inner one on the same key.
+func nested(e *env) error {
+	fastest := time.Hour
+	for range 5 {
+		runs := 0
+		e.must(e.transact(func(s stm) error {
+			e.increment(s, e.key("n"))
+			switch runs++; runs {
+			case 1:
+				e.put(e.key("n"), "7")
+			case 2:
+				begin := time.Now()
+				e.must(e.transact(func(inner stm) error { e.increment(inner, e.key("n")); return nil }))
+				fastest = min(fastest, time.Since(begin))
+			}
+			return nil
+		}))
+	}
+	e.note = fastest.Round(100 * time.Microsecond).String()
+	if fastest > 25*time.Millisecond {
+		return fmt.Errorf("paused by the outer one: %s", e.note)
+	}
+	return nil
+}
+
+// manyPuts compares the time of puts with that of making their operations.
+func manyPuts(e *env) error {
+	const n = 20000
+	keys, errOwn := e.keys(n), errors.New("own")
+	fastest := func(f func()) time.Duration {
+		best := time.Hour
+		for range 5 {
+			begin := time.Now()
+			f()
+			best = min(best, time.Since(begin))
+		}
+		return best
+	}
+	puts := fastest(func() {
+		err := e.transact(func(s stm) error {
+			for _, key := range keys {
+				s.Put(key, "")
+			}
+			return errOwn // what the server does is not the case
+		})
+		if err != errOwn {
+			e.Fatal(err)
+		}
+	})
+	bare := fastest(func() {
+		ops := map[string]clientv3.Op{}
+		for _, key := range keys {
+			ops[key] = clientv3.OpPut(key, "")
+		}
+	})
+	e.note = fmt.Sprintf("%.1f times as long as their operations", float64(puts)/float64(bare))
+	if puts > 10*bare {
+		return errors.New("puts take " + e.note)
+	}
+	return nil
+}
+
+func manyUpdates(e *env) error {
+	const n = 2000
+	client := limited(e, 2*n)
+	_, err := e.newSTM(client, func(s stm) error {
+		for _, key := range e.keys(n) {
+			s.Put(key, s.Get(key)+"+")
+		}
+		return nil
+	}, stmOptions{prefetch: e.keys(n)})
+	return err
 }

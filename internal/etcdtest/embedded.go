@@ -16,6 +16,7 @@ import (
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
@@ -113,6 +114,14 @@ func (e *embedded) stop() {
 // etcd's own services do. It takes embedded servers.
 func (c *Cluster) InProcess(tb testing.TB) *clientv3.Client {
 	tb.Helper()
+	client := v3client.New(c.Server(tb))
+	tb.Cleanup(func() { client.Close() })
+	return client
+}
+
+// Server is the etcd server of member 0. It takes embedded servers.
+func (c *Cluster) Server(tb testing.TB) *etcdserver.EtcdServer {
+	tb.Helper()
 	m := c.members[0]
 	m.mu.Lock()
 	srv, ok := m.running.(*embedded)
@@ -120,7 +129,5 @@ func (c *Cluster) InProcess(tb testing.TB) *clientv3.Client {
 	if !ok {
 		tb.Fatal(errNotEmbedded)
 	}
-	client := v3client.New(srv.etcd.Server)
-	tb.Cleanup(func() { client.Close() })
-	return client
+	return srv.etcd.Server
 }

@@ -47,7 +47,7 @@ func (c *Cluster) launchProcess(i int) (server, error) {
 	defer out.Close() // the child has its own
 	p.cmd = exec.Command(c.binary, args...)
 	p.cmd.Stdout, p.cmd.Stderr = out, out
-	dieWithParent(p.cmd)
+	DieWithParent(p.cmd)
 	return p, p.run()
 }
 

@@ -5,9 +5,9 @@ import (
 	"syscall"
 )
 
-// dieWithParent has the kernel kill the command when the test process ends,
+// DieWithParent has the kernel kill the command when the test process ends,
 // however that ends. Signals from the terminal don't reach it: whoever started it stops
 // it, when it has tidied up.
-func dieWithParent(cmd *exec.Cmd) {
+func DieWithParent(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 }

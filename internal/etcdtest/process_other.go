@@ -4,6 +4,6 @@ package etcdtest
 
 import "os/exec"
 
-// dieWithParent does nothing where the kernel offers nothing: a test process
+// DieWithParent does nothing where the kernel offers nothing: a test process
 // that is killed leaves its servers behind.
-func dieWithParent(*exec.Cmd) {}
+func DieWithParent(*exec.Cmd) {}

@@ -1,3 +1,5 @@
+//go:build unix
+
 // Package interop has tests in which this module contends with etcdctl, which
 // brings its own copy of upstream's locks and elections: both have to stand in
 // the same lines.

@@ -1,0 +1,74 @@
+package concurrency
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+func stateAt(rev int64, keys ...string) snapshot {
+	s := snapshot{header: &pb.ResponseHeader{Revision: rev}, known: map[string]*mvccpb.KeyValue{}}
+	for _, key := range keys {
+		s.known[key] = &mvccpb.KeyValue{Key: []byte(key), Value: []byte("old"), ModRevision: rev}
+	}
+	return s
+}
+
+func TestWhatACommitLeaves(t *testing.T) {
+	a := &attempt{reads: stateAt(5, "read", "put", "deleted", "renewed").known, written: map[string]*write{}}
+	a.reads["missing"] = nil
+	a.Put("put", "new")
+	a.Del("deleted")
+	a.Put("renewed", "", v3.WithIgnoreValue()) // keeps a value that nobody here knows
+	a.Put("blind", "new")
+	left := a.left(&v3.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}})
+
+	require.EqualValues(t, 9, left.header.Revision)
+	require.Equal(t, a.reads["read"], left.known["read"])
+	for _, key := range []string{"put", "blind"} {
+		require.Equal(t, "new", string(left.known[key].GetValue()), key)
+		require.EqualValues(t, 9, left.known[key].GetModRevision(), key)
+	}
+	for _, key := range []string{"deleted", "missing"} {
+		kv, known := left.known[key]
+		require.True(t, known, key)
+		require.Nil(t, kv, key)
+	}
+	require.NotContains(t, left.known, "renewed")
+	require.NotNil(t, a.reads["deleted"], "the read set is the attempt's own")
+}
+
+func TestOutdated(t *testing.T) {
+	read := stateAt(5, "k")
+	for name, c := range map[string]struct {
+		news snapshot
+		want bool
+	}{
+		"no news":                  {snapshot{}, false},
+		"changed since":            {stateAt(7, "k"), true},
+		"another key changed":      {stateAt(7, "other"), false},
+		"unchanged since":          {snapshot{stateAt(7).header, read.known}, false},
+		"older than what was read": {stateAt(3, "k"), false},
+	} {
+		a := &attempt{carried: carried{snapshot: snapshot{header: read.header}}, reads: read.known}
+		require.Equal(t, c.want, a.outdated(c.news), name)
+	}
+	require.False(t, (&attempt{}).outdated(stateAt(7, "k")), "nothing was read")
+}
+
+// Transactions contend about keys that they read, check and write.
+func TestContested(t *testing.T) {
+	for i, l := range levels {
+		a := &attempt{level: l, reads: stateAt(5, "read", "both").known, written: map[string]*write{}}
+		a.Put("both", "")
+		a.Put("written", "")
+		want := []string{"both"}
+		if Isolation(i) == ReadCommitted {
+			want = nil
+		}
+		require.Equal(t, want, a.contested())
+	}
+}

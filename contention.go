@@ -1,0 +1,226 @@
+package concurrency
+
+import (
+	"context"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// This file decides who makes way for whom when transactions conflict. No correctness rests
+// on it, because the servers decide about every commit.
+//
+//	what happens                           what the transaction does
+//	------------------------------------   -------------------------------------------------
+//	another of this client is committing   It waits for that answer, which may tell it that
+//	over the same key                      its values are old. Then it runs again at once,
+//	                                       without a proposal in vain. The oldest goes first.
+//	its commit conflicts                   It runs again at once, on the values of the answer.
+//	                                       Its key has a line from now on, see [line].
+//	the first conflict, while servers      It makes way: it pauses, once, for as long as some
+//	are busy and this client often loses   commits take, and then reads anew.
+//
+// Nobody waits for a function that runs, hence not for the transaction around it either.
+
+// contention is what the transactions of one client know of each other and of those of
+// other clients.
+type contention struct {
+	mu       sync.Mutex            // guards the fields below, all lines and all contenders; never held across a wait
+	lines    weakMap[string, line] // by the key over which transactions have conflicted
+	last     uint64                // the number of the newest contender
+	least    time.Duration         // that a read takes
+	slowness float64               // of the latest reads, in units of the least
+	courtesy float64               // for how many commits a transaction makes way
+}
+
+// A read waits for the servers' processors but not for their disks. So a read that takes
+// longer than the least shows that servers are busy. In that case alone proposals in vain
+// keep others from committing: while only the way or the disk is long, a server takes many
+// proposals at once. The figures are in PERFORMANCE.md.
+const (
+	busy      = 1.25    // times the least that the latest reads take
+	recent    = 4       // reads that count as the latest
+	forgotten = 256     // reads after which the least has forgotten a better way
+	fair      = 4       // conflicts of one transaction that are no reason for more courtesy
+	milder    = 1. / 10 // of the courtesy is given up by a transaction with fewer conflicts
+)
+
+// line is the transactions of one client that conflict over one key. One commits at a
+// time. A line exists while one of its transactions runs.
+type line struct {
+	taken   bool          // a commit is under way
+	waiting []*contender  // for their turn, the oldest first
+	news    any           // what the last answer said
+	took    time.Duration // by the last commit
+	timer   *time.Timer   // gives the turn to the next one if nobody takes it; nil: never set
+}
+
+// contender is one transaction, as contention sees it.
+type contender struct {
+	*contention
+
+	number   uint64        // smaller for older transactions
+	line     *line         // that it is in; nil: none
+	turn     chan struct{} // closed when the turn is given to it
+	inside   bool          // the turn is its own
+	returns  bool          // it leaves to run again at once
+	began    time.Time     // its commit
+	attempts int           // that ended in a conflict
+	pause    time.Duration // before the next attempt
+}
+
+func newContender(client *v3.Client) *contender {
+	c := &contender{contention: &sharedOf(client).contention}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last++
+	c.number = c.last
+	return c
+}
+
+// enter is called before a commit over the keys. If one of them has a line, it waits for the
+// turn and returns what the last answer in that line said, nil if there was none. It
+// ends with ctx, without a turn. The caller leaves after the commit.
+func (c *contender) enter(ctx context.Context, keys []string) (news any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	defer func() { c.began = time.Now() }()
+	c.line, c.returns = nil, false
+	for _, key := range keys {
+		if c.line = c.lines.of[key].Value(); c.line != nil {
+			break
+		}
+	}
+	if c.line == nil || c.line.taken && !c.wait(ctx) {
+		return nil
+	}
+	c.line.taken, c.inside = true, true
+	return c.line.news
+}
+
+// wait reports whether the turn was given to the contender. The caller holds the lock, which
+// is free while this waits.
+func (c *contender) wait(ctx context.Context) bool {
+	l := c.line
+	i, _ := slices.BinarySearchFunc(l.waiting, c.number, func(w *contender, number uint64) int {
+		return int(w.number) - int(number)
+	})
+	l.waiting, c.turn = slices.Insert(l.waiting, i, c), make(chan struct{})
+	c.mu.Unlock()
+	select {
+	case <-c.turn:
+	case <-ctx.Done():
+	}
+	c.mu.Lock()
+	i = slices.Index(l.waiting, c)
+	if i >= 0 { // the context has ended first
+		l.waiting = slices.Delete(l.waiting, i, i+1)
+	}
+	return i < 0
+}
+
+// leave gives the turn to the oldest that waits. If the contender runs its function again and
+// will commit at once, the others would only run theirs in vain. So they are given the time of
+// a commit less: if it has not come back by then, its function is slow, and the next one goes.
+func (c *contender) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.inside {
+		return
+	}
+	l := c.line
+	l.taken, c.inside = false, false
+	switch {
+	case len(l.waiting) == 0:
+	case !c.returns:
+		l.next()
+	default:
+		l.timer = time.AfterFunc(l.took, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			l.next()
+		})
+	}
+}
+
+// next gives the turn on, unless somebody has taken it. The caller holds the lock.
+func (l *line) next() {
+	if l.taken || len(l.waiting) == 0 {
+		return
+	}
+	l.taken = true
+	close(l.waiting[0].turn)
+	l.waiting = slices.Delete(l.waiting, 0, 1)
+}
+
+// outdated says that the news made a commit needless.
+func (c *contender) outdated() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.returns = true
+}
+
+// read is told how long a read took.
+func (c *contender) read(took time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.least == 0 || took < c.least {
+		c.least = max(took, 1)
+	}
+	c.least += (took - c.least) / forgotten
+	c.slowness += (float64(took)/float64(c.least) - c.slowness) / recent
+}
+
+// answered notes the answer to the commit for those who come next. The caller holds the lock.
+func (c *contender) answered(news func() any) (took time.Duration) {
+	took = time.Since(c.began)
+	if c.inside {
+		c.line.news, c.line.took = news(), took
+	}
+	return took
+}
+
+// won is told of a commit, and what it leaves. A transaction that has conflicted often makes
+// the later ones of this client more courteous.
+func (c *contender) won(news func() any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answered(news)
+	if c.attempts > fair && c.slowness > busy {
+		c.courtesy += max(1, float64(c.attempts-fair)/2)
+	} else {
+		c.courtesy -= c.courtesy * milder
+	}
+}
+
+// lost is told of a conflict over keys, and what its answer says.
+func (c *contender) lost(keys []string, news any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	took := c.answered(func() any { return news })
+	if !c.inside && len(keys) > 0 {
+		c.line = c.lines.get(keys[0], func() *line { return &line{} })
+	}
+	// Only the first conflict makes it pause. Transactions that have waited longer go before
+	// those that have just begun.
+	c.attempts++
+	if c.attempts == 1 && c.courtesy >= 0.5 && c.slowness > busy {
+		c.pause = time.Duration(c.courtesy * float64(took) * (0.5 + rand.Float64()))
+	}
+	c.returns = c.pause == 0
+}
+
+// rest makes way for others, if that is due, and reports whether it did.
+func (c *contender) rest(ctx context.Context) bool {
+	c.mu.Lock()
+	pause := c.pause
+	c.pause = 0
+	c.mu.Unlock()
+	if pause > 0 {
+		sleep(ctx, forever, pause)
+	}
+	return pause > 0
+}

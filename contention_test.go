@@ -1,0 +1,155 @@
+package concurrency_test
+
+import (
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
+)
+
+// increment adds one to a number in the store.
+func increment(s concurrency.STM, key string) {
+	n, _ := strconv.Atoi(s.Get(key))
+	s.Put(key, strconv.Itoa(n+1))
+}
+
+// It runs alone: beside other tests, a function may take longer than a commit.
+func TestTransactionsOfOneClientTakeTurns(t *testing.T) {
+	for _, l := range levels {
+		if !l.checkReads {
+			continue
+		}
+		t.Run(l.name, func(t *testing.T) {
+			s := newSpace(t, server(t))
+			const workers, each = 6, 30
+			var wg sync.WaitGroup
+			for range workers {
+				wg.Go(func() {
+					for range each {
+						_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+							increment(stm, s.key("n"))
+							return nil
+						}, concurrency.WithIsolation(l.level))
+						if err != nil {
+							t.Error(err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+			require.Equal(t, strconv.Itoa(workers*each), s.value(t, "n"))
+			// One proposal each if all take turns, about five without.
+			require.Less(t, s.faults.Count(fault.Txn), workers*each*3/2)
+		})
+	}
+}
+
+// hog starts a transaction that conflicts over a key, and whose function runs, in its second
+// attempt, until leave is called.
+func hog(t *testing.T, s *space, key string) (attempts *int, leave func()) {
+	t.Helper()
+	inside, out := make(chan struct{}), make(chan struct{})
+	attempts = new(int)
+	call := etcdtest.Go(func() error {
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			increment(stm, key)
+			switch *attempts++; *attempts {
+			case 1:
+				_, err := s.outside.Put(t.Context(), key, "7")
+				return err
+			case 2:
+				close(inside)
+				<-out
+			}
+			return nil
+		})
+		return err
+	})
+	ended(t, inside, "the second attempt did not begin")
+	return attempts, func() {
+		close(out)
+		require.NoError(t, call.Wait(t))
+	}
+}
+
+func TestARunningFunctionHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	for key, attempts := range map[string]int{
+		"the same key": 3, // the others make it conflict
+		"another key":  2,
+	} {
+		t.Run(key, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			made, leave := hog(t, s, s.key("the same key"))
+			for range 10 {
+				s.run(t, func(stm concurrency.STM, _ int) { increment(stm, s.key(key)) })
+			}
+			leave()
+			require.Equal(t, attempts, *made)
+		})
+	}
+}
+
+// What another transaction of the client has left is used without a call.
+func TestATransactionHearsOfTheOneBefore(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		if !l.checkReads {
+			continue
+		}
+		s := newSpace(t, server(t))
+		made, leave := hog(t, s, s.key("n"))
+		s.run(t, func(stm concurrency.STM, _ int) { increment(stm, s.key("n")) }, concurrency.WithIsolation(l.level))
+		s.faults.Reset()
+		leave()
+		require.Equal(t, 3, *made)
+		require.Equal(t, "Txn 1", s.faults.String(), "no proposal in vain, and no read")
+		require.Equal(t, "9", s.value(t, "n"))
+	}
+}
+
+func TestATransactionWithinATransaction(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	attempts := s.run(t, func(outer concurrency.STM, attempt int) {
+		increment(outer, s.key("n"))
+		if attempt < 3 {
+			s.run(t, func(inner concurrency.STM, _ int) { increment(inner, s.key("n")) })
+		}
+	})
+	require.Equal(t, 3, attempts)
+	require.Equal(t, "3", s.value(t, "n"))
+}
+
+func TestAPanicStrandsNobody(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	for range 3 {
+		attempts := 0
+		require.PanicsWithValue(t, "out", func() {
+			concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				increment(stm, s.key("n"))
+				if attempts++; attempts == 1 {
+					_, err := s.outside.Put(t.Context(), s.key("n"), "7")
+					return err
+				}
+				panic("out")
+			})
+		})
+		require.Equal(t, 2, attempts)
+	}
+	// Nor does one in the client's own layers.
+	_, leave := hog(t, s, s.key("n")) // keeps the line
+	s.faults.Before(fault.Txn, 1, func() { panic("in the client") })
+	require.PanicsWithValue(t, "in the client", func() {
+		concurrency.NewSTM(s.client, func(stm concurrency.STM) error { increment(stm, s.key("n")); return nil })
+	})
+	s.run(t, func(stm concurrency.STM, _ int) { increment(stm, s.key("n")) })
+	leave()
+}
