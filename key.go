@@ -16,7 +16,7 @@ import (
 // until it is deleted.
 type ticket struct {
 	key string
-	rev int64 // create revision; 0 for a ticket that may have been drawn, by a call whose answer was lost
+	rev int64 // create revision; 0 for a ticket that has to be looked for
 }
 
 // stands is true in a transaction only while the ticket exists.

@@ -15,13 +15,18 @@ var lockReleased = ended(ErrLockReleased)
 // [NewLocker], or a session each.
 //
 // All methods may be called from any goroutine.
-type Mutex struct{ ownership }
+type Mutex struct {
+	ownership
+	join *joinTxn // see joining
+}
 
 // NewMutex returns a handle of the lock that pfx names. Its keys lie under
 // pfx + "/", where no other keys may lie; an empty pfx stands for "/". It makes no
 // call. NewMutex panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
-	return &Mutex{ownership{queue: newQueue(s, pfx), released: lockReleased}}
+	q := newQueue(s, pfx)
+	join := q.joinTxn("")
+	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
 }
 
 // TryLock takes the lock if nobody holds it or stands in line for it, and returns
@@ -31,7 +36,7 @@ func NewMutex(s *Session, pfx string) *Mutex {
 // It costs one call, repeated over transient faults until ctx or the lease ends.
 // Its other errors are those of [Mutex.Lock]; what failure leaves behind, likewise.
 func (m *Mutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.queue.joinTxn("").ifAlone(m.queue.prefix))
+	_, err := m.acquire(ctx, m.joining().ifAlone(m.queue.prefix))
 	return err
 }
 
@@ -65,7 +70,16 @@ func (m *Mutex) Lock(ctx context.Context) error {
 }
 
 func (m *Mutex) lock(ctx context.Context) (*grant, error) {
-	return m.acquire(ctx, m.queue.joinTxn(""))
+	return m.acquire(ctx, m.joining())
+}
+
+// joining is the join of the handle's session. It is made once, because that costs 36
+// allocations. It is made again if the session was a placeholder then.
+func (m *Mutex) joining() joinTxn {
+	if m.join.lease != m.queue.session.id {
+		return m.queue.joinTxn("")
+	}
+	return *m.join
 }
 
 // Unlock releases the lock: it deletes the key of this handle's last Lock, and no

@@ -139,9 +139,8 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 }
 
 // join carries out the transaction and shows the ticket drawn or found, and one that
-// is ahead of it. If it must be alone it is [ErrLocked] if one is. When it fails
-// and nobody knows whether it was carried out, the view holds a ticket without a
-// revision.
+// is ahead of it. If it must be alone it is [ErrLocked] if one is. After an error the view
+// has the ticket if one stands, without a revision if that is not known.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
 		var found *mvccpb.KeyValue
@@ -180,22 +179,17 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 // session's key returns that key, if it has found it.
 func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
 	l := q.lease()
-	var unknown atomic.Bool
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		resp, err := l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
 		if err != nil && (ctx.Err() != nil || !definite(err)) { // called off, or not answered
 			// A server that had not read the call yet, or could not commit it yet, may carry
 			// it out much later, even when another one has been answered and the lock been
 			// released again.
-			unknown.Store(true)
 			l.seats.at(txn.key, func(s *seat) { s.doubt(time.Now().Add(l.timeToLive())) })
 		}
 		return resp, err
 	})
-	switch {
-	case err != nil && unknown.Load():
-		return view{mine: ticket{key: txn.key}}, nil, err
-	case err != nil:
+	if err != nil {
 		return view{}, nil, err
 	}
 	v, found = txn.joined(resp)
