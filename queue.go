@@ -259,7 +259,8 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	var ahead, own *watcher
 	defer func() {
 		own.stop()
-		if err == nil {
+		// A session that has ended keeps none: etcd's own services open one for each call.
+		if err == nil && l.ctx.Err() == nil {
 			l.kept.keep(ahead, v.header.Revision)
 		} else {
 			ahead.stop()
