@@ -33,11 +33,20 @@ func newQueue(s *Session, name string) queue {
 // package stand in one line.
 func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
 
+// made panics for the queue of a zero Mutex or Election.
+func (q queue) made() {
+	if q.session == nil {
+		panic("concurrency: a Mutex or Election that its constructor did not return")
+	}
+}
+
 func (q queue) joinTxn(value string) joinTxn {
+	q.made()
 	return newJoin(q.prefix, q.key(), value, q.session.id)
 }
 
 func (q queue) lease() *lease {
+	q.made()
 	if q.session.lease == nil {
 		panic("concurrency: a session that NewSession did not return")
 	}

@@ -378,6 +378,34 @@ func TestSessionDeadline(t *testing.T) {
 	})
 }
 
+// A zero handle is a bug of the caller's.
+func TestZeroHandles(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	var m concurrency.Mutex
+	var e concurrency.Election
+	work := func(context.Context) error { return nil }
+	for what, call := range map[string]func(){
+		"Lock":     func() { _ = m.Lock(ctx) },
+		"TryLock":  func() { _ = m.TryLock(ctx) },
+		"Do":       func() { _ = m.Do(ctx, work) },
+		"Ctx":      func() { m.Ctx() },
+		"IsOwner":  func() { m.IsOwner() },
+		"Campaign": func() { _ = e.Campaign(ctx, "") },
+		"Lead":     func() { _ = e.Lead(ctx, "", work) },
+		"Leader":   func() { _, _ = e.Leader(ctx) },
+		"Leaders":  func() { e.Leaders(ctx) },
+		"Observe":  func() { e.Observe(ctx) },
+		"IsLeader": func() { e.IsLeader() },
+	} {
+		require.PanicsWithValue(t, "concurrency: a Mutex or Election that its constructor did not return", call, what)
+	}
+	require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
+	require.NoError(t, e.Resign(ctx))
+	require.Empty(t, m.Key())
+	require.Zero(t, e.Rev())
+}
+
 func TestNewSession(t *testing.T) {
 	t.Parallel()
 	t.Run("in one call", func(t *testing.T) {
