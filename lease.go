@@ -208,6 +208,9 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 			}
 		case <-l.ctx.Done():
 			err = rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
+			if !given {
+				err = noAnswer(l.client, l.clock.ttl, "renew its lease in time", context.DeadlineExceeded)
+			}
 		case <-bound.Done():
 			err = bound.Err()
 			if trouble := l.renewal.trouble(); trouble != nil {
