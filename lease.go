@@ -220,33 +220,43 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if time.Until(l.clock.until()) > took {
 		return nil
 	}
+	if err = l.firstRenewal(ctx, renewed); err == nil {
+		return nil
+	}
+	l.renewal.leave()
+	l.renewal.wait()
+	if given {
+		return err
+	}
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // of a lease that was granted just now
+		err = noAnswer(l.client, l.clock.ttl, "renew its lease in time", context.DeadlineExceeded)
+	}
+	if !l.revoked.Load() {
+		l.giveBack()
+	}
+	return err
+}
+
+// firstRenewal waits for the first answer to a renewal that comes in time.
+func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error {
 	bound, cancel := context.WithTimeout(ctx, l.clock.ttl)
 	defer cancel()
-	for err == nil {
+	for {
 		select {
 		case <-renewed:
 			if time.Now().Before(l.clock.until()) {
 				return nil
 			}
 		case <-l.ctx.Done():
-			err = rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
-			if !given {
-				err = noAnswer(l.client, l.clock.ttl, "renew its lease in time", context.DeadlineExceeded)
-			}
+			return rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
 		case <-bound.Done():
-			err = bound.Err()
+			err := bound.Err()
 			if trouble := l.renewal.trouble(); trouble != nil {
 				err = fmt.Errorf("%w, after %w", err, trouble)
 			}
-			err = noAnswer(l.client, l.clock.ttl, "renew its lease", err)
+			return noAnswer(l.client, l.clock.ttl, "renew its lease", err)
 		}
 	}
-	l.renewal.leave()
-	l.renewal.wait()
-	if !given && !l.revoked.Load() {
-		l.giveBack()
-	}
-	return err
 }
 
 // ask returns the remaining life of the lease when the call was begun.
