@@ -53,6 +53,9 @@ func WithTTL(ttl int) SessionOption {
 // the one with which it was granted. Sessions on one lease are one participant; those of
 // different clients or processes don't know what the others are doing, and must not use one
 // name at the same time.
+//
+// No lease has a negative ID. A session on such an ID has ended from the start, without an
+// error and without a call. Its elections can still be observed.
 func WithLease(leaseID v3.LeaseID) SessionOption {
 	return func(o *sessionOptions) { o.leaseID = leaseID }
 }
@@ -80,19 +83,24 @@ func WithSafetyMargin(d time.Duration) SessionOption {
 // alive in the background until the session is closed or orphaned, the client is
 // closed, or the lease is lost.
 //
-// It blocks until a server answers, at most for the TTL asked for (60 s if none was, with
-// [WithLease] too), and ends with the context given with [WithContext]. If that answer
-// took more than half of the lease's life, it also waits for the first renewal, at most for
-// the TTL once more, and a second for giving the lease back.
+// It blocks until a server answers, and at most for the TTL asked for (60 s if none was,
+// with [WithLease] too). If that answer took more than half of the lease's life, it also
+// waits for the first renewal, at most for the TTL once more, and a second for giving the
+// lease back. It ends with the context given with [WithContext].
 //
-// Its errors are those of the environment: the context's, [context.Canceled] when the client
-// is closed, and etcd's, of which rpctypes.ErrLeaseNotFound says that the lease given with
-// [WithLease] does not exist. If no server answers in time, the error names the endpoints
-// and wraps [context.DeadlineExceeded]. A failed NewSession revokes a lease that it was
-// granted; one whose grant was never answered may leave a lease, without keys, that expires
-// by itself. A safety margin that is negative, or not shorter than the TTL, is an error too.
+// Its errors are those of the environment:
 //
-// NewSession panics if client is nil.
+//   - the context's, exactly; [context.Canceled] when the client is closed;
+//   - one that names the endpoints and wraps [context.DeadlineExceeded], if no server has
+//     answered in time;
+//   - etcd's, of which rpctypes.ErrLeaseNotFound says that the lease given with [WithLease]
+//     does not exist.
+//
+// A safety margin that is negative, or not shorter than the TTL, is an error too. A failed
+// NewSession revokes a lease that it was granted. If the grant was never answered, a lease
+// without keys may be left, which expires by itself.
+//
+// NewSession panics if client or an option is nil.
 func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {
 	if client == nil {
 		panic("concurrency: NewSession: nil client")
@@ -145,12 +153,17 @@ func (s *Session) Lease() v3.LeaseID { return s.id }
 // [Session.Done] closes. [context.Cause] tells why: [ErrSessionExpired] when the
 // lease was lost; [context.Canceled] after Close, Orphan or the closing of the
 // client; and otherwise the cause of the context given with [WithContext].
+//
+// Its Err looks at the clock, so that a process that was stopped beyond the deadline learns
+// it with its first look, before any timer has run. A context that is derived from it learns
+// it a moment later, when the timer has run.
 func (s *Session) Ctx() context.Context { return s.ctx }
 
 // Done returns a channel that is closed when the session ends: it is closed,
-// orphaned, or its lease is lost. A lease is lost when the server says so, or when its
-// TTL, less the margin given with [WithSafetyMargin], has passed since the last answered
-// renewal was sent. No other client can be given what the lease guards before that time,
+// orphaned, or its lease is lost. A lease is lost when the server says so, to a renewal or to
+// any other call of the session, or when its TTL, less the margin given with
+// [WithSafetyMargin], has passed since the last answered renewal was sent. A renewal is sent
+// every third of that time, and its answer counts however late it comes. No other client can be given what the lease guards before that time,
 // provided that the clocks of this process and of the servers run at the same rate.
 func (s *Session) Done() <-chan struct{} {
 	if s.lease != nil {
@@ -160,7 +173,8 @@ func (s *Session) Done() <-chan struct{} {
 }
 
 // TTL returns the time to live of the session's lease as the server granted it, which
-// may be more than was asked for; 0 for the zero Session.
+// may be more than was asked for; 0 for the zero Session. That of a lease that cannot exist is
+// the one asked for.
 func (s *Session) TTL() time.Duration {
 	if s.lease == nil {
 		return 0
