@@ -72,6 +72,12 @@
 //   - An etcd server that answers is believed. A server that renewed leases without
 //     knowing that it was deposed could let two own (etcd #15247). Version 3.7.3 asks the
 //     other members first (ensureLeadership in server/etcdserver/server.go).
+//   - Behind etcd's gRPC proxy a session may end late. The proxy renews the lease by itself
+//     and answers with the next answer to a renewal of its own. It may have sent that
+//     renewal before the session asked. The deadline is then late by at most the time which
+//     that answer took from the server to the proxy. Give [WithSafetyMargin] that time, if it
+//     is known, but less than half of the TTL minus 750 ms, because the proxy answers only
+//     every third of the TTL. Where answers may take longer, guard the writes.
 //   - A session is one participant. Two handles of one session and one name share the
 //     lock or the candidacy, and each is given it while the other has it. [NewLocker]
 //     excludes the goroutines that share it.

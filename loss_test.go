@@ -1,5 +1,3 @@
-//go:build unix
-
 package concurrency_test
 
 import (
@@ -10,7 +8,6 @@ import (
 	"os/exec"
 	"slices"
 	"strconv"
-	"syscall"
 	"testing"
 	"time"
 
@@ -241,11 +238,11 @@ func TestLossByPause(t *testing.T) {
 			first := p.report(t)
 			call := etcdtest.Go(func() error { return rival.take(t.Context()) })
 			etcdtest.WaitKeys(t, c, task.Name+"/", 2)
-			require.NoError(t, p.cmd.Process.Signal(syscall.SIGSTOP))
+			require.NoError(t, etcdtest.Suspend(p.cmd.Process))
 			require.NoError(t, call.Wait(t), "its lease expires")
 			require.Greater(t, rival.Rev(), first.Rev)
 			require.NoError(t, guardedPut(t.Context(), c, task.Key, "the rival's", rival.owns()))
-			require.NoError(t, p.cmd.Process.Signal(syscall.SIGCONT))
+			require.NoError(t, etcdtest.Resume(p.cmd.Process))
 			p.goOn(t)
 			then := p.report(t)
 			require.Equal(t, concurrency.ErrSessionExpired.Error(), then.Cause)

@@ -48,6 +48,7 @@ type Leader struct {
 // is left early leaves nothing running.
 func (e *Election) Leaders(ctx context.Context) iter.Seq2[Leader, error] {
 	need(ctx)
+	e.queue.lease()
 	return func(yield func(Leader, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
 		out, end := make(chan *v3.GetResponse), make(chan error, 1)

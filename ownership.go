@@ -104,12 +104,14 @@ func (o *ownership) stands() v3.Cmp {
 	if held := o.ticket(); held != (ticket{}) {
 		return held.stands()
 	}
+	o.queue.made()
 	return v3.Compare(v3.CreateRevision(o.queue.key()), "<", 0)
 }
 
 // context returns the context of the term, which the first caller starts. Nothing held
 // has one that has ended, with the cause of a release.
 func (o *ownership) context() context.Context {
+	o.queue.made()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {

@@ -33,11 +33,20 @@ func newQueue(s *Session, name string) queue {
 // package stand in one line.
 func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
 
+// made panics for the queue of a zero Mutex or Election.
+func (q queue) made() {
+	if q.session == nil {
+		panic("concurrency: a Mutex or Election that its constructor did not return")
+	}
+}
+
 func (q queue) joinTxn(value string) joinTxn {
+	q.made()
 	return newJoin(q.prefix, q.key(), value, q.session.id)
 }
 
 func (q queue) lease() *lease {
+	q.made()
 	if q.session.lease == nil {
 		panic("concurrency: a session that NewSession did not return")
 	}
@@ -78,6 +87,8 @@ func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, er
 func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()
+	l.use()
+	defer l.unuse()
 	switch err := l.loss(); err {
 	case nil:
 	case ErrSessionExpired:
@@ -259,7 +270,8 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	var ahead, own *watcher
 	defer func() {
 		own.stop()
-		if err == nil {
+		// A session that has ended keeps none: etcd's own services open one for each call.
+		if err == nil && l.ctx.Err() == nil {
 			l.kept.keep(ahead, v.header.Revision)
 		} else {
 			ahead.stop()
@@ -308,6 +320,8 @@ func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()
+	l.use()
+	defer l.unuse()
 	l.seats.at(t.key, func(s *seat) { s.doom(t) })
 	header, err := q.remove(ctx, t)
 	dirty := false

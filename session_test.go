@@ -180,8 +180,10 @@ func TestWithTTL(t *testing.T) {
 	})
 	t.Run("the longest there is", func(t *testing.T) {
 		t.Parallel()
-		s := session(t, client(t), concurrency.WithTTL(9_000_000_000))
-		require.EqualValues(t, 9_000_000_000, grantedTTL(t, s))
+		longest := int64(9_000_000_000) // of etcd's, which is more than an int of 32 bits holds
+		ttl := int(min(longest, math.MaxInt))
+		s := session(t, client(t), concurrency.WithTTL(ttl))
+		require.EqualValues(t, ttl, grantedTTL(t, s))
 		require.NoError(t, concurrency.NewMutex(s, prefix(t)).Lock(t.Context()))
 		require.NoError(t, s.Ctx().Err())
 	})
@@ -374,6 +376,34 @@ func TestSessionDeadline(t *testing.T) {
 		ended(t, s.Done(), "the session")
 		require.False(t, time.Now().Before(s.Deadline()))
 	})
+}
+
+// A zero handle is a bug of the caller's.
+func TestZeroHandles(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	var m concurrency.Mutex
+	var e concurrency.Election
+	work := func(context.Context) error { return nil }
+	for what, call := range map[string]func(){
+		"Lock":     func() { _ = m.Lock(ctx) },
+		"TryLock":  func() { _ = m.TryLock(ctx) },
+		"Do":       func() { _ = m.Do(ctx, work) },
+		"Ctx":      func() { m.Ctx() },
+		"IsOwner":  func() { m.IsOwner() },
+		"Campaign": func() { _ = e.Campaign(ctx, "") },
+		"Lead":     func() { _ = e.Lead(ctx, "", work) },
+		"Leader":   func() { _, _ = e.Leader(ctx) },
+		"Leaders":  func() { e.Leaders(ctx) },
+		"Observe":  func() { e.Observe(ctx) },
+		"IsLeader": func() { e.IsLeader() },
+	} {
+		require.PanicsWithValue(t, "concurrency: a Mutex or Election that its constructor did not return", call, what)
+	}
+	require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
+	require.NoError(t, e.Resign(ctx))
+	require.Empty(t, m.Key())
+	require.Zero(t, e.Rev())
 }
 
 func TestNewSession(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"os"
 	"strconv"
 	"sync"
@@ -72,7 +73,7 @@ func hours(t *testing.T, otherwise float64) time.Duration {
 
 // Six clients lock under faults of all kinds. The log tells how many times faster than
 // real time that was, and the sum of the trace, which is equal if the runs are.
-// HOURS changes the five minutes.
+// HOURS changes the five minutes; TRACE names a file for the trace.
 func TestBusy(t *testing.T) {
 	t.Run("clients", func(t *testing.T) { busy(t, false) })
 	t.Run("bare clients", func(t *testing.T) { busy(t, true) })
@@ -81,10 +82,17 @@ func TestBusy(t *testing.T) {
 func busy(t *testing.T, bare bool) {
 	const clients = 6
 	span, begin, sum := hours(t, 1./12), time.Now(), fnv.New64a()
+	trace := io.Writer(sum)
+	if name := os.Getenv("TRACE"); name != "" {
+		file, err := os.Create(name)
+		require.NoError(t, err)
+		defer file.Close()
+		trace = io.MultiWriter(sum, file)
+	}
 	locked := make([]int, clients)
 	var calls, hits int
 	virtual.Run(t, virtual.Options{
-		Seed: 1, Trace: func(e virtual.Event) { fmt.Fprintln(sum, e) },
+		Seed: 1, Trace: func(e virtual.Event) { fmt.Fprintln(trace, e) },
 	}, func(b *virtual.Bubble) {
 		var wg sync.WaitGroup
 		for i := range locked {

@@ -371,7 +371,6 @@ func contexts(s *script) {
 	late, cancel := context.WithDeadline(s.ctx, time.Now().Add(-time.Second))
 	defer cancel()
 	for what, ctx := range map[string]context.Context{"over": over, "late": late} {
-		what := what
 		_, err := s.client.Get(ctx, "x")
 		same(s, what, "get", err, ctx)
 		_, err = s.client.Put(ctx, "x", "")

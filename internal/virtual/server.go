@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -82,14 +83,22 @@ type method struct {
 	stream  grpc.StreamHandler
 }
 
-// newServer makes a place for a server, in memory where the system has a folder for that.
+// places counts the servers of the process, which tells their folders apart.
+var places atomic.Int64
+
+// newServer makes a place for a server, in memory where the system has a folder for that. The
+// name of the folder is as long in every run, and not drawn: a name that is taken would
+// cost one draw more.
 func newServer(quota int64) (*Server, error) {
 	parent := "/dev/shm"
 	if info, err := os.Stat(parent); err != nil || !info.IsDir() {
 		parent = os.TempDir()
 	}
-	dir, err := os.MkdirTemp(parent, "virtual-")
-	return &Server{dir: dir, quota: quota}, err
+	dir := filepath.Join(parent, fmt.Sprintf("virtual-%010d-%06d", os.Getpid(), places.Add(1)))
+	if err := os.RemoveAll(dir); err != nil { // of a process that was killed
+		return nil, err
+	}
+	return &Server{dir: dir, quota: quota}, os.Mkdir(dir, 0o700)
 }
 
 // Start starts the server on the data that it had before. It returns when the server

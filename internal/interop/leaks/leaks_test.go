@@ -1,6 +1,6 @@
 // Package leaks asks etcd's own checker of leaked goroutines, which etcd's tests end with,
-// about programs that use this module. It has one test, because the checker sees
-// all goroutines of the process, and calls leaked what it sees at one look.
+// about programs that use this module. Its tests run one after the other, because the
+// checker sees all goroutines of the process, and calls leaked what it sees at one look.
 package leaks
 
 import (
@@ -72,4 +72,29 @@ func use(t *testing.T, client *clientv3.Client, i int) {
 	if i%3 == 2 {
 		require.NoError(t, s.Close())
 	}
+}
+
+// etcd's services orphan the session of each call before they wait on it.
+func TestAWaitOnAnOrphanedSessionLeavesNothing(t *testing.T) {
+	cluster := etcdtest.New(t)
+	client := cluster.Client(t)
+	open := func() *concurrency.Session {
+		s, err := concurrency.NewSession(client)
+		require.NoError(t, err)
+		return s
+	}
+	s, orphan := open(), open()
+	orphan.Orphan()
+	m := concurrency.NewMutex(s, "name")
+	require.NoError(t, m.Lock(t.Context()))
+	call := etcdtest.Go(func() error { return concurrency.NewMutex(orphan, "name").Lock(t.Context()) })
+	etcdtest.Eventually(t, func() bool {
+		n, err := cluster.Watchers()
+		return err == nil && n > 0
+	}, "the orphaned session waits")
+	require.NoError(t, m.Unlock(t.Context()))
+	require.NoError(t, call.Wait(t))
+	require.NoError(t, s.Close())
+	stacks := make([]byte, 1<<20)
+	require.NotContains(t, string(stacks[:runtime.Stack(stacks, true)]), "example.com/etcd/concurrency.watch")
 }

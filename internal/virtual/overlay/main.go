@@ -1,4 +1,4 @@
-// Overlay writes a few files of Go's runtime, changed so that a program of one processor runs
+// Overlay writes a few files of Go's own, changed so that a program of one processor runs
 // a bubble of virtual time the same way each time, and the file that go build's and go test's
 // -overlay takes. It is given the folder to write to.
 //
@@ -7,9 +7,10 @@
 //   - The hashes of maps are those of a fixed seed.
 //   - A goroutine keeps the processor, in system calls too, until it waits. Only what has not
 //     waited for five seconds is interrupted.
+//   - A mutex does not look how long, in real time, somebody has waited for it.
 //   - A goroutine outside of bubbles that is woken up comes last, and changes no order.
 //
-// It fails if the runtime is not as it knows it: Go 1.26.
+// It fails if these files are not as it knows them: Go 1.26.
 package main
 
 import (
@@ -23,7 +24,7 @@ import (
 
 // edits are what is changed: in the file, each text, which stands there once, by another.
 var edits = map[string][][2]string{
-	"rand.go": {
+	"runtime/rand.go": {
 		{
 			"\tglobalRand.state.Init(*seed)\n",
 			"\t*seed = [32]byte{1}\n\tglobalRand.state.Init(*seed)\n",
@@ -33,14 +34,17 @@ var edits = map[string][][2]string{
 			"func rand() uint64 {\n\tif b := getg().bubble; b != nil {\n\t\treturn bubbleRand(b)\n\t}\n",
 		},
 	},
-	"select.go": {
+	"runtime/select.go": {
 		{"j := cheaprandn(uint32(norder + 1))\n", "j := selectRandn(uint32(norder + 1))\n"},
 	},
-	"time.go": {
+	"internal/sync/mutex.go": {
+		{"starvationThresholdNs = 1e6\n", "starvationThresholdNs = 1e15\n"},
+	},
+	"runtime/time.go": {
 		// The order of timers that are due at one instant.
 		{"\t\t\tt.rand = cheaprand()\n", "\t\t\tt.rand = uint32(rand())\n"},
 	},
-	"proc.go": {
+	"runtime/proc.go": {
 		{
 			"func retake(now int64) uint32 {\n",
 			"func retake(now int64) uint32 {\n\tif now < retakeNext {\n\t\treturn 0\n\t}\n\tretakeNext = now + 5e9\n",
@@ -54,7 +58,7 @@ var edits = map[string][][2]string{
 
 // added is appended to the files.
 var added = map[string]string{
-	"rand.go": `
+	"runtime/rand.go": `
 // bubbleSequence is the state of the random numbers of the newest bubble.
 var bubbleSequence struct{ id, state uint64 }
 
@@ -69,7 +73,7 @@ func bubbleRand(b *synctestBubble) uint64 {
 	return hi ^ lo
 }
 `,
-	"select.go": `
+	"runtime/select.go": `
 // selectRandn is a random number below n.
 func selectRandn(n uint32) uint32 {
 	if getg().bubble != nil {
@@ -78,7 +82,7 @@ func selectRandn(n uint32) uint32 {
 	return cheaprandn(n)
 }
 `,
-	"proc.go": `
+	"runtime/proc.go": `
 // retakeNext is when processors are looked at again.
 var retakeNext int64
 `,
@@ -105,13 +109,13 @@ func write(dir string) error {
 	if err != nil {
 		return fmt.Errorf("go env GOROOT: %w", err)
 	}
-	src := filepath.Join(strings.TrimSpace(string(root)), "src", "runtime")
+	src := filepath.Join(strings.TrimSpace(string(root)), "src")
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
 	replace := make(map[string]string)
 	for name, changes := range edits {
-		from, to := filepath.Join(src, name), filepath.Join(dir, name)
+		from, to := filepath.Join(src, name), filepath.Join(dir, filepath.Base(name))
 		text, err := os.ReadFile(from)
 		if err != nil {
 			return err
