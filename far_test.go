@@ -132,15 +132,16 @@ func TestSilentMemberAndLeaders(t *testing.T) {
 		b := newBallot(t, server(t))
 		b.wins(t, b.election, "leader")
 		e := concurrency.NewElection(session(t, l.client, concurrency.WithTTL(far)), b.name)
-		vacant := make(chan struct{})
-		seen := make(chan struct{})
+		first, seen, vacant := make(chan struct{}), make(chan struct{}), make(chan struct{})
 		ctx, cancel := context.WithCancel(t.Context())
 		call := etcdtest.Go(func() error {
 			for leader, err := range e.Leaders(ctx) {
 				switch {
 				case err != nil:
 					return err
-				case leader.Key != "":
+				case leader.Value == "leader":
+					close(first)
+				case leader.Value == "proclaimed": // which the watch has told: it has begun
 					close(seen)
 				default:
 					close(vacant)
@@ -148,7 +149,9 @@ func TestSilentMemberAndLeaders(t *testing.T) {
 			}
 			return nil
 		})
-		ended(t, seen, "the leader")
+		ended(t, first, "the leader")
+		require.NoError(t, b.election.Proclaim(t.Context(), "proclaimed"))
+		ended(t, seen, "its new value")
 		l.silence(t)
 		require.NoError(t, b.election.Resign(t.Context()))
 		hears(t, vacant, "the leader of before is believed in")
