@@ -81,16 +81,12 @@ func WithSafetyMargin(d time.Duration) SessionOption {
 // closed, or the lease is lost.
 //
 // It blocks until a server answers, at most for the TTL asked for (60 s if none was, with
-// [WithLease] too), and ends with the context given with [WithContext]. If that answer
-// took more than half of the lease's life, it also waits for the first renewal, at most for
-// the TTL once more, and a second for giving the lease back.
-//
-// Its errors are those of the environment: the context's, [context.Canceled] when the client
-// is closed, and etcd's, of which rpctypes.ErrLeaseNotFound says that the lease given with
-// [WithLease] does not exist. If no server answers in time, the error names the endpoints
-// and wraps [context.DeadlineExceeded]. A failed NewSession revokes a lease that it was
-// granted; one whose grant was never answered may leave a lease, without keys, that expires
-// by itself. A safety margin that is negative, or not shorter than the TTL, is an error too.
+// [WithLease] too), and ends with the context given with [WithContext]. Its errors are
+// those of the environment: the context's, [context.Canceled] when the client is closed,
+// and etcd's, of which rpctypes.ErrLeaseNotFound says that the lease given with
+// [WithLease] does not exist. A failed NewSession revokes a lease that it was granted; one
+// whose grant was never answered may leave a lease, without keys, that expires by itself.
+// A safety margin that is negative, or not shorter than the TTL, is an error too.
 //
 // NewSession panics if client is nil.
 func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {
