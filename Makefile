@@ -140,6 +140,24 @@ chaos-mutants: ## takes rules out whose loss is dangerous: the chaos run has to 
 	$(MUTANTS) $(MUTANTFLAGS) -under chaos -build 'go build -o $$BIN ./internal/chaos' \
 		-command '$$BIN -duration 6m -grace 20s -fail-fast $$FLAGS' -found ', by here, at ' -round '^== seed'
 
+# Worlds in virtual time. The runtime is changed by an overlay, so that a seed is the same world
+# each time, and one processor plays one world at a time.
+WORLDS := .build/worlds.test
+worlds: | .build
+	@go run ./internal/virtual/overlay .build/overlay
+	@go test -c -overlay .build/overlay/overlay.json -o $(WORLDS) ./internal/virtual/worlds
+
+HOURS ?= 1
+virtual: worlds ## weeks of faults in minutes: clients at work in virtual time, checked; HOURS=100 SEED= UPSTREAM=1 WORLD=
+	@$(WORLDS) play -evidence .build/virtual -hours '$(HOURS)' -seed '$(SEED)' -upstream '$(UPSTREAM)' -world '$(WORLD)'
+
+virtual-quick: worlds ## the same for ten virtual hours
+	@$(WORLDS) play -evidence .build/virtual -hours 10
+
+virtual-mutants: ## takes rules out: the worlds have to notice each within two minutes; ONLY=regexp
+	$(MUTANTS) $(MUTANTFLAGS) -every -under virtual -build 'go test -c -o $$BIN ./internal/virtual/worlds' \
+		-command '$$BIN play -hours 1000 -seed 1 -limit 2m -fail-fast $$FLAGS' -found '^seed '
+
 BENCH := go run ./internal/bench
 bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in BENCHFLAGS
 	$(BENCH) $(BENCHFLAGS) -without 'beside bare calls' -update PERFORMANCE.md
@@ -161,4 +179,4 @@ bench-quick: ## call counts, raft entries and the hand-over against upstream, in
 	@mkdir -p $@
 
 .PHONY: help demo test check lint api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
-	chaos chaos-quick chaos-mutants bench bench-quick
+	chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick

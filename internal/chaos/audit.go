@@ -123,7 +123,7 @@ func (a *auditor) change(ev *clientv3.Event) {
 			a.err = fmt.Errorf("%q: %w", ev.Kv.Value, err)
 		}
 		a.rec.Add(history.Record{Write: &w})
-	case area+"/" == registerArea && ev.Type == mvccpb.Event_PUT:
+	case area+"/" == registerArea: // the value of a deletion is ""
 		a.rec.Add(history.Record{Commit: &history.Commit{
 			Key: key, Value: string(ev.Kv.Value), Rev: ev.Kv.ModRevision, At: now,
 		}})

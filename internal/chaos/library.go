@@ -16,7 +16,9 @@ import (
 type library struct {
 	name     string
 	open     func(c *clientv3.Client, ttl int, lease clientv3.LeaseID) (session, error)
-	transact func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string) error
+	transact func(
+		ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string,
+	) (*clientv3.TxnResponse, error)
 	// unknown says whether a transaction that failed may have been committed.
 	unknown func(err error) bool
 }
@@ -85,11 +87,12 @@ var here = library{
 			},
 		}, nil
 	},
-	transact: func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string) error {
-		_, err := concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) },
+	transact: func(
+		ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string,
+	) (*clientv3.TxnResponse, error) {
+		return concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) },
 			concurrency.WithAbortContext(ctx), concurrency.WithIsolation(concurrency.Isolation(level)),
 			concurrency.WithPrefetch(prefetch...))
-		return err
 	},
 	unknown: isCommitUnknown,
 }
@@ -110,11 +113,12 @@ var theirs = library{
 			},
 		}, nil
 	},
-	transact: func(ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string) error {
-		_, err := upstream.NewSTM(c, func(s upstream.STM) error { return f(s) },
+	transact: func(
+		ctx context.Context, c *clientv3.Client, level int, f func(stm) error, prefetch ...string,
+	) (*clientv3.TxnResponse, error) {
+		return upstream.NewSTM(c, func(s upstream.STM) error { return f(s) },
 			upstream.WithAbortContext(ctx), upstream.WithIsolation(upstream.Isolation(level)),
 			upstream.WithPrefetch(prefetch...))
-		return err
 	},
 	unknown: func(error) bool { return true },
 }

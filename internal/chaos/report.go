@@ -36,7 +36,7 @@ func (r *run) judge(length time.Duration) *report {
 	if r.child.err != nil {
 		r.violate("child", r.here(), "the paused process: %v", r.child.err)
 	}
-	found := slices.Concat(r.violations, history.Check(rep.history), rep.order.Violations)
+	found := slices.Concat(r.violations, history.Check(rep.history), history.CheckStore(rep.history), rep.order.Violations)
 	slices.SortStableFunc(found, func(a, b history.Violation) int { return cmp.Compare(a.At, b.At) })
 	for _, v := range found {
 		theirs := v.Package == history.Upstream

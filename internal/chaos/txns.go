@@ -169,19 +169,19 @@ func (t *transactor) transact(
 	ctx context.Context, op, part string, level int, f func(s *tracked), prefetch ...string,
 ) {
 	call := t.rec.Now()
-	note := func(s *tracked, writes map[string]string, unknown bool) {
+	note := func(s *tracked, writes map[string]string, unknown bool, rev int64) {
 		t.rec.Add(history.Record{Txn: &history.Txn{
 			Who: t.who, Part: part, Level: levels[level], Call: call, Return: t.rec.Now(),
-			Reads: s.reads, Revs: s.revs, Writes: writes, Unknown: unknown,
+			Reads: s.reads, Revs: s.revs, Writes: writes, Unknown: unknown, Rev: rev,
 		}})
 	}
 	var attempt *tracked
 	abandon := func() {
 		if attempt != nil && level < snapshots && len(attempt.reads)+len(attempt.revs) > 0 {
-			note(attempt, nil, false)
+			note(attempt, nil, false, 0)
 		}
 	}
-	err := t.try(ctx, op, part, level, func(s stm) error {
+	rev, err := t.try(ctx, op, part, level, func(s stm) error {
 		abandon()
 		attempt = track(s)
 		f(attempt)
@@ -190,24 +190,29 @@ func (t *transactor) transact(
 	switch {
 	case attempt == nil: // it has not come to that
 	case err == nil:
-		note(attempt, attempt.writes, false)
+		note(attempt, attempt.writes, false, rev)
 	case t.lib.unknown(err) && len(attempt.writes) > 0:
-		note(attempt, attempt.writes, true)
+		note(attempt, attempt.writes, true, 0)
 		abandon()
 	default:
 		abandon()
 	}
 }
 
-// try makes the call.
+// try makes the call, and returns the revision that its answer told.
 func (t *transactor) try(
 	ctx context.Context, op, part string, level int, f func(stm) error, prefetch ...string,
-) error {
+) (rev int64, err error) {
 	limit := between(t.rnd, 100*time.Millisecond, 3*time.Second)
 	w := worker{run: t.run, station: t.station}
-	return w.call(ctx, op, part, limit, func(ctx context.Context) error {
-		return t.lib.transact(ctx, t.client, level, f, prefetch...)
+	err = w.call(ctx, op, part, limit, func(ctx context.Context) error {
+		resp, err := t.lib.transact(ctx, t.client, level, f, prefetch...)
+		if err == nil {
+			rev = resp.Header.Revision
+		}
+		return err
 	})
+	return rev, err
 }
 
 // tracked is an attempt and what it has read and written.
@@ -267,7 +272,7 @@ func (t *transactor) transfer(ctx context.Context) {
 		return
 	}
 	all := level < snapshots && t.rnd.IntN(4) == 0
-	_ = t.try(ctx, "transfer", "", level, func(s stm) error {
+	_, _ = t.try(ctx, "transfer", "", level, func(s stm) error {
 		if all {
 			t.total(s)
 		}
@@ -284,7 +289,7 @@ func plus(value string, amount int) string {
 
 // audited reads the total and writes nothing.
 func (t *transactor) audited(ctx context.Context) {
-	_ = t.try(ctx, "total", "", t.rnd.IntN(snapshots), func(s stm) error {
+	_, _ = t.try(ctx, "total", "", t.rnd.IntN(snapshots), func(s stm) error {
 		t.total(s)
 		return nil
 	})

@@ -110,10 +110,11 @@ type Txn struct {
 	Call    time.Duration     `json:"call"`
 	Return  time.Duration     `json:"return"`
 	Unknown bool              `json:"unknown,omitempty"` // nobody knows whether it was committed
+	Rev     int64             `json:"rev,omitempty"`     // that its answer told, 0: not told
 }
 
-// Commit is a value that the servers told of. Values are never written twice. Deletions,
-// which all write the same, are not told.
+// Commit is a value that the servers told of. Values are never written twice. The value of
+// a deletion is "", and it may be left untold unless [CheckStore] is to be asked.
 type Commit struct {
 	Key   string        `json:"key"`
 	Value string        `json:"value"`
@@ -140,6 +141,7 @@ type Call struct {
 	Ended  time.Duration `json:"ended,omitempty"` // when its context ended, 0: after the call
 	Due    time.Duration `json:"due,omitempty"`   // when it had to return by itself, 0: never
 	Error  string        `json:"error,omitempty"`
+	Given  bool          `json:"given,omitempty"` // the error is one that the harness gives
 }
 
 // Fault is something that was done to the servers or to the connections.
@@ -208,7 +210,10 @@ type Recorder struct {
 }
 
 // NewRecorder starts the clock.
-func NewRecorder() *Recorder { return &Recorder{start: time.Now()} }
+func NewRecorder() *Recorder { return NewRecorderSince(time.Now()) }
+
+// NewRecorderSince counts from a moment before.
+func NewRecorderSince(start time.Time) *Recorder { return &Recorder{start: start} }
 
 // Now is the time since the beginning.
 func (r *Recorder) Now() time.Duration { return time.Since(r.start) }

@@ -199,6 +199,9 @@ func (life Life) stood(rev int64) bool {
 	return life.Token <= rev && (life.Deleted == 0 || rev < life.Deleted)
 }
 
+// never is a revision that no store comes to.
+const never = int64(1)<<62 - 1
+
 // reign is the span of revisions, the last one excluded, at which the token was the head
 // of its line. It is empty if it never was.
 func (l *line) reign(token int64) (from, to int64) {
@@ -206,7 +209,6 @@ func (l *line) reign(token int64) (from, to int64) {
 	if !ok {
 		return 0, 0
 	}
-	const never = int64(1)<<62 - 1
 	from, to = token, life.Deleted
 	if to == 0 {
 		to = never

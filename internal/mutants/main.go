@@ -42,6 +42,8 @@
 //	mutants -under virtual -build 'go test -c -o $BIN ./internal/virtual' \
 //		-command '$BIN -test.run TestWorlds -hours 10 $FLAGS'
 //
+// -every runs it on the others as well, with no flags. Who hunts at random wants that.
+//
 // The results are in README.md beside the mutants, and those of -under NAME in NAME.md, in capital
 // letters. A mutant that was not run keeps its last result. The command fails unless all that
 // were run are killed.
@@ -72,6 +74,7 @@ type options struct {
 	limit   time.Duration
 	jobs    int
 	under   string
+	every   bool
 	build   string
 	command string
 	found   *regexp.Regexp
@@ -104,6 +107,7 @@ func flags(args []string) (options, error) {
 	f.IntVar(&o.jobs, "jobs", 1,
 		"run so many mutants at a time; tests fail when they have to wait for a processor, so more than 1 is for idle machines")
 	f.StringVar(&o.under, "under", "", "run -command instead of tests, on the mutants with a line \"under `name`:\"")
+	f.BoolVar(&o.every, "every", false, "with -under, run the mutants without such a line too")
 	f.StringVar(&o.build, "build", "", "a `command` of the shell that builds $BIN, for -under")
 	f.StringVar(&o.command, "command", "", "the `command` of the shell that is to fail, for -under, with $BIN and $FLAGS")
 	f.Func("found", "what -command found is the first line that the `regexp` matches", pattern(&o.found))
@@ -144,7 +148,7 @@ func mutate(ctx context.Context, args []string) error {
 	if o.check {
 		return check(tree, all)
 	}
-	if o.under != "" {
+	if o.under != "" && !o.every {
 		all = slices.DeleteFunc(all, func(m mutant) bool {
 			_, marked := m.under[o.under]
 			return !marked

@@ -6,6 +6,8 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -18,6 +20,7 @@ import (
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3rpc"
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -43,12 +46,6 @@ const (
 	// Nothing is lost by a longer one, because no server is killed here.
 	commits = 5 * time.Second
 )
-
-// entries is how many entries of the log are applied between two snapshots. A server that starts
-// applies those since the last one again. If they are more than 5,000, it refuses its own
-// first proposal until it is done, and repeats that without a pause: on one processor nobody else
-// comes to run.
-const entries = 2000
 
 // errDown is what a client reports whose server can't be reached.
 var errDown = status.Error(codes.Unavailable, `connection error: desc = "transport: Error while `+
@@ -158,7 +155,7 @@ func (s *Server) config(quota int64) (config.ServerConfig, error) {
 		ClientURLs:                  types.URLs(d.AdvertiseClientUrls),
 		PeerURLs:                    types.URLs{*peer},
 		DataDir:                     filepath.Join(s.dir, "data"),
-		SnapshotCount:               entries,
+		SnapshotCount:               d.SnapshotCount,
 		SnapshotCatchUpEntries:      d.SnapshotCatchUpEntries,
 		MaxSnapFiles:                d.MaxSnapFiles,
 		MaxWALFiles:                 d.MaxWalFiles,
@@ -180,7 +177,7 @@ func (s *Server) config(quota int64) (config.ServerConfig, error) {
 		TokenTTL:                    d.AuthTokenTTL,
 		CompactHashCheckTime:        d.CompactHashCheckTime,
 		PreVote:                     d.PreVote,
-		Logger:                      zap.NewNop(),
+		Logger:                      zap.New(yielder{zapcore.NewNopCore()}),
 		UnsafeNoFsync:               true,
 		CompactionBatchLimit:        d.CompactionBatchLimit,
 		CompactionSleepInterval:     d.CompactionSleepInterval,
@@ -193,6 +190,22 @@ func (s *Server) config(quota int64) (config.ServerConfig, error) {
 		ServerFeatureGate:           d.ServerFeatureGate,
 		Metrics:                     d.Metrics,
 	}, nil
+}
+
+// yielder is a log to which nothing is written. A server that starts again on a long log
+// repeats its first proposal, and says so, without a pause until the log was applied: on one
+// processor nobody else would come to run.
+type yielder struct{ zapcore.Core }
+
+// Enabled implements zapcore.Core.
+func (yielder) Enabled(level zapcore.Level) bool { return level == zapcore.WarnLevel }
+
+// Check implements zapcore.Core.
+func (yielder) Check(e zapcore.Entry, checked *zapcore.CheckedEntry) *zapcore.CheckedEntry {
+	if strings.HasPrefix(e.Message, "failed to publish") {
+		runtime.Gosched()
+	}
+	return checked
 }
 
 func init() { wal.SegmentSizeBytes = segment }

@@ -1,0 +1,33 @@
+// Package worlds lets clients lock, elect and transact at random in virtual time, under faults,
+// and checks what they did.
+//
+// A world is a server, six clients with a network each, and a seed. The seed chooses what the
+// clients do (a few rows of the table [Kinds]), what befalls them (a few rows of the tables of
+// faults, blows and strangers), their TTLs and their round trips. Most worlds lack most
+// things: what is rare beside all the rest is common in some of them. After some minutes the
+// faults end, and all that is promised for quiet times must come true.
+//
+// # Properties
+//
+// Time is exact: there is one clock, and it stands still while anybody works. So the bounds below
+// have no allowance for a busy machine. What history records is checked by internal/history:
+// overlap, token, claim, order, overstay, write, sighting, observer, stray, error, wait,
+// serializability, lost, doubled, dirty. What is checked here, as it happens:
+//
+//	session   a session was lost that every renewal of a third of its life would have kept
+//	told      a loss by a stranger was told later than a TTL and a second after it; an error
+//	          says that the lease is gone, and Session.Ctx lives
+//	handle    a handle whose ownership was lost says that it holds
+//	run       RunLeader runs two functions of one call; NewLocker lets two goroutines in
+//	liveness  a name could not be locked, or nobody led, after the faults
+//	waiter    a call did not return after the faults, though all who stood before it left
+//	hang      work went on after the end of its context
+//	leftover  keys, leases, watchers or goroutines were left after the sessions
+//	latest    an observer did not hear of the last leader
+//
+// # To add a kind of work
+//
+// Write a file with a function of a worker, and give it a row in [Kinds] (kinds.go). Work that
+// goes on for the whole life of a world is a row in [Residents]. What it records are records of
+// internal/history; a check of a new kind of record belongs there.
+package worlds

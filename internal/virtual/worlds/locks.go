@@ -1,0 +1,269 @@
+package worlds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
+)
+
+// tokenOf reads the create revision out of the comparison that both packages give.
+func tokenOf(owner clientv3.Cmp) int64 { return owner.GetCompare().GetCreateRevision() }
+
+// handle is a Mutex or an Election.
+type handle interface {
+	Key() string
+	Header() *pb.ResponseHeader
+}
+
+// holding is an ownership that is about to begin: what is recorded of it, what tells its end,
+// and by which comparison it can write.
+type holding struct {
+	history.Hold
+	belief context.Context // for as long as it lives; nil: for as long as over is open
+	over   <-chan struct{}
+	owner  clientv3.Cmp
+	by     handle        // is asked after a loss; nil: not
+	ttl    time.Duration // 0: the end of the context is no promise about deletions
+}
+
+// owning begins a holding. The participant believes in its ownership for as long as the
+// context of the ownership lives, if it asks for that, or its session.
+func (w *worker) owning(s *stay, name string, token int64, owner clientv3.Cmp, by handle) holding {
+	h := holding{
+		Hold: history.Hold{Who: w.who, Name: name, Token: token, Lease: int64(s.lease)},
+		over: s.Done(), owner: owner, by: by,
+	}
+	if w.here() {
+		h.Rev = by.Header().GetRevision() // upstream's is older than the ownership
+		if o, ok := by.(library.Owned); ok && w.rnd.IntN(2) == 0 {
+			h.belief, h.ttl = o.Ctx(), s.ttl
+			h.over = h.belief.Done()
+		}
+	}
+	return h
+}
+
+// within is a holding whose end is told by the context of Do, Lead or RunLeader.
+func (h holding) within(ctx context.Context, ttl time.Duration) holding {
+	h.belief, h.over, h.ttl, h.by = ctx, ctx.Done(), ttl, nil
+	return h
+}
+
+// hold holds for a while, at the longest until it is known that it was lost or ctx ends. Now
+// and then it writes. It reports whether it still held in the end.
+func (w *worker) hold(ctx context.Context, h holding) bool {
+	if ended(h.over) {
+		return false
+	}
+	h.Start = w.rec.Now()
+	length := w.duration()
+	timer := time.NewTimer(length)
+	defer timer.Stop()
+	calm := w.calm
+	var writing sync.WaitGroup
+	defer writing.Wait()
+	var writes <-chan time.Time
+	if w.rnd.IntN(4) == 0 {
+		writes = time.After(between(w.rnd, 0, length+1))
+	}
+	for holds := true; holds; {
+		select {
+		case <-h.over:
+			holds = false
+		case <-timer.C:
+			holds = false
+		case <-ctx.Done():
+			holds = false
+		case <-calm:
+			calm = nil
+			timer.Reset(brief)
+		case <-writes: // beside, since the end must be noticed in its instant
+			writing.Go(func() { w.guarded(ctx, h.Name, h.owner) })
+		}
+	}
+	h.End = w.rec.Now()
+	w.rec.Add(history.Record{Hold: &h.Hold})
+	if !ended(h.over) {
+		return true
+	}
+	w.askLoss(h)
+	return false
+}
+
+// askLoss asks how late an ownership that was lost was told so, and what its handle says.
+func (w *worker) askLoss(h holding) {
+	if gone, ok := w.audit.goneAt(h.Token); ok && h.ttl > 0 && h.End-gone > h.ttl+time.Second {
+		w.violate("told", "%v: token %d of %q was gone for %v before its context ended",
+			w.who, h.Token, h.Name, h.End-gone)
+	}
+	// A context also ends with an error that keeps it from looking: that is no loss.
+	lost := h.belief == nil || context.Cause(h.belief) == w.lib.ErrSessionExpired
+	if w.here() && lost && h.by != nil && h.by.Key() != "" {
+		w.violate("handle", "%v: the handle of %q has the key %q after token %d was lost",
+			w.who, h.Name, h.by.Key(), h.Token)
+	}
+}
+
+// errRefused is what a guarded write ends with when its guard does not hold.
+var errRefused = errors.New("refused")
+
+// guarded writes under the guard of an ownership, present or former. The auditor sees whether
+// it was carried out.
+func (w *worker) guarded(ctx context.Context, name string, owner clientv3.Cmp) {
+	token := tokenOf(owner)
+	if token == 0 {
+		return
+	}
+	key, value := guardedKey(name), fmt.Sprintf(guardedFormat, token, w.who.Client, w.who.Package)
+	byTxn := w.here() && w.rnd.IntN(2) == 0
+	_ = w.call(ctx, call{op: "guarded write", name: name, limit: time.Second}, func(ctx context.Context) error {
+		if byTxn {
+			_, err := w.lib.Transact(w.client, func(s library.STM) error {
+				s.Put(key, value)
+				return nil
+			}, library.TxnOptions{Ctx: ctx, Guards: []clientv3.Cmp{owner}})
+			return err
+		}
+		resp, err := w.client.Txn(ctx).If(owner).Then(clientv3.OpPut(key, value)).Commit()
+		if err == nil && !resp.Succeeded {
+			return errRefused
+		}
+		return err
+	})
+}
+
+func (w *worker) anyLock() string { return w.lock(w.rnd.IntN(w.plan.Locks)) }
+
+func (w *worker) lockAndUnlock(ctx context.Context) { w.take(ctx, w.stay, w.anyLock(), false) }
+func (w *worker) tryAndUnlock(ctx context.Context)  { w.take(ctx, w.stay, w.anyLock(), true) }
+
+// take takes a lock, holds it and releases it. When the release fails it comes back for the
+// same lock, so that a release that comes late finds it there, or gives the session up.
+func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
+	m := s.NewMutex(name)
+	op, acquire := "Lock", m.Lock
+	if try {
+		op, acquire = "TryLock", m.TryLock
+	}
+	if w.call(ctx, call{op: op, name: name, lease: s.lease, limit: w.patience()}, acquire) != nil {
+		return
+	}
+	owner := m.IsOwner()
+	w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m))
+	err := w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.patience()}, m.Unlock)
+	if w.rnd.IntN(4) == 0 {
+		w.guarded(ctx, name, owner)
+	}
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case w.rnd.IntN(2) == 0:
+		w.take(ctx, s, name, try)
+	case w.rnd.IntN(2) == 0 && s == w.stay:
+		w.shut()
+	}
+}
+
+// siblings are goroutines that use one name of one session by handles of their own. They share
+// the lock: whoever unlocks takes it from the others, as a stranger would.
+func (w *worker) siblings(ctx context.Context) {
+	s, name := w.stay, w.anyLock()
+	var wg sync.WaitGroup
+	for i := range 2 + w.rnd.IntN(2) {
+		rnd := w.rand(fmt.Sprint("sibling of ", w.index, " at ", w.rec.Now()), i)
+		sibling := &worker{station: w.station, rnd: rnd, index: w.index, stay: s}
+		wg.Go(func() {
+			pause(ctx, sibling.think()/4)
+			m := s.NewMutex(name)
+			if sibling.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: sibling.patience()}, m.Lock) != nil {
+				return
+			}
+			token := tokenOf(m.IsOwner())
+			h := sibling.owning(s, name, token, m.IsOwner(), m)
+			h.by = nil // a sibling may have unlocked
+			sibling.hold(ctx, h)
+			w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
+			_ = sibling.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: sibling.patience()}, m.Unlock)
+		})
+	}
+	wg.Wait()
+}
+
+// locker locks by a Locker, several times. Goroutines don't share it here: those that wait for
+// each other by a sync.Mutex, as Locker lets them, keep virtual time from moving.
+func (w *worker) locker(ctx context.Context) {
+	s, name := w.stay, w.anyLock()
+	l := s.NewLocker(name)
+	for range 1 + w.rnd.IntN(3) {
+		if w.callLocker("Locker.Lock", name, s, l.Lock) != nil {
+			return
+		}
+		pause(ctx, w.duration())
+		if w.callLocker("Locker.Unlock", name, s, l.Unlock) != nil || !pause(ctx, w.think()) {
+			return
+		}
+	}
+}
+
+// callLocker makes the error of a panic.
+func (w *worker) callLocker(op, name string, s *stay, f func()) error {
+	return w.call(context.Background(), call{op: op, name: name, lease: s.lease}, func(context.Context) (err error) {
+		defer func() {
+			if p := recover(); p != nil {
+				err = fmt.Errorf("panic: %v", p)
+			}
+		}()
+		f()
+		return nil
+	})
+}
+
+// orphaned locks with a session that nobody renews any more. Nobody knows how long it holds.
+func (w *worker) orphaned(ctx context.Context) {
+	s, name := w.stay, w.anyLock()
+	w.stay = nil
+	w.leave(s)
+	s.Orphan()
+	m := s.NewMutex(name)
+	if w.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: w.patience()}, m.Lock) == nil {
+		pause(ctx, w.duration())
+		_ = w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.patience()}, m.Unlock)
+	}
+	w.close(s)
+}
+
+// do holds a lock by Mutex.Do.
+func (w *worker) do(ctx context.Context) {
+	name := w.anyLock()
+	w.doWith(ctx, name, w.stay.NewMutex(name))
+}
+
+// doAgain uses one handle for several Do.
+func (w *worker) doAgain(ctx context.Context) {
+	s, name := w.stay, w.anyLock()
+	m := s.NewMutex(name)
+	for range 2 + w.rnd.IntN(4) {
+		w.doWith(ctx, name, m)
+		if ended(w.rest) || w.stay != s || !pause(ctx, w.think()) {
+			return
+		}
+	}
+}
+
+func (w *worker) doWith(ctx context.Context, name string, m library.Mutex) {
+	s := w.stay
+	_ = w.call(ctx, call{op: "Do", name: name, lease: s.lease, limit: w.patience()}, func(ctx context.Context) error {
+		return m.(library.Doer).Do(ctx, func(ctx context.Context) error {
+			owner := m.IsOwner()
+			w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m).within(ctx, s.ttl))
+			return nil
+		})
+	})
+}

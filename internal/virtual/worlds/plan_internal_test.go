@@ -1,0 +1,85 @@
+package worlds
+
+import (
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"example.com/etcd/concurrency/internal/library"
+)
+
+// In a thousand plans everything that there is stands in some, and nothing that upstream's
+// package can't do in any of upstream's.
+func TestPlans(t *testing.T) {
+	for _, lib := range []library.Library{library.Here, library.Upstream} {
+		seen := map[string]bool{}
+		for seed := range uint64(1000) {
+			p := NewPlan(seed, Options{Library: lib})
+			require.NotEmpty(t, p.Kinds)
+			for _, k := range p.Kinds {
+				seen[k.Name] = true
+				require.False(t, k.Here && lib.Name == library.Upstream.Name, k.Name)
+			}
+			for _, r := range p.Residents {
+				seen[r.Name] = true
+				require.False(t, r.Here && lib.Name == library.Upstream.Name, r.Name)
+			}
+			for _, name := range p.Faults {
+				seen[name] = true
+			}
+			require.Contains(t, p.String(), p.Work)
+		}
+		for _, k := range Kinds {
+			assert.Equal(t, !k.Here || lib.Name == library.Here.Name, seen[k.Name], k.Name)
+		}
+		for _, r := range Residents {
+			assert.Equal(t, !r.Here || lib.Name == library.Here.Name, seen[r.Name], r.Name)
+		}
+		assert.True(t, seen["request-late"] && seen["refused-PermissionDenied"])
+	}
+}
+
+func TestASeedIsOnePlan(t *testing.T) {
+	o := Options{Library: library.Here}
+	assert.Equal(t, NewPlan(7, o).String(), NewPlan(7, o).String())
+	assert.NotEqual(t, NewPlan(7, o).String(), NewPlan(8, o).String())
+	o.Work, o.Length = "transactions", time.Minute
+	p := NewPlan(7, o)
+	assert.Equal(t, time.Minute, p.Length)
+	for _, k := range p.Kinds {
+		assert.True(t, strings.HasPrefix(k.Name, "transaction/"), k.Name)
+	}
+}
+
+func TestDrawKind(t *testing.T) {
+	rnd, drawn := rand.New(rand.NewPCG(1, 1)), map[string]int{}
+	for range 4000 {
+		drawn[drawKind(rnd, []Kind{{Name: "often", Weight: 3}, {Name: "seldom", Weight: 1}, {Name: "never"}}).Name]++
+	}
+	assert.InDelta(t, 3000, drawn["often"], 200)
+	assert.Zero(t, drawn["never"])
+}
+
+func TestWeather(t *testing.T) {
+	w := &weather{trips: []tripped{{}}}
+	w.disturb(span{10, 20}, true)
+	w.disturb(span{30, 40}, false)
+	w.trips = append(w.trips, tripped{50, 5}, tripped{60, 0})
+
+	assert.True(t, w.fair(span{21, 49}, 0), "other calls are hit, renewals are not")
+	assert.False(t, w.fair(span{15, 49}, 0))
+	assert.False(t, w.fair(span{5, 15}, 0))
+	assert.False(t, w.fair(span{21, 55}, 4), "too long a round trip")
+	assert.False(t, w.fair(span{55, 70}, 4), "which began before")
+	assert.True(t, w.fair(span{21, 55}, 5))
+	assert.True(t, w.fair(span{61, 99}, 0))
+
+	assert.EqualValues(t, 20, w.calmest(span{10, 35}, 5))
+	assert.EqualValues(t, 60, w.calmest(span{0, 100}, 5), "from 40 on")
+	assert.EqualValues(t, 35, w.calmest(span{0, 100}, 4), "from 65 on, when what was under way has arrived")
+	assert.Zero(t, w.calmest(span{32, 35}, 5))
+}

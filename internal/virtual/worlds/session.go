@@ -1,0 +1,131 @@
+package worlds
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
+)
+
+// stay is an open session.
+type stay struct {
+	library.Session
+	lease clientv3.LeaseID
+	since time.Duration // for certain
+	life  time.Duration // the TTL less the margin
+	ttl   time.Duration // as asked for
+	left  chan struct{} // closed before it is closed or orphaned by its owner
+}
+
+// reopen sees to an open session.
+func (w *worker) reopen(ctx context.Context) bool {
+	if w.stay != nil && !ended(w.stay.Done()) {
+		return true
+	}
+	w.shut()
+	ttl := pick(w.rnd, w.plan.TTLs)
+	o := library.SessionOptions{TTL: ttl}
+	if w.plan.Margins && w.rnd.IntN(2) == 0 {
+		o.Margin = between(w.rnd, time.Millisecond, time.Duration(ttl)*time.Second/2)
+	}
+	w.stay = w.open(ctx, o)
+	return w.stay != nil
+}
+
+// open opens a session, nil if that fails. Its context is the client's, unless it was given one.
+func (w *worker) open(ctx context.Context, o library.SessionOptions) *stay {
+	asked := time.Duration(o.TTL) * time.Second
+	if o.Lease != 0 {
+		asked = time.Minute // the package's default
+	}
+	var s library.Session
+	err := w.call(ctx, call{op: "NewSession", due: asked}, func(context.Context) (err error) {
+		s, err = w.lib.Open(w.client, o)
+		return err
+	})
+	if err != nil {
+		return nil
+	}
+	ttl := asked
+	if t, ok := s.(interface{ TTL() time.Duration }); ok {
+		ttl = t.TTL()
+	}
+	opened := &stay{Session: s, lease: s.Lease(), since: w.rec.Now(), left: make(chan struct{})}
+	opened.ttl, opened.life = ttl, ttl-o.Margin
+	go w.attend(opened)
+	return opened
+}
+
+// attend waits for the end of a session, and asks whether it had to come.
+func (w *worker) attend(s *stay) {
+	select {
+	case <-s.left:
+		return
+	case <-s.Done():
+	}
+	if ended(s.left) {
+		return
+	}
+	now := w.rec.Now()
+	r := w.revocationOf(int64(s.lease))
+	switch {
+	case !w.here():
+	case r.done != 0:
+		if late := now - max(r.done, s.since) - s.ttl; late > 0 {
+			w.violate("told", "%v: a session of %v was lost %v after its lease was revoked",
+				w.who, s.ttl, now-r.done)
+		}
+	case r.ordered != 0: // and perhaps carried out
+	case now-s.since > s.life:
+		w.lose(ending{w.station, now, s})
+	}
+	if w.here() && !errors.Is(context.Cause(s.Ctx()), concurrency.ErrSessionExpired) {
+		w.violate("told", "%v: a session was lost with the cause %v", w.who, context.Cause(s.Ctx()))
+	}
+}
+
+// ending is the loss of a session that no stranger has ended.
+type ending struct {
+	*station
+	at   time.Duration
+	stay *stay
+}
+
+// unfounded finds sessions that were lost though nothing has hindered a renewal for as long as they
+// live by one. It is asked when all is known that befell their clients.
+func (w *world) unfounded() (found []history.Violation) {
+	for _, e := range w.endings {
+		if s := e.stay; e.fair(span{e.at - s.life, e.at}, s.life*55/100) {
+			found = append(found, w.violation("session", e.at,
+				"%v: a session of %v, lease %x, was lost though no renewal was hindered for all its life",
+				e.who, s.life, int64(s.lease)))
+		}
+	}
+	return found
+}
+
+// shut closes the session, if there is one.
+func (w *worker) shut() {
+	if s := w.stay; s != nil {
+		w.stay = nil
+		w.close(s)
+	}
+}
+
+func (w *worker) close(s *stay) {
+	w.leave(s)
+	c := call{op: "Close", lease: s.lease, due: s.ttl}
+	_ = w.call(context.Background(), c, func(context.Context) error { return s.Close() })
+}
+
+// leave notes that the owner ends the session.
+func (w *worker) leave(s *stay) {
+	if !ended(s.left) {
+		close(s.left)
+	}
+}

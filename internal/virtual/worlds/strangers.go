@@ -1,0 +1,161 @@
+package worlds
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency/internal/history"
+)
+
+// stranger is somebody who does what no participant does, on a client of his own that has
+// no faults. He undoes it before he returns, also when ctx ends meanwhile.
+type stranger struct {
+	name string
+	do   func(w *world, ctx context.Context, rnd *rand.Rand) (on string)
+}
+
+var strangers = []stranger{
+	{"delete a key", (*world).deleteKey},
+	{"revoke a lease", (*world).revokeLease},
+	{"compact", (*world).compact},
+	{"restart the server", (*world).restart},
+	{"run out of space", (*world).fill},
+}
+
+// interfere lets strangers act until ctx ends.
+func (w *world) interfere(ctx context.Context, rnd *rand.Rand) {
+	for pause(ctx, between(rnd, 0, 20*time.Second)) {
+		s := pick(rnd, w.plan.Strangers)
+		f := history.Fault{What: s.name, From: w.rec.Now()}
+		f.On = s.do(w, ctx, rnd)
+		f.To = w.rec.Now()
+		w.rec.Add(history.Record{Fault: &f})
+	}
+}
+
+func hex(lease int64) string { return strconv.FormatInt(lease, 16) }
+
+// bounded bounds a call of the operator's, which the end of the faults must not cut short.
+func bounded() (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.Background(), 10*time.Second)
+}
+
+// victim is somebody who stands in a line: the first of it, mostly.
+func (w *world) victim(rnd *rand.Rand) (found history.Life) {
+	line := w.audit.line()
+	switch {
+	case len(line) == 0:
+	case rnd.IntN(3) == 0:
+		found = pick(rnd, line)
+	default:
+		found = line[0]
+	}
+	return found
+}
+
+func (w *world) deleteKey(_ context.Context, rnd *rand.Rand) string {
+	life := w.victim(rnd)
+	if life.Token == 0 {
+		return ""
+	}
+	key := life.Name + "/" + hex(life.Lease)
+	w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
+	ctx, cancel := bounded()
+	defer cancel()
+	_, _ = w.operator.Txn(ctx).If(leads(key, life.Token)).Then(clientv3.OpDelete(key)).Commit()
+	return key
+}
+
+func (w *world) revokeLease(_ context.Context, rnd *rand.Rand) string {
+	life := w.victim(rnd)
+	if life.Lease == 0 {
+		return ""
+	}
+	w.rec.Add(history.Record{Loss: &history.Loss{Lease: life.Lease, At: w.rec.Now()}})
+	w.noteRevoked(life.Lease, false)
+	ctx, cancel := bounded()
+	defer cancel()
+	if _, err := w.operator.Revoke(ctx, clientv3.LeaseID(life.Lease)); err != nil {
+		return fmt.Sprintf("%x: %v", life.Lease, err)
+	}
+	w.noteRevoked(life.Lease, true)
+	return hex(life.Lease)
+}
+
+// revocation is when a stranger ordered that a lease be revoked, and when that was done; 0: never.
+type revocation struct{ ordered, done time.Duration }
+
+func (w *world) noteRevoked(lease int64, done bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := w.revoked[lease]
+	if r.ordered = w.rec.Now(); done {
+		r.done = r.ordered
+	}
+	w.revoked[lease] = r
+}
+
+func (w *world) revocationOf(lease int64) revocation {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.revoked[lease]
+}
+
+// compact leaves the auditor what it has not read.
+func (w *world) compact(context.Context, *rand.Rand) string {
+	ctx, cancel := bounded()
+	defer cancel()
+	rev := w.audit.seen()
+	_, err := w.operator.Compact(ctx, rev)
+	return fmt.Sprintf("revision %d: %v", rev, err)
+}
+
+func (w *world) restart(ctx context.Context, rnd *rand.Rand) string {
+	from := w.rec.Now()
+	w.audit.detach()
+	w.Server().Stop()
+	pause(ctx, between(rnd, 0, 2*w.stations[0].ttl()))
+	if err := w.Server().Start(); err != nil {
+		w.T().Fatalf("the server does not start again: %v", err)
+	}
+	w.audit.attach(w.Server().Etcd())
+	for _, s := range w.stations {
+		s.disturbAll(span{from, w.rec.Now()})
+	}
+	return "the server"
+}
+
+// fill raises the alarm of a store that is full, and disarms it after a while.
+func (w *world) fill(ctx context.Context, rnd *rand.Rand) string {
+	from := w.rec.Now()
+	err := w.alarm(pb.AlarmRequest_ACTIVATE)
+	pause(ctx, between(rnd, 0, 15*time.Second))
+	for w.alarm(pb.AlarmRequest_DEACTIVATE) != nil {
+		pause(context.Background(), time.Second)
+	}
+	for _, s := range w.stations {
+		s.disturb(span{from, w.rec.Now()}, false)
+	}
+	return fmt.Sprint(err)
+}
+
+func (w *world) alarm(action pb.AlarmRequest_AlarmAction) error {
+	etcd := w.Server().Etcd()
+	if etcd == nil {
+		return errStopped
+	}
+	ctx, cancel := bounded()
+	defer cancel()
+	_, err := etcd.Alarm(ctx, &pb.AlarmRequest{
+		Action: action, Alarm: pb.AlarmType_NOSPACE, MemberID: uint64(etcd.MemberID()),
+	})
+	return err
+}
+
+var errStopped = fmt.Errorf("the server does not run")
