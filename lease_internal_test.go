@@ -23,23 +23,11 @@ func stopped(t *testing.T) *lease {
 	return l
 }
 
-// granting is a Lease that grants one of a minute, and does not answer renewals.
-type granting struct{ v3.Lease }
-
-func (granting) Grant(context.Context, int64) (*v3.LeaseGrantResponse, error) {
-	return &v3.LeaseGrantResponse{ID: 1, TTL: 60}, nil
-}
-
-func (granting) KeepAliveOnce(ctx context.Context, _ v3.LeaseID) (*v3.LeaseKeepAliveResponse, error) {
-	<-ctx.Done()
-	return nil, ctx.Err()
-}
-
 func TestTheFirstLookAtASession(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	c := v3.NewCtxClient(ctx)
-	c.Lease = granting{}
+	c.Lease = &granting{}
 	s, err := NewSession(c)
 	require.NoError(t, err)
 	require.NoError(t, s.Ctx().Err())

@@ -421,3 +421,16 @@ func TestASessionThatHasEndedKeepsNoWatch(t *testing.T) {
 	}
 	require.NoError(t, m.Unlock(t.Context()))
 }
+
+func TestAReleaseOfAnOrphanEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	revokedAtEnd(t, l.outside, l.session.Lease())
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	l.session.Orphan()
+	deletion := l.faults.Hold(fault.Txn, 1)
+	call := etcdtest.Go(func() error { return l.mutex.Unlock(t.Context()) })
+	ended(t, deletion.Reached(), "the deletion")
+	_ = l.client.Close() // what it says of the wrapped client is not the matter
+	require.Equal(t, context.Canceled, call.Wait(t))
+}
