@@ -1,6 +1,7 @@
 package concurrency
 
 import (
+	"context"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -57,6 +58,29 @@ func TestOutdated(t *testing.T) {
 		require.Equal(t, c.want, a.outdated(c.news), name)
 	}
 	require.False(t, (&attempt{}).outdated(stateAt(7, "k")), "nothing was read")
+}
+
+// present is a KV in which each key has been modified at revision 9.
+type present struct{ v3.KV }
+
+func (present) Get(_ context.Context, key string, _ ...v3.OpOption) (*v3.GetResponse, error) {
+	kv := &mvccpb.KeyValue{Key: []byte(key), Value: []byte("new"), ModRevision: 9}
+	return &v3.GetResponse{Header: &pb.ResponseHeader{Revision: 9}, Kvs: []*mvccpb.KeyValue{kv}}, nil
+}
+
+// What the answer to a conflict said has grown old in a pause, and only then.
+func TestATransactionThatHasPausedReadsAnew(t *testing.T) {
+	for rested, want := range map[bool]string{true: "new", false: "old"} {
+		client := v3.NewCtxClient(t.Context())
+		client.KV = present{}
+		a := &attempt{client: client, options: stmOptions{ctx: t.Context()}, level: levels[Serializable]}
+		a.carried = carried{snapshot: stateAt(5, "k"), part: 1, rested: rested, contender: newContender(client)}
+		_, err := a.run(func(s STM) error {
+			require.Equal(t, want, s.Get("k"))
+			return nil
+		})
+		require.NoError(t, err)
+	}
 }
 
 // Transactions contend about keys that they read, check and write.

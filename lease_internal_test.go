@@ -22,6 +22,22 @@ func stopped(t *testing.T) *lease {
 	return l
 }
 
+func TestTheFirstLookAtASession(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	c := v3.NewCtxClient(ctx)
+	c.Lease = &granting{}
+	s, err := NewSession(c)
+	require.NoError(t, err)
+	require.NoError(t, s.Ctx().Err())
+	s.lease.clock.mu.Lock()
+	s.lease.clock.deadline = time.Now().Add(-time.Second)
+	s.lease.clock.mu.Unlock()
+	require.Error(t, s.Ctx().Err())
+	require.Equal(t, ErrSessionExpired, context.Cause(s.Ctx()))
+	s.Orphan()
+}
+
 func TestALateTimerKeepsNothingAlive(t *testing.T) {
 	t.Run("the first look of each kind says that the session has ended", func(t *testing.T) {
 		for how, look := range map[string]func(l *lease) error{

@@ -368,3 +368,69 @@ func TestQuickWaitsShareAStreamOfWatches(t *testing.T) {
 	}
 	require.Less(t, streams.Load(), int64(5))
 }
+
+// The look of an observer that is not answered is sent again, to another member perhaps.
+func TestLooksOfAnObserverAreRepeated(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, concurrency.WithTTL(2))
+	e := concurrency.NewElection(l.session, l.name)
+	require.NoError(t, e.Campaign(t.Context(), "v"))
+	l.faults.Hold(fault.Get, 1)
+	for leader, err := range e.Leaders(t.Context()) {
+		require.NoError(t, err)
+		require.Equal(t, e.Key(), leader.Key)
+		break
+	}
+}
+
+func TestAKeptWatchEndsWithItsSession(t *testing.T) {
+	t.Parallel()
+	c, name := client(t), prefix(t)
+	spy := &watchSpy{Watcher: c.Watcher}
+	c.Watcher = spy
+	s := session(t, c)
+	rival := concurrency.NewMutex(session(t, client(t)), name)
+	require.NoError(t, rival.Lock(t.Context()))
+	call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(t.Context()) })
+	etcdtest.WaitKeys(t, c, name+"/", 2)
+	require.NoError(t, rival.Unlock(t.Context()))
+	require.NoError(t, call.Wait(t))
+	require.NoError(t, s.Close())
+	for _, watch := range spy.all() {
+		require.Error(t, watch.Err())
+	}
+}
+
+// etcd's own services open a session for each call, orphan it, and wait.
+func TestASessionThatHasEndedKeepsNoWatch(t *testing.T) {
+	t.Parallel()
+	c, name := client(t), prefix(t)
+	spy := &watchSpy{Watcher: c.Watcher}
+	c.Watcher = spy
+	s := session(t, c)
+	s.Orphan()
+	rival := concurrency.NewMutex(session(t, client(t)), name)
+	require.NoError(t, rival.Lock(t.Context()))
+	m := concurrency.NewMutex(s, name)
+	call := etcdtest.Go(func() error { return m.Lock(t.Context()) })
+	etcdtest.Eventually(t, func() bool { return len(spy.all()) == 2 }, "two watches")
+	require.NoError(t, rival.Unlock(t.Context()))
+	require.NoError(t, call.Wait(t))
+	for _, watch := range spy.all() {
+		require.Error(t, watch.Err())
+	}
+	require.NoError(t, m.Unlock(t.Context()))
+}
+
+func TestAReleaseOfAnOrphanEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	revokedAtEnd(t, l.outside, l.session.Lease())
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	l.session.Orphan()
+	deletion := l.faults.Hold(fault.Txn, 1)
+	call := etcdtest.Go(func() error { return l.mutex.Unlock(t.Context()) })
+	ended(t, deletion.Reached(), "the deletion")
+	_ = l.client.Close() // what it says of the wrapped client is not the matter
+	require.Equal(t, context.Canceled, call.Wait(t))
+}

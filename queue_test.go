@@ -255,6 +255,20 @@ func TestSeatOfThoseWhoDontWait(t *testing.T) {
 	require.Empty(t, s.of)
 }
 
+func TestSeatOfOneCleaner(t *testing.T) {
+	now := time.Now()
+	s, one, two := &seat{unsure: now.Add(time.Hour)}, make(chan struct{}), make(chan struct{})
+	require.True(t, s.cleanAgain(one, now, nil))
+	require.False(t, s.cleanAgain(two, now, nil), "one looks for all")
+	require.True(t, s.cleanAgain(one, now.Add(2*time.Hour), context.Canceled), "it has not seen the key")
+	s.endCleaning(two)
+	require.False(t, s.cleanAgain(two, now, nil))
+	s.endCleaning(one)
+	require.True(t, s.cleanAgain(two, now, nil))
+	require.False(t, s.cleanAgain(two, now.Add(2*time.Hour), nil), "it is sure")
+	require.True(t, s.unsure.IsZero())
+}
+
 // A ticket that a newer one of the same key has outlived is gone.
 func TestSeatGrantsNoOlderTicket(t *testing.T) {
 	s := &seat{}

@@ -122,7 +122,51 @@ func TestTheSlowerStreamIsClosed(t *testing.T) {
 	require.Nil(t, slower(both, streamOf(k), sending{of: k, at: at(2)}, at(2.1)), "one that was closed")
 }
 
-// suspects has one stream that breaks while renewals of three leases are not answered.
+func TestAnAnswerClosesTheSlowerStream(t *testing.T) {
+	k := kept(1)
+	answered := time.Time{}
+	k.answer = func(sent time.Time, _ time.Duration) { answered = sent }
+	one, two := streamOf(k, 1, 2), streamOf(k, 2)
+	r := &renewals{streams: []*stream{one, two}}
+	r.answered(two, 1, time.Minute)
+	require.Equal(t, at(2), answered)
+	require.Equal(t, []*stream{two}, r.streams)
+}
+
+func TestARenewalIsSentWhetherTheOneBeforeWasAnsweredOrNot(t *testing.T) {
+	k := kept(1)
+	one, two := streamOf(k), streamOf(k)
+	r := &renewals{streams: []*stream{one, two}, again: at(100)} // no other is opened
+	for n := range 4 {
+		r.renew(k, at(float64(n)))
+		require.Equal(t, at(float64(n+1)), k.due)
+		require.Len(t, one.owed[1], n+1)
+		require.Len(t, two.owed[1], n+1)
+	}
+}
+
+// What will be due in a tenth of an interval is sent too. What may break the stream comes last.
+func TestRenewalsAreSentTogether(t *testing.T) {
+	for range 20 {
+		now := time.Now()
+		r := &renewals{again: now.Add(time.Hour), timer: time.AfterFunc(time.Hour, func() {}), kept: map[*renewal]struct{}{}}
+		defer r.timer.Stop()
+		s := streamOf(kept(1))
+		r.streams = []*stream{s}
+		for id, due := range []time.Duration{0, 0, 0, 900 * time.Millisecond, 5 * time.Second} {
+			k := kept(v3.LeaseID(id + 1))
+			k.due, k.suspect = now.Add(due), id == 1
+			r.kept[k] = struct{}{}
+		}
+		r.send()
+		require.Len(t, s.queue, 4)
+		require.EqualValues(t, 2, s.queue[3].of.id)
+		require.NotContains(t, s.owed, v3.LeaseID(5))
+		require.WithinRange(t, r.wake, now, now.Add(5*time.Second))
+	}
+}
+
+// A stream breaks while the renewals of two leases are not answered.
 func TestWhatABrokenStreamOwedIsSentAgain(t *testing.T) {
 	ks := []*renewal{kept(1), kept(2), kept(3), kept(4)}
 	r := &renewals{timer: time.AfterFunc(time.Hour, func() {}), wake: time.Now().Add(time.Hour)}

@@ -1,0 +1,119 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// sent notes when the calls of a test were sent, and how many of them are under way.
+type sent struct {
+	mu      sync.Mutex
+	began   time.Time
+	at      []time.Duration
+	running int
+}
+
+// call returns the number of the call, from one on, and what is to be called at its end.
+func (s *sent) call() (n int, end func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.at = append(s.at, time.Since(s.began))
+	s.running++
+	return len(s.at), func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.running--
+	}
+}
+
+// A third of the patience, then intervals that double, two calls each time. The first call is
+// not called off: its answer is as good.
+func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sent{began: time.Now()}
+		answer, err := repeat(t.Context(), forever, 6*time.Second, func(ctx context.Context) (int, error) {
+			n, end := s.call()
+			defer end()
+			if n == 1 {
+				sleep(ctx, forever, 13*time.Second)
+				return n, ctx.Err()
+			}
+			<-ctx.Done()
+			return n, ctx.Err()
+		})
+		require.NoError(t, err)
+		require.Equal(t, 1, answer)
+		require.Equal(t, []time.Duration{0, 2 * time.Second, 2 * time.Second, 6 * time.Second, 6 * time.Second}, s.at)
+	})
+}
+
+func TestTheFirstAnswerCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sent{began: time.Now()}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		answer, err := repeat(ctx, forever, 6*time.Second, func(ctx context.Context) (int, error) {
+			n, end := s.call()
+			defer end()
+			switch n {
+			case 2:
+				sleep(ctx, forever, time.Second)
+			case 3: // an answer that comes after the first
+				<-ctx.Done()
+				sleep(forever, forever, time.Second)
+			default:
+				<-ctx.Done()
+				return n, ctx.Err()
+			}
+			return n, nil
+		})
+		require.NoError(t, err)
+		require.Equal(t, 2, answer)
+		require.Equal(t, 4*time.Second, time.Since(s.began), "when the last of them has returned")
+		require.Zero(t, s.running)
+		require.Len(t, s.at, 3)
+	})
+}
+
+func TestACallThatIsOfNoUse(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		_, err := repeat(t.Context(), ended, time.Hour, func(context.Context) (int, error) {
+			t.Error("it was sent")
+			return 0, nil
+		})
+		require.Equal(t, context.Canceled, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := repeat(ctx, forever, time.Hour, func(context.Context) (int, error) {
+		cancel()
+		return 0, errors.New("called off")
+	})
+	require.Equal(t, context.Canceled, err, "and not what the call says")
+}
+
+func TestWhatPasses(t *testing.T) {
+	for _, err := range []error{
+		rpctypes.ErrNoLeader, rpctypes.ErrTimeoutDueToLeaderFail, rpctypes.ErrTooManyRequests,
+		context.DeadlineExceeded, context.Canceled, status.Error(codes.Internal, "a stream was reset"),
+		status.Error(codes.Unavailable, "connection refused"), status.Error(codes.Unknown, "raft proposal dropped"),
+	} {
+		require.True(t, transient(err), err)
+	}
+	for _, err := range []error{
+		rpctypes.ErrPermissionDenied, rpctypes.ErrLeaseNotFound, rpctypes.ErrNoSpace,
+		status.Error(codes.Unknown, "something else"), errors.New("not etcd's"),
+	} {
+		require.False(t, transient(err), err)
+	}
+}
