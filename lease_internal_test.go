@@ -2,11 +2,14 @@ package concurrency
 
 import (
 	"context"
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	v3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency/internal/etcdtest"
 )
 
 // stopped is a lease of a session as it is in a process that was stopped: the deadline has
@@ -14,7 +17,7 @@ import (
 func stopped(t *testing.T) *lease {
 	l := &lease{client: v3.NewCtxClient(t.Context()), done: make(chan struct{})}
 	l.ctx, l.end = context.WithCancelCause(t.Context())
-	l.ctx = punctual{l.ctx, l.expire}
+	l.ctx = &punctual{l.ctx, l.expire}
 	l.lost, l.setLost = context.WithCancel(t.Context())
 	l.clock.deadline = time.Now().Add(time.Hour)
 	l.clock.start(l.expire)
@@ -23,11 +26,7 @@ func stopped(t *testing.T) *lease {
 }
 
 func TestTheFirstLookAtASession(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	c := v3.NewCtxClient(ctx)
-	c.Lease = &granting{}
-	s, err := NewSession(c)
+	s, err := NewSession(etcdtest.New(t).InProcess(t))
 	require.NoError(t, err)
 	require.NoError(t, s.Ctx().Err())
 	s.lease.clock.mu.Lock()
@@ -71,4 +70,66 @@ func TestALateTimerKeepsNothingAlive(t *testing.T) {
 		l.answered(time.Now(), time.Hour)
 		require.Equal(t, ErrSessionExpired, l.loss())
 	})
+}
+
+// granting grants leases, and does nothing else.
+type granting struct {
+	v3.Lease
+	granted v3.LeaseID
+}
+
+func (g *granting) Grant(_ context.Context, ttl int64) (*v3.LeaseGrantResponse, error) {
+	g.granted++
+	return &v3.LeaseGrantResponse{ID: g.granted, TTL: ttl}, nil
+}
+
+// etcd's own services open a session for each call, on a client that lives as long as the
+// server does, orphan it and forget it.
+func TestAClientForgetsOrphanedSessions(t *testing.T) {
+	client := v3.NewCtxClient(t.Context())
+	client.Lease = &granting{}
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // what the first one has freed from pools
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	open := func(n int) {
+		for range n {
+			s, err := NewSession(client)
+			require.NoError(t, err)
+			s.Orphan()
+			s.lease.use()
+			s.lease.unuse()
+		}
+	}
+	const n = 10_000
+	open(n) // the registry of what a client shares has its size then
+	before := heap()
+	open(n)
+	require.Less(t, (heap()-before)/n, int64(50), "bytes for each")
+}
+
+func TestTheClientsEndEndsWhatIsUnderWayOnAnOrphanedLease(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	client := v3.NewCtxClient(ctx)
+	client.Lease = &granting{}
+	s, err := NewSession(client)
+	require.NoError(t, err)
+	s.Orphan()
+	require.NoError(t, s.lease.lost.Err())
+	s.lease.use()
+	defer s.lease.unuse()
+	cancel()
+	<-s.lease.lost.Done()
+	require.Equal(t, context.Canceled, s.lease.loss())
+}
+
+// Programs compare contexts, and keep things by them.
+func TestContextsCanBeCompared(t *testing.T) {
+	l := stopped(t)
+	s := Session{ctx: l.ctx, lease: l}
+	require.True(t, s.Ctx() == s.Ctx())
+	require.Contains(t, map[context.Context]bool{s.Ctx(): true}, s.Ctx())
 }
