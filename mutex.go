@@ -76,6 +76,7 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 // joining is the join of the handle's session. It is made once, because that costs 36
 // allocations. It is made again if the session was a placeholder then.
 func (m *Mutex) joining() joinTxn {
+	m.queue.made()
 	if m.join.lease != m.queue.session.id {
 		return m.queue.joinTxn("")
 	}
