@@ -40,10 +40,13 @@ type lease struct {
 	tasks
 }
 
-// tasks are what runs on a lease in the background.
+// tasks are what is under way on a lease.
 type tasks struct {
-	work   sync.WaitGroup
-	closed bool // nothing may be started any more
+	work   sync.WaitGroup // in the background
+	closed bool           // nothing may be started in the background any more
+
+	users  int         // the session while it is open, calls, and what runs in the background
+	detach func() bool // forgets what the end of the client would end
 }
 
 // ending is one of the ways in which a session ends. In each of them Ctx ends, then Done
@@ -105,6 +108,25 @@ func (l *lease) expire() {
 	}
 }
 
+// use lets the end of the client end lost, until unuse. A client remembers no lease that is
+// not in use, because etcd's own services open a session for each call, orphan it and forget
+// it.
+func (l *lease) use() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.users++; l.users == 1 {
+		l.detach = context.AfterFunc(l.client.Ctx(), func() { l.finish(clientClosed) })
+	}
+}
+
+func (l *lease) unuse() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.users--; l.users == 0 {
+		l.detach()
+	}
+}
+
 // gone is for whoever hears from the server that it does not have the lease. Session.Ctx has
 // ended when it returns.
 //
@@ -145,7 +167,7 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	l.clock.ttl, l.clock.margin = asked, o.margin
 	l.ctx, l.end = context.WithCancelCause(o.ctx)
 	l.ctx = punctual{l.ctx, l.expire}
-	l.lost, l.setLost = context.WithCancel(client.Ctx())
+	l.lost, l.setLost = context.WithCancel(context.Background())
 	if l.id >= v3.NoLease {
 		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
 			l.end(err)
@@ -158,13 +180,13 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 		return l, nil
 	}
 	l.clock.start(l.expire)
-	detach := context.AfterFunc(client.Ctx(), func() { l.finish(clientClosed) })
+	l.use()
 	context.AfterFunc(l.ctx, func() {
-		detach()
 		if client.Ctx().Err() != nil {
 			l.finish(clientClosed)
 		}
 		l.finish(contextEnded)
+		l.unuse()
 	})
 	return l, nil
 }
@@ -353,6 +375,8 @@ func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	}
 	l.work.Go(func() {
 		defer close(done)
+		l.use()
+		defer l.unuse()
 		work(l.client.Ctx())
 	})
 	return done

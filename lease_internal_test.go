@@ -2,6 +2,7 @@ package concurrency
 
 import (
 	"context"
+	"runtime"
 	"testing"
 	"time"
 
@@ -71,4 +72,58 @@ func TestALateTimerKeepsNothingAlive(t *testing.T) {
 		l.answered(time.Now(), time.Hour)
 		require.Equal(t, ErrSessionExpired, l.loss())
 	})
+}
+
+// granting grants leases, and does nothing else.
+type granting struct {
+	v3.Lease
+	granted v3.LeaseID
+}
+
+func (g *granting) Grant(_ context.Context, ttl int64) (*v3.LeaseGrantResponse, error) {
+	g.granted++
+	return &v3.LeaseGrantResponse{ID: g.granted, TTL: ttl}, nil
+}
+
+// etcd's own services open a session for each call, on a client that lives as long as the
+// server does, orphan it and forget it.
+func TestAClientForgetsOrphanedSessions(t *testing.T) {
+	client := v3.NewCtxClient(t.Context())
+	client.Lease = &granting{}
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // what the first one has freed from pools
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	open := func(n int) {
+		for range n {
+			s, err := NewSession(client)
+			require.NoError(t, err)
+			s.Orphan()
+			s.lease.use()
+			s.lease.unuse()
+		}
+	}
+	const n = 10_000
+	open(n) // the registry of what a client shares has its size then
+	before := heap()
+	open(n)
+	require.Less(t, (heap()-before)/n, int64(50), "bytes for each")
+}
+
+func TestTheClientsEndEndsWhatIsUnderWayOnAnOrphanedLease(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	client := v3.NewCtxClient(ctx)
+	client.Lease = &granting{}
+	s, err := NewSession(client)
+	require.NoError(t, err)
+	s.Orphan()
+	require.NoError(t, s.lease.lost.Err())
+	s.lease.use()
+	defer s.lease.unuse()
+	cancel()
+	<-s.lease.lost.Done()
+	require.Equal(t, context.Canceled, s.lease.loss())
 }

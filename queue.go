@@ -87,6 +87,8 @@ func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, er
 func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()
+	l.use()
+	defer l.unuse()
 	switch err := l.loss(); err {
 	case nil:
 	case ErrSessionExpired:
@@ -318,6 +320,8 @@ func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()
+	l.use()
+	defer l.unuse()
 	l.seats.at(t.key, func(s *seat) { s.doom(t) })
 	header, err := q.remove(ctx, t)
 	dirty := false

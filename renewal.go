@@ -72,7 +72,7 @@ type renewals struct {
 	timer  *time.Timer
 	wake   time.Time // when the timer fires
 
-	streams []*stream // two at most: the one in use, and one beside it, see another
+	streams []*stream // the one in use and those beside it, see another; the oldest first
 	broken  int       // streams that broke in a row
 	trouble error     // the reason of the last one that did
 	again   time.Time // no stream is opened before
@@ -205,45 +205,64 @@ func (r *renewals) choose(k *renewal, now time.Time) bool {
 	return true
 }
 
+// mostStreams bounds the streams of a client. A lease lives for three intervals and opens a
+// stream after each of them that passes in silence.
+const mostStreams = 4
+
 // another says whether k needs another stream, and which one is to be closed for it.
 //
 // A stream that owes k an answer for an interval may be slow or dead. Nobody can tell, so
-// it stays, and a second stream is opened beside it, for which gRPC picks the next member.
-// All renewals are then sent on both, until one is quicker, see [slower]. While both owe
-// answers:
+// it stays, and another stream is opened beside it, for which gRPC picks the next member. All
+// renewals are then sent on all streams, until one is quicker, see [slower].
 //
-//   - If the first owes one for two intervals, its answers come too late for the lease. It
-//     makes room for another stream.
-//   - Otherwise the first is slow, and is kept. If the second owes one for the whole life of
-//     the lease, another takes its place.
+// No stream is closed because it is too slow for k. It may be in time for the other leases,
+// which live longer. Only if there are too many streams, one that has owed k an answer for
+// its whole life makes room.
 func another(streams []*stream, k *renewal, now time.Time) (open bool, instead *stream) {
 	owes := func(s *stream, intervals int) bool {
 		return s.owes(k.id, now.Add(-time.Duration(intervals)*k.interval*9/10))
 	}
-	switch {
-	case len(streams) == 0:
-		return true, nil
-	case len(streams) == 1:
-		return owes(streams[0], 1), nil
-	case owes(streams[1], 1) && owes(streams[0], 2):
-		return true, streams[0]
-	case owes(streams[1], 3):
-		return true, streams[1]
+	for i, s := range streams {
+		intervals := 2
+		if i == len(streams)-1 {
+			intervals = 1 // the newest was opened that much later
+		}
+		if !owes(s, intervals) {
+			return false, nil
+		}
 	}
-	return false, nil
+	if len(streams) < mostStreams {
+		return true, nil
+	}
+	i := slices.IndexFunc(streams, func(s *stream) bool { return owes(s, 3) })
+	if i < 0 {
+		return false, nil
+	}
+	return true, streams[i]
 }
 
-// slower is the stream to be closed now that s has answered what was sent on both: the first
-// if it still owes that answer, the second if the first is quick again.
-func slower(streams []*stream, s *stream, x sending, now time.Time) *stream {
-	switch {
-	case len(streams) < 2:
-	case s == streams[1] && streams[0].owes(x.of.id, x.at):
-		return streams[0]
-	case s == streams[0] && now.Sub(x.at) < streams[1].patience:
-		return streams[1]
+// slower are the streams to be closed now that s has answered x:
+//
+//   - An older stream that still owes this answer, unless it also owes an answer to a lease
+//     that was not renewed on s yet. The lease may have nothing else to hope for.
+//   - All newer streams if s is quick again. What they owe was sent on s too.
+func slower(streams []*stream, s *stream, x sending, now time.Time) []*stream {
+	i := slices.Index(streams, s)
+	if i < 0 {
+		return nil // it was closed
 	}
-	return nil
+	var slow []*stream
+	for _, older := range streams[:i] {
+		if older.owes(x.of.id, x.at) && !older.owesBefore(s.opened) {
+			slow = append(slow, older)
+		}
+	}
+	for _, newer := range streams[i+1:] {
+		if now.Sub(x.at) < newer.patience {
+			slow = append(slow, newer)
+		}
+	}
+	return slow
 }
 
 // refusalPause is the least time between two openings of a stream, and between two calls
@@ -265,7 +284,8 @@ func afterFailures(n int) time.Duration {
 func (r *renewals) open(k *renewal, now time.Time) {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
 	s := &stream{
-		patience: k.interval, owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: cancel,
+		patience: k.interval, opened: now, owed: map[v3.LeaseID][]sending{},
+		wake: make(chan struct{}, 1), cancel: cancel,
 	}
 	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
 	lease := pb.NewLeaseClient(r.client.ActiveConnection())
@@ -323,7 +343,7 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 		return
 	}
 	r.broken, r.trouble, x.of.suspect = 0, nil, false
-	if other := slower(r.streams, s, x, time.Now()); other != nil {
+	for _, other := range slower(r.streams, s, x, time.Now()) {
 		r.drop(other)
 	}
 	r.mu.Unlock()
@@ -366,6 +386,7 @@ func (r *renewals) drop(s *stream) {
 // stream is a stream of renewals to one member.
 type stream struct {
 	patience time.Duration // the interval of the lease for which it was opened
+	opened   time.Time
 	cancel   context.CancelFunc
 	wake     chan struct{} // the sender has work
 
@@ -433,6 +454,17 @@ func (s *stream) remove(x sending) {
 // before.
 func (s *stream) owes(id v3.LeaseID, at time.Time) bool {
 	return len(s.owed[id]) > 0 && !s.owed[id][0].at.After(at)
+}
+
+// owesBefore reports whether the stream owes an answer to a lease that was renewed only
+// before the time.
+func (s *stream) owesBefore(at time.Time) bool {
+	for _, sent := range s.owed {
+		if sent[len(sent)-1].at.Before(at) {
+			return true
+		}
+	}
+	return false
 }
 
 // first is the lease whose renewal was sent first of those that are not answered.

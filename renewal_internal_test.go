@@ -91,9 +91,10 @@ func TestWhenAnotherStreamIsOpened(t *testing.T) {
 		{"the same, sent together with others a little earlier", []*stream{streamOf(k, 0)}, 0.9, true, -1},
 		{"the second has answered", []*stream{streamOf(k, 0, 1), answering()}, 2, false, -1},
 		{"the second is younger than that", []*stream{streamOf(k, 0, 1), streamOf(k, 1.5)}, 2, false, -1},
-		{"both are silent", []*stream{streamOf(k, 0, 1), streamOf(k, 1)}, 2, true, 0},
-		{"the first is slow, the second may be", []*stream{streamOf(k, 1), streamOf(k, 0, 1)}, 2, false, -1},
-		{"the first is slow, the second silent", []*stream{streamOf(k, 2), streamOf(k, 0, 1, 2)}, 3, true, 1},
+		{"both are silent", []*stream{streamOf(k, 0, 1), streamOf(k, 1)}, 2, true, -1},
+		{"the first is slow, the second silent", []*stream{streamOf(k, 2), streamOf(k, 0, 1, 2)}, 3, false, -1},
+		{"all four are silent", []*stream{streamOf(k, 0), streamOf(k, 1), streamOf(k, 2), streamOf(k, 3)}, 4, true, 0},
+		{"all four are slow", []*stream{streamOf(k, 2), streamOf(k, 2), streamOf(k, 2), streamOf(k, 3)}, 4, false, -1},
 	} {
 		open, instead := another(c.streams, k, at(c.now))
 		require.Equal(t, c.open, open, c.is)
@@ -111,15 +112,20 @@ func first(open bool, _ *stream) bool { return open }
 func TestTheSlowerStreamIsClosed(t *testing.T) {
 	k := kept(1)
 	one, two := streamOf(k, 1, 2), streamOf(k, 2)
+	two.opened = at(2)
 	both := []*stream{one, two}
-	require.Nil(t, slower(both[:1], one, sending{of: k, at: at(1)}, at(2.5)), "a single one")
-	require.Nil(t, slower(both, one, sending{of: k, at: at(1)}, at(2.6)), "the first is slow, the second may be")
-	require.Same(t, two, slower(both, one, sending{of: k, at: at(2)}, at(2.6)), "the first is quick again")
-	require.Same(t, one, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the second was quicker")
+	require.Empty(t, slower(both[:1], one, sending{of: k, at: at(1)}, at(2.5)), "a single one")
+	require.Empty(t, slower(both, one, sending{of: k, at: at(1)}, at(2.6)), "the first is slow, the second may be")
+	require.Equal(t, []*stream{two}, slower(both, one, sending{of: k, at: at(2)}, at(2.6)), "the first is quick again")
+	require.Equal(t, []*stream{one}, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the second was quicker")
+	one.add(kept(2), at(1.5))
+	require.Empty(t, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "another lease has only the first")
+	one.add(kept(2), at(2.5))
+	require.Equal(t, []*stream{one}, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "it was renewed on the second")
 	one.answered(1)
 	one.answered(1)
-	require.Nil(t, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the first has answered before")
-	require.Nil(t, slower(both, streamOf(k), sending{of: k, at: at(2)}, at(2.1)), "one that was closed")
+	require.Empty(t, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the first has answered before")
+	require.Empty(t, slower(both, streamOf(k), sending{of: k, at: at(2)}, at(2.1)), "one that was closed")
 }
 
 func TestAnAnswerClosesTheSlowerStream(t *testing.T) {
