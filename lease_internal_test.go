@@ -118,6 +118,12 @@ func TestTheClientsEndEndsWhatIsUnderWayOnAnOrphanedLease(t *testing.T) {
 	s, err := NewSession(client)
 	require.NoError(t, err)
 	s.Orphan()
+	for used := true; used; { // until the client has forgotten it
+		runtime.Gosched()
+		s.lease.mu.Lock()
+		used = s.lease.users > 0
+		s.lease.mu.Unlock()
+	}
 	require.NoError(t, s.lease.lost.Err())
 	s.lease.use()
 	defer s.lease.unuse()
