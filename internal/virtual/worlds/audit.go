@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 
@@ -110,11 +111,22 @@ func (a *auditor) line() (lives []history.Life) {
 	return lives
 }
 
-// by is the newest ticket that stands in a line and was put with the value.
-func (a *auditor) by(name, value string) (found history.Life) {
-	for _, life := range a.line() {
-		if life.Name == name && life.Value == value {
-			found = life
+// by is the newest ticket that stands in a line with the value, as the store has it in this
+// instant. An auditor of a server that has just started is a moment behind.
+func (w *world) by(name, value string) (found *mvccpb.KeyValue) {
+	etcd := w.Server().Etcd()
+	if etcd == nil {
+		return nil
+	}
+	line := name + "/"
+	r, err := etcd.KV().Range(context.Background(), []byte(line), []byte(clientv3.GetPrefixRangeEnd(line)),
+		mvcc.RangeOptions{})
+	if err != nil {
+		return nil
+	}
+	for _, kv := range r.KVs {
+		if string(kv.Value) == value && (found == nil || kv.CreateRevision > found.CreateRevision) {
+			found = kv
 		}
 	}
 	return found

@@ -241,25 +241,18 @@ func (w *worker) runLeader(ctx context.Context) {
 	}
 }
 
-// run holds what RunLeader has acquired. Which ticket that is the auditor knows: the newest of
+// run holds what RunLeader has acquired. Which ticket that is the store knows: the newest of
 // those in line with the value of this call. If none stands, the context has to end.
 func (w *worker) run(ctx context.Context, value string, ttl time.Duration) {
-	life := w.audit.by(runElection, value)
-	if life.Token == 0 && !pause(ctx, 200*time.Millisecond) { // which an auditor needs after a restart
-		return
-	} else if life.Token == 0 {
-		life = w.audit.by(runElection, value)
-	}
-	h := holding{Hold: history.Hold{Who: w.who, Name: runElection, Token: life.Token, Lease: life.Lease}, ttl: ttl}
-	h.over = ctx.Done()
-	if life.Token != 0 {
-		h.owner = leads(runElection+"/"+hex(life.Lease), life.Token)
-		w.hold(ctx, h)
+	if kv := w.by(runElection, value); kv != nil {
+		h := holding{Hold: history.Hold{Who: w.who, Name: runElection, Token: kv.CreateRevision, Lease: kv.Lease}}
+		h.owner = leads(string(kv.Key), kv.CreateRevision)
+		w.hold(ctx, h.within(ctx, ttl))
 		return
 	}
 	began := w.rec.Now()
 	pause(ctx, 2*ttl+2*time.Second)
-	if late := w.rec.Now() - began - ttl - time.Second; late > 0 {
+	if late := w.rec.Now() - began - ttl - time.Second; late > 0 && w.Server().Running() {
 		w.violate("told", "%v led %q by RunLeader for %v longer than it may without a key",
 			w.who, runElection, late)
 	}

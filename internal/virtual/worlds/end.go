@@ -18,20 +18,21 @@ import (
 const (
 	// late is how long a request may still travel whose caller has given up.
 	late = 20 * time.Second
-	// quiet is how long all go on working.
-	quiet = 15 * time.Second
+	// quiet is how long all go on working before anything is asked.
+	quiet = late + 2*time.Second
 )
 
 // longest is the longest TTL of the world.
 func (w *world) longest() time.Duration { return time.Duration(slices.Max(w.plan.TTLs)) * time.Second }
 
-// settling is the time in which whoever is gone must be out of the way: late requests have
-// arrived, what they have begun has been cleaned away, leases have expired.
-func (w *world) settling() time.Duration { return late + 2*w.longest() + 5*time.Second }
+// settling is the time in which whoever is gone must be out of the way: what they have begun
+// has been cleaned away, and leases have expired.
+func (w *world) settling() time.Duration { return 2*w.longest() + 10*time.Second }
 
 // end asks for all that is promised for times without faults.
 func (w *world) end() {
 	pause(context.Background(), quiet)
+	w.removeLate()
 	w.everyNameIsFree()
 	close(w.rest)
 	w.everybodyIsServed()
@@ -78,9 +79,7 @@ func (w *world) everyNameIsFree() {
 	for _, name := range w.names() {
 		wg.Go(func() {
 			m := concurrency.NewMutex(s, name)
-			if err := m.Lock(ctx); err != nil && w.blocked(name) {
-				return
-			} else if err != nil {
+			if err := m.Lock(ctx); err != nil {
 				w.violate("liveness", "%q could not be locked within %v after the faults: %v; in line: %s",
 					name, limit, err, w.standing(name))
 			} else if err := m.Unlock(ctx); err != nil && ctx.Err() == nil {
@@ -89,7 +88,7 @@ func (w *world) everyNameIsFree() {
 		})
 	}
 	runs := slices.ContainsFunc(w.stations, func(s *station) bool { return s.leads })
-	for runs && w.led.Load() == led && !w.blocked(runElection) {
+	for runs && w.led.Load() == led {
 		if !pause(ctx, 100*time.Millisecond) {
 			w.violate("liveness", "no RunLeader led within %v after the faults; in line: %s",
 				limit, w.standing(runElection))
@@ -130,7 +129,7 @@ func (s *station) stuck(before time.Duration) (texts []string) {
 	s.pendingMu.Lock()
 	defer s.pendingMu.Unlock()
 	for d := range s.pending {
-		if d.since <= before && d.op != "RunLeader" && !s.blocked(d.name) {
+		if d.since <= before && d.op != "RunLeader" {
 			texts = append(texts, fmt.Sprintf("%s of %q goes on since %v; in line: %s",
 				d.op, d.name, d.since, s.standing(d.name)))
 		}

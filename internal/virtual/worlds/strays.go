@@ -62,12 +62,12 @@ func (w *world) strays(h history.History, end time.Duration) (found []history.Vi
 // for it.
 func (w *world) tooLate(token int64) bool { return w.audit.lateness(token) > w.stations[0].ttl() }
 
-// blocked reports whether the first of a line is one that came too late.
-func (w *world) blocked(name string) bool {
+// removeLate deletes, as an operator would, the keys of requests that came too late and that
+// block their lines for as long as their sessions live.
+func (w *world) removeLate() {
 	for _, life := range w.audit.line() {
-		if life.Name == name {
-			return w.tooLate(life.Token)
+		if w.tooLate(life.Token) {
+			w.remove(life)
 		}
 	}
-	return false
 }
