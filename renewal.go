@@ -73,6 +73,7 @@ type renewals struct {
 	wake   time.Time // when the timer fires
 
 	streams []*stream // the one in use and those beside it, see another; the oldest first
+	heard   time.Time // when a stream has last answered; at first, when the first lease came
 	broken  int       // streams that broke in a row
 	trouble error     // the reason of the last one that did
 	again   time.Time // no stream is opened before
@@ -85,7 +86,7 @@ func (k *renewal) keep(client *v3.Client, r *renewals) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.kept) == 0 {
-		r.client, r.kept, r.running = client, map[*renewal]struct{}{}, &sync.WaitGroup{}
+		r.client, r.kept, r.running, r.heard = client, map[*renewal]struct{}{}, &sync.WaitGroup{}, time.Now()
 		r.wake = k.due
 		r.timer = time.AfterFunc(time.Until(k.due), r.send)
 	}
@@ -183,6 +184,8 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 		for _, s := range r.streams {
 			s.add(k, now)
 		}
+		k.due = now.Add(r.step(k, now))
+		return
 	default:
 		k.due = r.again
 		return
@@ -190,12 +193,23 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 	k.due = now.Add(k.interval)
 }
 
+// step is the time between two renewals of k on streams. It is the interval, or half of it
+// while no member answers anything. The next stream may then go to a silent member again,
+// because gRPC picks the members in turn and other calls come in between. A step less means
+// that more members are asked while the lease lives.
+func (r *renewals) step(k *renewal, now time.Time) time.Duration {
+	if now.Sub(r.heard) < k.interval*9/10 {
+		return k.interval
+	}
+	return k.interval / 2
+}
+
 // choose opens a stream if k needs one, and reports whether there is a stream.
 func (r *renewals) choose(k *renewal, now time.Time) bool {
 	if now.Before(r.again) {
 		return len(r.streams) > 0
 	}
-	open, instead := another(r.streams, k, now)
+	open, instead := another(r.streams, k, r.step(k, now), now)
 	if instead != nil {
 		r.drop(instead)
 	}
@@ -205,36 +219,34 @@ func (r *renewals) choose(k *renewal, now time.Time) bool {
 	return true
 }
 
-// mostStreams bounds the streams of a client. A lease lives for three intervals and opens a
-// stream after each of them that passes in silence.
-const mostStreams = 4
+// mostStreams bounds the streams of a client. A lease lives for three intervals. In silence it
+// opens a stream at the beginning, after one interval, and after each half of those that follow.
+const mostStreams = 6
 
 // another says whether k needs another stream, and which one is to be closed for it.
 //
-// A stream that owes k an answer for an interval may be slow or dead. Nobody can tell, so
+// A stream that owes k an answer for a step, see [renewals.step], may be slow or dead. Nobody can tell, so
 // it stays, and another stream is opened beside it, for which gRPC picks the next member. All
 // renewals are then sent on all streams, until one is quicker, see [slower].
 //
 // No stream is closed because it is too slow for k. It may be in time for the other leases,
 // which live longer. Only if there are too many streams, one that has owed k an answer for
 // its whole life makes room.
-func another(streams []*stream, k *renewal, now time.Time) (open bool, instead *stream) {
-	owes := func(s *stream, intervals int) bool {
-		return s.owes(k.id, now.Add(-time.Duration(intervals)*k.interval*9/10))
-	}
+func another(streams []*stream, k *renewal, step time.Duration, now time.Time) (open bool, instead *stream) {
+	owes := func(s *stream, span time.Duration) bool { return s.owes(k.id, now.Add(-span*9/10)) }
 	for i, s := range streams {
-		intervals := 2
+		span := 2 * step
 		if i == len(streams)-1 {
-			intervals = 1 // the newest was opened that much later
+			span = step // the newest was opened that much later
 		}
-		if !owes(s, intervals) {
+		if !owes(s, span) {
 			return false, nil
 		}
 	}
 	if len(streams) < mostStreams {
 		return true, nil
 	}
-	i := slices.IndexFunc(streams, func(s *stream) bool { return owes(s, 3) })
+	i := slices.IndexFunc(streams, func(s *stream) bool { return owes(s, 3*k.interval) })
 	if i < 0 {
 		return false, nil
 	}
@@ -342,7 +354,7 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 		r.mu.Unlock()
 		return
 	}
-	r.broken, r.trouble, x.of.suspect = 0, nil, false
+	r.heard, r.broken, r.trouble, x.of.suspect = time.Now(), 0, nil, false
 	for _, other := range slower(r.streams, s, x, time.Now()) {
 		r.drop(other)
 	}

@@ -93,10 +93,10 @@ func TestWhenAnotherStreamIsOpened(t *testing.T) {
 		{"the second is younger than that", []*stream{streamOf(k, 0, 1), streamOf(k, 1.5)}, 2, false, -1},
 		{"both are silent", []*stream{streamOf(k, 0, 1), streamOf(k, 1)}, 2, true, -1},
 		{"the first is slow, the second silent", []*stream{streamOf(k, 2), streamOf(k, 0, 1, 2)}, 3, false, -1},
-		{"all four are silent", []*stream{streamOf(k, 0), streamOf(k, 1), streamOf(k, 2), streamOf(k, 3)}, 4, true, 0},
-		{"all four are slow", []*stream{streamOf(k, 2), streamOf(k, 2), streamOf(k, 2), streamOf(k, 3)}, 4, false, -1},
+		{"all six are silent", six(k, 0, 1, 1, 2, 2, 3), 4, true, 0},
+		{"all six are slow", six(k, 2, 2, 2, 2, 2, 3), 4, false, -1},
 	} {
-		open, instead := another(c.streams, k, at(c.now))
+		open, instead := another(c.streams, k, k.interval, at(c.now))
 		require.Equal(t, c.open, open, c.is)
 		if c.instead < 0 {
 			require.Nil(t, instead, c.is)
@@ -104,10 +104,29 @@ func TestWhenAnotherStreamIsOpened(t *testing.T) {
 			require.Same(t, c.streams[c.instead], instead, c.is)
 		}
 	}
-	require.False(t, first(another([]*stream{streamOf(kept(2), 0)}, k, at(3))), "what it owes others does not matter")
+	require.False(t, first(another([]*stream{streamOf(kept(2), 0)}, k, k.interval, at(3))), "what it owes others does not matter")
 }
 
 func first(open bool, _ *stream) bool { return open }
+
+// six are streams that owe an answer each since a time.
+func six(k *renewal, since ...float64) (streams []*stream) {
+	for _, at := range since {
+		streams = append(streams, streamOf(k, at))
+	}
+	return streams
+}
+
+// While no member answers anything, members are asked in quicker succession.
+func TestStepsInSilence(t *testing.T) {
+	k := kept(1)
+	r := &renewals{heard: at(0)}
+	require.Equal(t, k.interval, r.step(k, at(0.5)))
+	require.Equal(t, k.interval/2, r.step(k, at(1)))
+	two := []*stream{streamOf(k, 0, 1), streamOf(k, 1)}
+	require.False(t, first(another(two, k, k.interval, at(1.5))))
+	require.True(t, first(another(two, k, k.interval/2, at(1.5))))
+}
 
 func TestTheSlowerStreamIsClosed(t *testing.T) {
 	k := kept(1)
