@@ -40,11 +40,13 @@ func (w *worker) reopen(ctx context.Context) bool {
 // open opens a session, nil if that fails. Its context is the client's, unless it was given one.
 func (w *worker) open(ctx context.Context, o library.SessionOptions) *stay {
 	asked := time.Duration(o.TTL) * time.Second
+	longest := 2*asked + time.Second // for the grant, for a renewal, and to give the lease back
 	if o.Lease != 0 {
 		asked = time.Minute // the package's default
+		longest = asked + w.longest()
 	}
 	var s library.Session
-	err := w.call(ctx, call{op: "NewSession", due: asked}, func(context.Context) (err error) {
+	err := w.call(ctx, call{op: "NewSession", due: longest}, func(context.Context) (err error) {
 		s, err = w.lib.Open(w.client, o)
 		return err
 	})
