@@ -163,6 +163,7 @@ func TestARenewalIsSentWhetherTheOneBeforeWasAnsweredOrNot(t *testing.T) {
 	one, two := streamOf(k), streamOf(k)
 	r := &renewals{streams: []*stream{one, two}, again: at(100)} // no other is opened
 	for n := range 4 {
+		r.heard = at(float64(n)) // the members answer other leases
 		r.renew(k, at(float64(n)))
 		require.Equal(t, at(float64(n+1)), k.due)
 		require.Len(t, one.owed[1], n+1)
