@@ -55,6 +55,7 @@ type renewal struct {
 
 	// The renewals of the client guard what follows.
 	due      time.Time
+	nth      int  // of all renewals of the client, the latest of this lease
 	failures int  // calls that failed in a row
 	suspect  bool // the first that a stream had not answered when it broke
 	over     bool // nothing is to be sent any more
@@ -73,6 +74,7 @@ type renewals struct {
 	wake   time.Time // when the timer fires
 
 	streams []*stream // the one in use and those beside it, see another; the oldest first
+	sent    int       // renewals
 	heard   time.Time // when a stream has last answered; at first, when the first lease came
 	broken  int       // streams that broke in a row
 	trouble error     // the reason of the last one that did
@@ -177,6 +179,8 @@ func (k *renewal) soon() time.Time {
 
 // renew sends one renewal, on all streams that are open.
 func (r *renewals) renew(k *renewal, now time.Time) {
+	r.sent++
+	k.nth = r.sent
 	switch {
 	case k.once != nil:
 		k.calls.Go(func() { r.call(k, now) })
@@ -296,7 +300,7 @@ func afterFailures(n int) time.Duration {
 func (r *renewals) open(k *renewal, now time.Time) {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
 	s := &stream{
-		patience: k.interval, opened: now, owed: map[v3.LeaseID][]sending{},
+		patience: k.interval, opened: k.nth, owed: map[v3.LeaseID][]sending{},
 		wake: make(chan struct{}, 1), cancel: cancel,
 	}
 	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
@@ -398,7 +402,7 @@ func (r *renewals) drop(s *stream) {
 // stream is a stream of renewals to one member.
 type stream struct {
 	patience time.Duration // the interval of the lease for which it was opened
-	opened   time.Time
+	opened   int           // for the nth renewal of the client
 	cancel   context.CancelFunc
 	wake     chan struct{} // the sender has work
 
@@ -468,11 +472,11 @@ func (s *stream) owes(id v3.LeaseID, at time.Time) bool {
 	return len(s.owed[id]) > 0 && !s.owed[id][0].at.After(at)
 }
 
-// owesBefore reports whether the stream owes an answer to a lease that was renewed only
-// before the time.
-func (s *stream) owesBefore(at time.Time) bool {
+// owesBefore reports whether the stream owes an answer to a lease that was not renewed any
+// more since the nth renewal of the client.
+func (s *stream) owesBefore(nth int) bool {
 	for _, sent := range s.owed {
-		if sent[len(sent)-1].at.Before(at) {
+		if sent[0].of.nth < nth {
 			return true
 		}
 	}

@@ -131,15 +131,17 @@ func TestStepsInSilence(t *testing.T) {
 func TestTheSlowerStreamIsClosed(t *testing.T) {
 	k := kept(1)
 	one, two := streamOf(k, 1, 2), streamOf(k, 2)
-	two.opened = at(2)
+	k.nth, two.opened = 2, 2
 	both := []*stream{one, two}
 	require.Empty(t, slower(both[:1], one, sending{of: k, at: at(1)}, at(2.5)), "a single one")
 	require.Empty(t, slower(both, one, sending{of: k, at: at(1)}, at(2.6)), "the first is slow, the second may be")
 	require.Equal(t, []*stream{two}, slower(both, one, sending{of: k, at: at(2)}, at(2.6)), "the first is quick again")
 	require.Equal(t, []*stream{one}, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the second was quicker")
-	one.add(kept(2), at(1.5))
+	other := kept(2)
+	other.nth = 1
+	one.add(other, at(2)) // at the same instant, but before the second was opened
 	require.Empty(t, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "another lease has only the first")
-	one.add(kept(2), at(2.5))
+	other.nth = 3
 	require.Equal(t, []*stream{one}, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "it was renewed on the second")
 	one.answered(1)
 	one.answered(1)
