@@ -63,7 +63,9 @@ const (
 	Sent     What = "sent"
 	Arrived  What = "arrived" // the server begins to carry it out
 	Answered What = "answered"
-	Hit      What = "hit" // by a fault
+	Hit      What = "hit"   // by a fault
+	Asked    What = "asked" // a renewal was sent on a stream; the detail is the lease
+	Told     What = "told"  // its answer has arrived
 )
 
 // String is one line of a trace.

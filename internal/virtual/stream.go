@@ -2,11 +2,13 @@ package virtual
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -192,6 +194,9 @@ func (s *stream) send(l *lane, m message, on on) {
 		l, m, d = &s.down, message{end: p.refused}, d+s.n.way()
 	}
 	m.due = s.n.bubble.instant(time.Now().Add(d), s.n.rng.Int64N(spread))
+	if ask, ok := m.msg.(*etcdserverpb.LeaseKeepAliveRequest); ok {
+		s.n.record(s.call, s.kind, Asked, fmt.Sprintf("%x", ask.ID))
+	}
 	l.push(m)
 }
 
@@ -237,6 +242,9 @@ func (c clientStream) SendMsg(m any) error {
 func (c clientStream) RecvMsg(m any) error {
 	got, ok := c.receive(&c.down, c.ended)
 	if ok && got.end == nil {
+		if answer, ok := got.msg.(*etcdserverpb.LeaseKeepAliveResponse); ok {
+			c.n.record(c.call, c.kind, Told, fmt.Sprintf("%x, TTL %d", answer.ID, answer.TTL))
+		}
 		proto.Merge(m.(proto.Message), got.msg)
 		return nil
 	}

@@ -129,7 +129,7 @@ func (s *station) stuck(before time.Duration) (texts []string) {
 	s.pendingMu.Lock()
 	defer s.pendingMu.Unlock()
 	for d := range s.pending {
-		if d.since <= before && d.op != "RunLeader" {
+		if d.since <= before && d.due < s.rec.Now() && d.op != "RunLeader" {
 			texts = append(texts, fmt.Sprintf("%s of %q goes on since %v; in line: %s",
 				d.op, d.name, d.since, s.standing(d.name)))
 		}

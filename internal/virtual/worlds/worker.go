@@ -29,6 +29,7 @@ type worker struct {
 type stint struct {
 	op, name string
 	since    time.Duration
+	due      time.Duration // until when it may take by itself, 0: not told
 }
 
 // work goes on until the world is to rest or ctx ends.
@@ -103,7 +104,7 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 		ended = w.rec.Now()
 		close(noted)
 	})
-	doing := &stint{c.op, c.name, r.Call}
+	doing := &stint{c.op, c.name, r.Call, r.Due}
 	w.begin(doing)
 	err := f(ctx)
 	w.finish(doing)
