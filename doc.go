@@ -124,8 +124,10 @@
 // Waiting calls ride out what passes: lost connections, elections among the servers,
 // members without a quorum, compactions, lost answers. They end with the caller's context
 // within a second, even if no server can be reached. A call without an answer may have
-// left a key behind. A clean-up in the background removes it, for as long as the lease
-// lives. No key outlives its lease.
+// left a key behind. A clean-up in the background removes it, whatever errors it meets, for
+// as long as the lease lives. It looks for a TTL after the last call without an answer. If a
+// member that was stopped for longer carries out such a call later, its key stands until
+// the session locks that name again or ends. No key outlives its lease.
 //
 // [Session.Ctx] is the check that tells when to open a new session. If a call returns
 // [ErrSessionExpired] or rpctypes.ErrLeaseNotFound because the lease is gone, Session.Ctx
@@ -139,7 +141,7 @@
 // retry_interceptor.go).
 //
 // A server may keep silent on a connection that stands. A call of a lock or an election
-// that has no answer after a third of the TTL is sent once more beside the first, and the
+// that has no answer after a third of the TTL is sent again beside the first, and the
 // first answer counts. A watch that has told nothing for a TTL is replaced. Transactions,
 // Proclaim and Leader wait for as long as their context lets them.
 //
