@@ -3,6 +3,7 @@ package concurrency
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -100,6 +101,27 @@ func TestACallThatIsOfNoUse(t *testing.T) {
 		return 0, errors.New("called off")
 	})
 	require.Equal(t, context.Canceled, err, "and not what the call says")
+}
+
+// The session that a call ends with lives on, and so would what waits for its end, or for the
+// time at which the call would have been repeated.
+func TestACallThatWasAnsweredLeavesNothing(t *testing.T) {
+	until, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	const n = 10_000
+	calls := func() int64 {
+		for range n {
+			_, err := repeat(t.Context(), until, time.Hour, func(context.Context) (int, error) { return 0, nil })
+			require.NoError(t, err)
+		}
+		runtime.GC()
+		runtime.GC() // what the first one has freed from pools
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := calls()
+	require.Less(t, (calls()-before)/n, int64(50), "bytes for each")
 }
 
 func TestWhatPasses(t *testing.T) {
