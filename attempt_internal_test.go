@@ -68,6 +68,22 @@ func (present) Get(_ context.Context, key string, _ ...v3.OpOption) (*v3.GetResp
 	return &v3.GetResponse{Header: &pb.ResponseHeader{Revision: 9}, Kvs: []*mvccpb.KeyValue{kv}}, nil
 }
 
+func TestAKeyThatWasWrittenIsNotRead(t *testing.T) {
+	client := v3.NewCtxClient(t.Context())
+	client.KV = present{}
+	a := &attempt{client: client, options: stmOptions{ctx: t.Context()}, level: levels[Serializable]}
+	a.part, a.contender = 1, newContender(client)
+	_, err := a.run(func(s STM) error {
+		s.Put("k", "mine")
+		require.Equal(t, "mine", s.Get("k"))
+		require.Empty(t, a.reads)
+		require.Equal(t, "mine", s.Get("k", "other"))
+		require.Len(t, a.reads, 2, "all of several keys are protected")
+		return context.Canceled
+	})
+	require.Equal(t, context.Canceled, err)
+}
+
 // What the answer to a conflict said has grown old in a pause, and only then.
 func TestATransactionThatHasPausedReadsAnew(t *testing.T) {
 	for rested, want := range map[bool]string{true: "new", false: "old"} {
