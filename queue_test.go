@@ -280,6 +280,15 @@ func TestSeatGrantsNoOlderTicket(t *testing.T) {
 	require.Nil(t, s.grant(ticket{"name/1", 5}))
 }
 
+// The release of an old ticket, which may come late, takes nothing back.
+func TestSeatRemembersTheNewestDeletion(t *testing.T) {
+	s := &seat{}
+	s.doom(ticket{"name/1", 7})
+	s.doom(ticket{"name/1", 5})
+	require.Nil(t, s.grant(ticket{"name/1", 6}))
+	require.NotNil(t, s.grant(ticket{"name/1", 8}))
+}
+
 // Sessions on one lease and one client share what they know, until none is left.
 func TestSeatsOfALease(t *testing.T) {
 	client := &v3.Client{}
