@@ -70,22 +70,33 @@ func (l *lane) push(m message) {
 
 // next takes the oldest message if it has arrived. Else it says when to look again, which is
 // never if nothing comes by itself.
+//
+// It asks held without the mutex, because held takes that of the network, under which messages
+// are pushed. The lane has one receiver, so the oldest message stays the oldest meanwhile.
 func (l *lane) next(held func() (until time.Time, ok bool)) (m message, ok bool, again time.Time) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if len(l.queue) == 0 {
-		return message{}, false, time.Time{}
-	}
-	if due := l.queue[0].due; time.Until(due) > 0 {
+	if due, waits := l.oldest(); !waits || time.Until(due) > 0 {
 		return message{}, false, due
 	}
-	if until, ok := held(); ok {
+	until, ok := held()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if ok {
 		l.queue[0].due = until
 		return message{}, false, until
 	}
 	m = l.queue[0]
 	l.queue = slices.Delete(l.queue, 0, 1)
 	return m, true, time.Time{}
+}
+
+// oldest says when the oldest message is due, if there is any.
+func (l *lane) oldest() (due time.Time, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		return time.Time{}, false
+	}
+	return l.queue[0].due, true
 }
 
 // receive waits for the next message of a lane, until the stream is over for the receiver.
