@@ -1,6 +1,7 @@
 package worlds
 
 import (
+	"sync"
 	"time"
 
 	"example.com/etcd/concurrency/internal/history"
@@ -27,7 +28,7 @@ func (w *world) trace(e virtual.Event) {
 	case virtual.Sent:
 		w.sent[call] = e.At
 	case virtual.Arrived:
-		w.arrival = arrival{e.At, e.At - w.sent[call]}
+		w.newest.set(arrival{e.At, e.At - w.sent[call]})
 		delete(w.sent, call)
 	}
 }
@@ -66,12 +67,30 @@ type callOf struct {
 // arrival is when a request arrived, and how long it was under way.
 type arrival struct{ at, late time.Duration }
 
+// newest is the newest arrival. The networks set it, and the auditor reads it.
+type newest struct {
+	mu      sync.Mutex // guards arrival
+	arrival arrival
+}
+
+func (n *newest) set(a arrival) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.arrival = a
+}
+
+func (n *newest) get() arrival {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.arrival
+}
+
 // lateness is how long the transaction was under way that arrived in this instant: no two
 // do in one.
 func (w *world) lateness() time.Duration {
-	now := w.Now()
-	if w.arrival.at != now {
+	last := w.newest.get()
+	if last.at != w.Now() {
 		return 0
 	}
-	return w.arrival.late
+	return last.late
 }
