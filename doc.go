@@ -6,11 +6,9 @@
 // A session is a lease in etcd that is kept alive. A lock, or a candidacy, is a key that is
 // bound to that lease. The oldest key under a name owns, and all others wait in line.
 //
-//	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-//	defer cancel()
-//	session, err := concurrency.NewSession(client, concurrency.WithTTL(10), concurrency.WithContext(ctx))
+//	session, err := concurrency.NewSession(client, concurrency.WithTTL(10))
 //	if err != nil {
-//		return err
+//		return err // after 10 s, if no server answers
 //	}
 //	defer session.Close()
 //

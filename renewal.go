@@ -545,6 +545,7 @@ type impatient struct {
 // of a program that has wrapped the client.
 const looksOfACall = 8
 
+// Err counts the looks, and ends the context after the last one that a call may have.
 func (c *impatient) Err() error {
 	if c.looks.Add(1) > looksOfACall {
 		c.cancel()
