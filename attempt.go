@@ -3,16 +3,10 @@ package concurrency
 import (
 	"context"
 	"errors"
-	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"sync/atomic"
-	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -20,8 +14,8 @@ import (
 
 // snapshot is what is known of the store at one revision.
 type snapshot struct {
-	header *pb.ResponseHeader          // nil: nothing was read yet
-	known  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
+	header *pb.ResponseHeader // nil: nothing was read yet
+	known  facts
 }
 
 // attempt is one run of the function. Reads fill its read set, Put and Del its write
@@ -33,10 +27,13 @@ type attempt struct {
 
 	carried
 
-	reads   map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
-	writes  []*write                    // in the order in which their keys were first written
-	written map[string]*write           // the same, by key
+	reads   facts
+	asked   map[string]want   // the ranges that were asked for, by their begin
+	writes  []*write          // in the order in which their keys were first written
+	written map[string]*write // those of single keys, by key
+	cleared []*write          // those of ranges
 
+	met  Attempt     // for the observer
 	err  error       // the first failure, after which nothing is read or committed
 	over atomic.Bool // the function has returned
 }
@@ -49,14 +46,30 @@ type carried struct {
 	snapshot
 
 	part      int  // how many keys are read in one call
+	chunk     int  // how many keys of a range are
 	rested    bool // the transaction has made way after the conflict
+	tally          // of the attempts before
 	contender *contender
 }
 
+// write is a write to one key, or the deletion of a range.
 type write struct {
 	key, value string
 	op         v3.Op
-	plain      bool // without options
+	plain      bool   // without options
+	end        string // of the range; "" for one key
+}
+
+func (w *write) interval() interval { return interval{w.key, w.end} }
+
+func (w *write) deletes() bool { return w.end != "" || w.op.IsDelete() }
+
+// entry is the key as the attempt has written it, nil if it is deleted.
+func (w *write) entry() *mvccpb.KeyValue {
+	if w.deletes() {
+		return nil
+	}
+	return &mvccpb.KeyValue{Key: []byte(w.key), Value: []byte(w.value)}
 }
 
 // errConflict ends an attempt that is to be followed by another.
@@ -66,7 +79,7 @@ var errConflict = errors.New("conflict")
 type abort struct{}
 
 func (a *attempt) run(apply func(STM) error) (resp *v3.TxnResponse, err error) {
-	a.reads, a.written = map[string]*mvccpb.KeyValue{}, map[string]*write{}
+	a.reads, a.written, a.asked = newFacts(), map[string]*write{}, map[string]want{}
 	defer func() {
 		a.over.Store(true)
 		if a.err == nil {
@@ -80,7 +93,7 @@ func (a *attempt) run(apply func(STM) error) (resp *v3.TxnResponse, err error) {
 	if a.rested {
 		a.refresh()
 	}
-	a.fetch(a.options.prefetch)
+	a.prefetch()
 	if err := apply(a); err != nil || a.err != nil {
 		return nil, err
 	}
@@ -94,26 +107,58 @@ func (a *attempt) Get(keys ...string) string {
 	if len(keys) == 0 {
 		return ""
 	}
-	w := a.written[keys[0]]
+	w := a.own(keys[0])
 	if w == nil || len(keys) > 1 {
 		a.fetch(keys)
 	}
 	if w != nil {
 		return w.value
 	}
-	return string(a.reads[keys[0]].GetValue())
+	kv, _ := a.reads.get(keys[0])
+	return string(kv.GetValue())
+}
+
+// own returns the attempt's write of the key, nil if it has not written it.
+func (a *attempt) own(key string) *write {
+	if w := a.written[key]; w != nil {
+		return w
+	}
+	for _, w := range a.cleared {
+		if w.interval().has(key) {
+			return w
+		}
+	}
+	return nil
+}
+
+// Lookup adds the key to the read set, unless the attempt has written it, and returns its value.
+func (a *attempt) Lookup(key string) (value string, found bool) {
+	kv := a.Entry(key)
+	return string(kv.GetValue()), kv != nil
+}
+
+// Entry adds the key to the read set, unless the attempt has written it, and returns all of it.
+func (a *attempt) Entry(key string) *mvccpb.KeyValue {
+	a.check()
+	if w := a.own(key); w != nil {
+		return w.entry()
+	}
+	a.fetch([]string{key})
+	kv, _ := a.reads.get(key)
+	return kv
 }
 
 // Rev adds the key to the read set and returns its revision in the store.
 func (a *attempt) Rev(key string) int64 {
 	a.check()
 	a.fetch([]string{key})
-	return a.reads[key].GetModRevision()
+	kv, _ := a.reads.get(key)
+	return kv.GetModRevision()
 }
 
 // Put adds a write to the write set, in place of one of the same key.
 func (a *attempt) Put(key, val string, opts ...v3.OpOption) {
-	a.write(&write{key, val, v3.OpPut(key, val, opts...), len(opts) == 0})
+	a.write(&write{key: key, value: val, op: v3.OpPut(key, val, opts...), plain: len(opts) == 0})
 }
 
 // Del adds a deletion to the write set, in place of a write of the same key.
@@ -167,345 +212,4 @@ func (a *attempt) blame(err error) error {
 		return context.DeadlineExceeded
 	}
 	return err
-}
-
-// defaultPart is etcd's default for the servers' limit on the operations of a transaction.
-const defaultPart = 128
-
-// fetch adds the keys to the read set: from the snapshot of the last conflict where
-// that knows them, and from the servers otherwise.
-func (a *attempt) fetch(keys []string) {
-	var missing []string
-	for _, key := range keys {
-		if _, ok := a.reads[key]; ok {
-			continue
-		}
-		kv, ok := a.known[key]
-		if a.reads[key] = kv; !ok {
-			missing = append(missing, key)
-		}
-	}
-	a.load(missing, a.reads)
-}
-
-// load reads the keys with as few calls as the servers' limit allows. If the limit is
-// lower than assumed, a server refuses, and smaller parts are tried.
-func (a *attempt) load(keys []string, into map[string]*mvccpb.KeyValue) {
-	for len(keys) > 0 {
-		part := keys[:min(a.part, len(keys))]
-		begin := time.Now()
-		header, kvs, err := a.read(part)
-		a.contender.read(time.Since(begin))
-		if errors.Is(err, rpctypes.ErrTooManyOps) && len(part) > 1 {
-			a.part = len(part) / 2
-			continue
-		}
-		if err != nil {
-			a.fail(err)
-		}
-		for i, key := range part {
-			into[key] = kvs[i]
-		}
-		if a.header == nil || !a.level.snapshot {
-			a.header = header
-		}
-		keys = keys[len(part):]
-	}
-}
-
-// refresh replaces what the conflict's answer said, which has grown old in a pause, in one
-// call for all keys.
-func (a *attempt) refresh() {
-	keys := slices.Sorted(maps.Keys(a.known))
-	a.snapshot = snapshot{known: map[string]*mvccpb.KeyValue{}}
-	a.load(keys, a.known)
-}
-
-// read reads at the pinned revision, if there is one, from whichever member is
-// asked: serializable. A member that has not come so far refuses ("future
-// revision"), and then the linearizable read at the same revision makes it catch up.
-// What is not pinned is read linearizably. A pinned revision that was compacted away
-// is of no more use, which is a conflict.
-func (a *attempt) read(keys []string) (*pb.ResponseHeader, []*mvccpb.KeyValue, error) {
-	if a.header == nil || !a.level.snapshot {
-		return a.get(keys)
-	}
-	at := v3.WithRev(a.header.Revision)
-	header, kvs, err := a.get(keys, at, v3.WithSerializable())
-	if errors.Is(err, rpctypes.ErrFutureRev) {
-		header, kvs, err = a.get(keys, at)
-	}
-	if errors.Is(err, rpctypes.ErrCompacted) {
-		a.snapshot = snapshot{}
-		err = errConflict
-	}
-	return header, kvs, err
-}
-
-// get reads the keys in one call.
-func (a *attempt) get(keys []string, opts ...v3.OpOption) (*pb.ResponseHeader, []*mvccpb.KeyValue, error) {
-	if len(keys) == 1 {
-		resp, err := a.client.Get(a.options.ctx, keys[0], opts...)
-		if err != nil {
-			return nil, nil, err
-		}
-		return resp.Header, []*mvccpb.KeyValue{only(resp.Kvs)}, nil
-	}
-	gets := make([]v3.Op, len(keys))
-	for i, key := range keys {
-		gets[i] = v3.OpGet(key, opts...)
-	}
-	resp, err := a.patiently(keys[0], a.client.Txn(a.options.ctx).Then(gets...).Commit)
-	if err != nil {
-		return nil, nil, err
-	}
-	return resp.Header, values(resp.Responses), nil
-}
-
-// rounds bounds how often a transaction that changes nothing is tried while Gets succeed.
-const rounds = 10
-
-// patiently makes a call that changes nothing, and repeats it while its fault passes. The
-// client repeats a Get by itself, but no transaction. So a Get of a key of the call's
-// comes first each time, and rides out the fault for as long as the client is configured to.
-func (a *attempt) patiently(key string, call func() (*v3.TxnResponse, error)) (*v3.TxnResponse, error) {
-	for n := 1; ; n++ {
-		resp, err := call()
-		if err == nil || n == rounds || !transient(err) || a.ended() != nil {
-			return resp, err
-		}
-		if _, err := a.client.Get(a.options.ctx, key); err != nil {
-			return nil, err
-		}
-		pause(a.options.ctx, forever, n)
-	}
-}
-
-func values(answers []*pb.ResponseOp) []*mvccpb.KeyValue {
-	kvs := make([]*mvccpb.KeyValue, len(answers))
-	for i, r := range answers {
-		kvs[i] = only(r.GetResponseRange().Kvs)
-	}
-	return kvs
-}
-
-func only(kvs []*mvccpb.KeyValue) *mvccpb.KeyValue {
-	if len(kvs) == 0 {
-		return nil
-	}
-	return kvs[0]
-}
-
-// compiled is the transaction that an attempt comes to.
-type compiled struct {
-	cmps      []v3.Cmp
-	then, els []v3.Op
-	keys      []string // those whose values els reads back, after the guards' result
-}
-
-// compile is a pure function of the level, the read set and the write set, and
-// gives the same transaction for the same ones: compares and reads stand in the
-// order of keys, after the guards, writes in that of their first writing. The Else
-// branch compares the guards by themselves, which tells them from a conflict.
-func (a *attempt) compile() compiled {
-	c := compiled{cmps: slices.Clone(a.options.guards)}
-	if len(a.options.guards) > 0 {
-		c.els = []v3.Op{v3.OpTxn(a.options.guards, nil, nil)}
-	}
-	want := map[string]v3.Cmp{}
-	if a.level.checkWrites && len(a.reads) > 0 {
-		for _, w := range a.writes {
-			want[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
-		}
-	}
-	if a.level.checkReads {
-		for key, kv := range a.reads {
-			want[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		c.cmps = append(c.cmps, want[key])
-	}
-	for _, w := range a.writes {
-		c.then = append(c.then, w.op)
-	}
-	if a.level.snapshot {
-		c.keys = slices.Sorted(maps.Keys(a.reads))
-		for _, key := range c.keys {
-			c.els = append(c.els, v3.OpGet(key))
-		}
-	}
-	if len(c.then)+len(c.els) == 0 {
-		c.els = append(c.els, linearizable(c.cmps))
-	}
-	return c
-}
-
-// linearizable is what has to stand in the Else branch of a transaction without writes and
-// reads. Without it any member answers, however far it lags behind (IsTxnSerializable in
-// server/etcdserver/txn/txn.go). With a read in it the member catches up first. If there is
-// no key to read, an empty transaction in its place goes through the log.
-func linearizable(cmps []v3.Cmp) v3.Op {
-	if len(cmps) == 0 {
-		return v3.OpTxn(nil, nil, nil)
-	}
-	return v3.OpGet(string(cmps[0].KeyBytes()))
-}
-
-// commit returns errConflict, and leaves the snapshot for the next attempt, if a
-// compare failed.
-func (a *attempt) commit() (*v3.TxnResponse, error) {
-	if a.committedByReads() {
-		return &v3.TxnResponse{Header: a.header, Succeeded: true}, nil
-	}
-	c := a.compile()
-	if err := a.withinLimit(c); err != nil {
-		return nil, err
-	}
-	news, _ := a.contender.enter(a.options.ctx, a.contested()).(snapshot)
-	defer a.contender.leave()
-	if a.outdated(news) {
-		if a.snapshot = (snapshot{}); a.level.snapshot {
-			a.snapshot = news
-		}
-		a.contender.outdated()
-		return nil, errConflict
-	}
-	if err := a.ended(); err != nil {
-		return nil, err
-	}
-	resp, err := a.send(c)
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.Succeeded:
-		a.contender.won(func() any { return a.left(resp) })
-		return resp, nil
-	}
-	return nil, a.conflict(resp, c.keys)
-}
-
-// committedByReads reports whether there is nothing to send. If all reads are of one revision,
-// the first was linearizable: there this transaction stands in the order of all. If reads are
-// not checked, the last is as good as a commit.
-func (a *attempt) committedByReads() bool {
-	return len(a.writes) == 0 && len(a.reads) > 0 && len(a.options.guards) == 0 &&
-		(a.level.snapshot || !a.level.checkReads)
-}
-
-// withinLimit compares the transaction with the limit that the caller has set. The servers
-// count what is nested, the guards in the Else branch, on top of the longest list around it
-// (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
-func (a *attempt) withinLimit(c compiled) error {
-	guards, limit := len(a.options.guards), a.options.maxOps
-	if limit == 0 || max(len(c.cmps), len(c.then), len(c.els))+guards <= limit {
-		return nil
-	}
-	return fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and %d guards is over the limit of %d: %w",
-		len(c.then), len(c.cmps)-guards, guards, limit, rpctypes.ErrTooManyOps)
-}
-
-// send sends the transaction once, or patiently if it writes nothing.
-func (a *attempt) send(c compiled) (*v3.TxnResponse, error) {
-	txn := a.client.Txn(a.options.ctx).If(c.cmps...).Then(c.then...).Else(c.els...)
-	if len(a.writes) == 0 && len(c.cmps) > 0 {
-		resp, err := a.patiently(string(c.cmps[0].KeyBytes()), txn.Commit)
-		if err != nil {
-			err = a.blame(err)
-		}
-		return resp, err
-	}
-	resp, err := txn.Commit()
-	if err == nil || definite(err) || unsent(err) {
-		return resp, err
-	}
-	switch cause := a.blame(err); {
-	case len(a.writes) == 0:
-		return nil, cause
-	case errors.Is(err, cause):
-		return nil, fmt.Errorf("%w: %w", ErrCommitUnknown, err)
-	default:
-		return nil, fmt.Errorf("%w: %w: %w", ErrCommitUnknown, cause, err)
-	}
-}
-
-// unsent reports whether the client itself has refused to send a call, because it is larger
-// than the client's limit. gRPC has the same code for an answer that is too large, after which
-// the call may have been carried out. Only the text tells them apart; another text
-// than expected makes the outcome unknown.
-func unsent(err error) bool {
-	s := status.Convert(err)
-	return s.Code() == codes.ResourceExhausted && strings.Contains(s.Message(), "trying to send message larger than max")
-}
-
-// contested are the keys about which transactions contend: those read, checked and written.
-// Who only reads a key makes nobody conflict.
-func (a *attempt) contested() (keys []string) {
-	if !a.level.checkReads {
-		return nil
-	}
-	for _, w := range a.writes {
-		if _, read := a.reads[w.key]; read {
-			keys = append(keys, w.key)
-		}
-	}
-	return keys
-}
-
-// outdated reports whether the news say that a key that was read has changed since.
-func (a *attempt) outdated(news snapshot) bool {
-	if news.header == nil || len(a.reads) == 0 || news.header.Revision <= a.header.Revision {
-		return false
-	}
-	for key, kv := range a.reads {
-		if last, ok := news.known[key]; ok && last.GetModRevision() != kv.GetModRevision() {
-			return true
-		}
-	}
-	return false
-}
-
-// left is the state in which the attempt leaves the keys that it touched, if resp is the
-// answer to its commit: what it read was unchanged, and what it wrote is of the commit's
-// revision. The options of a Put may make that another value than was given.
-func (a *attempt) left(resp *v3.TxnResponse) snapshot {
-	known := maps.Clone(a.reads)
-	for _, w := range a.writes {
-		switch {
-		case w.op.IsDelete():
-			known[w.key] = nil
-		case w.plain:
-			known[w.key] = &mvccpb.KeyValue{
-				Key: []byte(w.key), Value: []byte(w.value), ModRevision: resp.Header.Revision,
-			}
-		default:
-			delete(known, w.key)
-		}
-	}
-	return snapshot{resp.Header, known}
-}
-
-// conflict takes from the answer of a commit that failed what the next attempt starts with.
-func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
-	answers := resp.Responses
-	if len(a.options.guards) > 0 {
-		if !answers[0].GetResponseTxn().Succeeded {
-			return ErrGuardFailed
-		}
-		answers = answers[1:]
-	}
-	a.snapshot = snapshot{}
-	if !a.level.snapshot { // its answer has no values
-		a.contender.lost(a.contested(), nil)
-		return errConflict
-	}
-	a.snapshot = snapshot{resp.Header, map[string]*mvccpb.KeyValue{}}
-	for i, kv := range values(answers) {
-		a.known[keys[i]] = kv
-	}
-	changed := slices.DeleteFunc(a.contested(), func(key string) bool {
-		return a.known[key].GetModRevision() == a.reads[key].GetModRevision()
-	})
-	a.contender.lost(changed, a.snapshot)
-	return errConflict
 }

@@ -11,16 +11,16 @@ import (
 )
 
 func stateAt(rev int64, keys ...string) snapshot {
-	s := snapshot{header: &pb.ResponseHeader{Revision: rev}, known: map[string]*mvccpb.KeyValue{}}
+	s := snapshot{header: &pb.ResponseHeader{Revision: rev}, known: newFacts()}
 	for _, key := range keys {
-		s.known[key] = &mvccpb.KeyValue{Key: []byte(key), Value: []byte("old"), ModRevision: rev}
+		s.known.keys[key] = &mvccpb.KeyValue{Key: []byte(key), Value: []byte("old"), ModRevision: rev, CreateRevision: 2, Version: 3}
 	}
 	return s
 }
 
 func TestWhatACommitLeaves(t *testing.T) {
 	a := &attempt{reads: stateAt(5, "read", "put", "deleted", "renewed").known, written: map[string]*write{}}
-	a.reads["missing"] = nil
+	a.reads.keys["missing"] = nil
 	a.Put("put", "new")
 	a.Del("deleted")
 	a.Put("renewed", "", v3.WithIgnoreValue()) // keeps a value that nobody here knows
@@ -28,18 +28,19 @@ func TestWhatACommitLeaves(t *testing.T) {
 	left := a.left(&v3.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}})
 
 	require.EqualValues(t, 9, left.header.Revision)
-	require.Equal(t, a.reads["read"], left.known["read"])
-	for _, key := range []string{"put", "blind"} {
-		require.Equal(t, "new", string(left.known[key].GetValue()), key)
-		require.EqualValues(t, 9, left.known[key].GetModRevision(), key)
-	}
+	require.Equal(t, a.reads.keys["read"], left.known.keys["read"])
+	require.Equal(t, &mvccpb.KeyValue{
+		Key: []byte("put"), Value: []byte("new"), CreateRevision: 2, ModRevision: 9, Version: 4,
+	}, left.known.keys["put"])
 	for _, key := range []string{"deleted", "missing"} {
-		kv, known := left.known[key]
+		kv, known := left.known.keys[key]
 		require.True(t, known, key)
 		require.Nil(t, kv, key)
 	}
-	require.NotContains(t, left.known, "renewed")
-	require.NotNil(t, a.reads["deleted"], "the read set is the attempt's own")
+	for _, key := range []string{"renewed", "blind"} { // not all of them is known
+		require.NotContains(t, left.known.keys, key)
+	}
+	require.NotNil(t, a.reads.keys["deleted"], "the read set is the attempt's own")
 }
 
 func TestOutdated(t *testing.T) {
@@ -72,13 +73,13 @@ func TestAKeyThatWasWrittenIsNotRead(t *testing.T) {
 	client := v3.NewCtxClient(t.Context())
 	client.KV = present{}
 	a := &attempt{client: client, options: stmOptions{ctx: t.Context()}, level: levels[Serializable]}
-	a.part, a.contender = 1, newContender(client)
+	a.part, a.chunk, a.contender = 1, 1, newContender(client)
 	_, err := a.run(func(s STM) error {
 		s.Put("k", "mine")
 		require.Equal(t, "mine", s.Get("k"))
-		require.Empty(t, a.reads)
+		require.True(t, a.reads.empty())
 		require.Equal(t, "mine", s.Get("k", "other"))
-		require.Len(t, a.reads, 2, "all of several keys are protected")
+		require.Len(t, a.reads.keys, 2, "all of several keys are protected")
 		return context.Canceled
 	})
 	require.Equal(t, context.Canceled, err)

@@ -143,14 +143,14 @@ func TestGoldenFilesAreUsed(t *testing.T) {
 
 // newAttempt is an attempt that has read and written.
 func newAttempt(lvl level, reads map[string]int64, apply func(stm STM)) *attempt {
-	a := &attempt{level: lvl, reads: map[string]*mvccpb.KeyValue{}, written: map[string]*write{}}
+	a := &attempt{level: lvl, reads: newFacts(), written: map[string]*write{}}
 	if len(reads) > 0 {
 		a.header = &pb.ResponseHeader{Revision: pinned}
 	}
 	for key, rev := range reads {
-		a.reads[key] = nil
+		a.reads.keys[key] = nil
 		if rev != 0 {
-			a.reads[key] = &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}
+			a.reads.keys[key] = &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}
 		}
 	}
 	if apply != nil {
@@ -171,8 +171,12 @@ func render(c compiled) string {
 	for _, op := range c.els {
 		fmt.Fprintf(&b, "\telse %s\n", renderOp(op))
 	}
-	if len(c.keys) > 0 {
-		fmt.Fprintf(&b, "\tread back: %s\n", strings.Join(c.keys, " "))
+	if len(c.back) > 0 {
+		var back []string
+		for _, w := range c.back {
+			back = append(back, w.name())
+		}
+		fmt.Fprintf(&b, "\tread back: %s\n", strings.Join(back, " "))
 	}
 	if b.Len() == 0 {
 		return "\tnothing\n"

@@ -1,10 +1,10 @@
 package concurrency
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -30,6 +30,40 @@ type STM interface {
 	Rev(key string) int64
 	// Del adds the deletion of a key to the write set.
 	Del(key string)
+
+	// Lookup returns the value of a key and whether it exists, and adds the key to the
+	// read set. A key that this attempt has written is as it was written, and is not read.
+	Lookup(key string) (value string, found bool)
+	// Entry is as Lookup and returns all that is stored with the key, nil if it does not
+	// exist. The revisions, the version and the lease of a key that this attempt has put
+	// are 0, because the store has not given them yet. The caller must not change it.
+	Entry(key string) *mvccpb.KeyValue
+	// Range returns the keys from begin on and before end, in their order, each as Entry
+	// does, and adds the range to the read set. So a key that comes to lie in the range
+	// conflicts as well as one that changes or goes. clientv3.GetPrefixRangeEnd gives the
+	// end of a prefix, and "\x00" is the end of all keys. The caller owns the slice, but
+	// not what it points to.
+	//
+	// What of the range was not read before is fetched in one call for 4096 keys, or for as
+	// many as fit into an answer. The commit of a transaction that writes checks each range
+	// and each key that was seen in it; all of them count against the servers' limit of
+	// operations. So it can read about 100 keys in ranges, unless the limit was raised. A
+	// transaction that only reads can read any number, except at [RepeatableReads].
+	Range(begin, end string) []*mvccpb.KeyValue
+	// RangeN returns the first n keys of a range, or all if they are fewer. It adds no more
+	// to the read set than that part of the range.
+	RangeN(begin, end string, n int) []*mvccpb.KeyValue
+	// DelRange adds the deletion of all keys from begin on and before end to the write set,
+	// in place of what was written to them. They are those that exist at the commit, and are
+	// not read. A key that is put afterwards stays. The range is then deleted in parts, each
+	// of which has a response of its own. It conflicts as Del does, at
+	// [SerializableSnapshot] with every key of the range that was put since the snapshot.
+	DelRange(begin, end string)
+	// Retry ends the attempt because there is nothing to do. [NewSTM] waits until a key or a
+	// range that was read has changed, and runs the function again. The attempt's writes are
+	// dropped. Retry does not return. It panics if nothing was read, because nothing could
+	// end the wait then. At [ReadCommitted] it makes NewSTM return an error.
+	Retry()
 
 	// commit keeps the interface to this package's own implementation.
 	commit() (*v3.TxnResponse, error)
@@ -77,6 +111,10 @@ type stmOptions struct {
 	prefetch  []string
 	guards    []v3.Cmp
 	maxOps    int // 0: the caller knows none
+
+	prefetchRanges []interval
+	observer       func(Attempt) // nil: nobody looks
+	maxConflicts   int           // 0: any number
 }
 
 // WithIsolation sets the isolation level; [SerializableSnapshot] is the default.
@@ -103,6 +141,14 @@ func WithPrefetch(keys ...string) STMOption {
 	return func(o *stmOptions) { o.prefetch = append(o.prefetch, keys...) }
 }
 
+// WithPrefetchRange adds the keys from begin on and before end to the read set of every
+// attempt before its function runs, as [STM.Range] does. They are fetched together with
+// those of the other prefetch options, as far as they fit into one call.
+func WithPrefetchRange(begin, end string) STMOption {
+	iv := intervalOf("WithPrefetchRange", begin, end)
+	return func(o *stmOptions) { o.prefetchRanges = append(o.prefetchRanges, iv) }
+}
+
 // WithGuard makes the transaction commit only if all comparisons are true at its commit,
 // and return [ErrGuardFailed], without another attempt, if one is not. With
 // [Mutex.IsOwner] or [Election.IsLeader] a former owner can't commit. A transaction that
@@ -123,79 +169,4 @@ func WithMaxTxnOps(n int) STMOption {
 		panic(fmt.Sprintf("concurrency: WithMaxTxnOps: %d is not a limit", n))
 	}
 	return func(o *stmOptions) { o.maxOps = n }
-}
-
-// NewSTM runs apply as a transaction: its reads through the [STM] are isolated from
-// other transactions and its writes take effect together, when it has returned nil.
-// When the commit conflicts, apply is run again, on newer values, until it commits. So
-// apply may run many times, and should have no effects but those through its STM. It
-// runs on the caller's goroutine, where a panic in it, or runtime.Goexit, does what it
-// does anywhere, and nothing is committed.
-//
-// The response is that of the commit; the responses to the writes stand in the
-// order in which their keys were first written. A transaction that only read needs no
-// commit, except at [RepeatableReads] and with [WithGuard]: its response is a
-// successful one with the header of its reads.
-//
-// Errors, with which nothing is committed unless said otherwise:
-//   - what apply returned, as it is;
-//   - the error of the abort context, as it is, unless it ended during the commit;
-//     context.Canceled if the client was closed before;
-//   - [ErrGuardFailed];
-//   - etcd's, as they are: rpctypes.ErrTooManyOps if the commit is over the servers'
-//     limit of operations, rpctypes.ErrRequestTooLarge if it is over their limit of
-//     bytes, and the client's own error if it is over the client's;
-//   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
-//   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered,
-//     and the error of the abort context if that has ended. Such a commit may have been
-//     carried out. It is not repeated.
-//
-// Reads, and commits that write nothing, ride out a lost connection or leader for as
-// long as a Get of the client does. A transaction costs one call for each Get or Rev
-// that fetches, and one for the commit. NewSTM panics if c or apply is nil.
-func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnResponse, error) {
-	if c == nil {
-		panic("concurrency: NewSTM: nil client")
-	}
-	if apply == nil {
-		panic("concurrency: NewSTM: nil function")
-	}
-	o := stmOptions{ctx: c.Ctx()}
-	for _, opt := range so {
-		opt(&o)
-	}
-	next := carried{part: cmp.Or(o.maxOps, defaultPart), contender: newContender(c)}
-	for {
-		a := &attempt{client: c, options: o, level: levels[o.isolation], carried: next}
-		if err := a.ended(); err != nil {
-			return nil, err
-		}
-		resp, err := a.run(apply)
-		if err != errConflict {
-			return resp, err
-		}
-		next = a.carried
-		next.rested = next.contender.rest(o.ctx)
-	}
-}
-
-// NewSTMRepeatable runs a transaction at [RepeatableReads] that ctx can abort.
-//
-// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
-func NewSTMRepeatable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
-	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(RepeatableReads))
-}
-
-// NewSTMSerializable runs a transaction at [Serializable] that ctx can abort.
-//
-// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
-func NewSTMSerializable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
-	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(Serializable))
-}
-
-// NewSTMReadCommitted runs a transaction at [ReadCommitted] that ctx can abort.
-//
-// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
-func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
-	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(ReadCommitted))
 }

@@ -1,0 +1,204 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+var (
+	// errRetry ends an attempt that is to be followed by another when something has changed.
+	errRetry = errors.New("retry")
+
+	errRetryUnchecked = errors.New(
+		"concurrency: Retry waits for a change of what was read, of which ReadCommitted takes no notice")
+)
+
+// Retry ends the attempt and its function.
+func (a *attempt) Retry() {
+	a.check()
+	if !a.level.checkReads {
+		a.fail(errRetryUnchecked)
+	}
+	if a.reads.empty() {
+		panic("concurrency: Retry: the attempt has read nothing whose change could end the wait")
+	}
+	a.fail(errRetry)
+}
+
+// patience is for how long a blocked transaction may miss a change that a silent member does
+// not tell. A transaction has no lease from which it could follow. It is as long as that of a
+// waiting session with the TTL that is the default.
+const patience = defaultTTL * time.Second
+
+// blocked is a wait for a change of what an attempt has read.
+type blocked struct {
+	*attempt
+	places []want
+	checks []v3.Cmp
+	rev    int64 // up to which nothing has changed
+	heard  chan v3.WatchResponse
+}
+
+// await returns what the next attempt starts with, when something that this one has read is no
+// longer as it was. It ends with an error when the abort context or the client ends, or if a
+// look meets a fault that stays.
+func (a *attempt) await() (next carried, err error) {
+	begin := time.Now()
+	a.snapshot, err = a.change()
+	a.rested, a.paused = false, time.Since(begin)
+	return a.carried, err
+}
+
+// change watches all that was read from now on. If a watch began later than the last look, or
+// breaks, a look asks whether all comparisons of a commit still hold. The snapshot that it
+// returns is what a single watch has told, from which the next attempt need not read; it is
+// empty if that does not tell all.
+func (a *attempt) change() (snapshot, error) {
+	ctx, cancel := context.WithCancel(a.options.ctx)
+	defer cancel()
+	if closed := a.client.Ctx(); closed != nil {
+		detach := context.AfterFunc(closed, cancel)
+		defer detach()
+	}
+	b := &blocked{attempt: a, places: a.places(), checks: a.checks(), rev: a.since(), heard: make(chan v3.WatchResponse)}
+	var watches sync.WaitGroup
+	defer watches.Wait()
+	defer cancel()
+	for _, w := range a.places() {
+		watches.Go(func() { b.follow(ctx, w) })
+	}
+	for {
+		select {
+		case news := <-b.heard:
+			if next, changed, err := b.hear(ctx, news); changed || err != nil {
+				return next, err
+			}
+		case <-ctx.Done():
+			return snapshot{}, a.ended()
+		}
+	}
+}
+
+// places are what is to be watched: the ranges that were read, and the keys beside them.
+func (a *attempt) places() (wants []want) {
+	for _, s := range a.reads.spans {
+		wants = append(wants, want{interval: s.interval})
+	}
+	for _, key := range slices.Sorted(maps.Keys(a.reads.keys)) {
+		if a.reads.spanAt(key) == nil {
+			wants = append(wants, want{interval: interval{begin: key}})
+		}
+	}
+	return wants
+}
+
+// since is a revision at which everything that was read was as it was read. Without a
+// snapshot there may be none, and then only a look can tell.
+func (a *attempt) since() int64 {
+	if !a.level.snapshot {
+		return 0
+	}
+	return a.header.Revision
+}
+
+// follow tells what one watch tells, until ctx ends.
+func (b *blocked) follow(ctx context.Context, place want) {
+	key, opts := place.begin, []v3.OpOption(nil)
+	if place.end != "" {
+		key, opts = place.first(), []v3.OpOption{v3.WithRange(place.end)}
+	}
+	w := watch(ctx, b.client, patience, key, 0, opts...)
+	defer w.stop()
+	for {
+		select {
+		case news := <-w.heard():
+			select {
+			case b.heard <- news:
+			case <-ctx.Done():
+				return
+			}
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// hear takes in the news of a watch, and reports whether something has changed.
+func (b *blocked) hear(ctx context.Context, news v3.WatchResponse) (next snapshot, changed bool, err error) {
+	if len(news.Events) > 0 {
+		last := news.Events[len(news.Events)-1].Kv.ModRevision
+		if last <= b.rev { // a member that lags tells what was read
+			return snapshot{}, false, nil
+		}
+		return b.told(news, last), true, nil
+	}
+	if !missed(news, b.rev) {
+		return snapshot{}, false, nil
+	}
+	changed, err = b.look(ctx)
+	return snapshot{}, changed, err
+}
+
+// look asks whether anything has changed. If nothing has, it notes up to which revision.
+func (b *blocked) look(ctx context.Context) (changed bool, err error) {
+	rev := int64(0)
+	for cmps := b.checks; len(cmps) > 0; {
+		part := cmps[:min(b.part, len(cmps))]
+		resp, err := repeat(ctx, forever, patience, func(ctx context.Context) (*v3.TxnResponse, error) {
+			return b.client.Txn(ctx).If(part...).Else(linearizable(part)).Commit()
+		})
+		switch {
+		case errors.Is(err, rpctypes.ErrTooManyOps) && len(part) > 1:
+			b.part = len(part) / 2
+			continue
+		case err != nil:
+			return false, b.blame(err)
+		case !resp.Succeeded:
+			return true, nil
+		}
+		if rev == 0 || resp.Header.Revision < rev {
+			rev = resp.Header.Revision
+		}
+		cmps = cmps[len(part):]
+	}
+	b.rev = max(b.rev, rev)
+	return false, nil
+}
+
+// told is the snapshot of the revision of the news, if they come from the only watch. Since
+// the last look it has told all that happened to what was read, in order.
+func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
+	if len(b.places) > 1 || !b.level.snapshot {
+		return snapshot{}
+	}
+	header := pb.ResponseHeader{
+		ClusterId: news.Header.ClusterId, MemberId: news.Header.MemberId,
+		Revision: last, RaftTerm: news.Header.RaftTerm,
+	}
+	known := newFacts()
+	maps.Copy(known.keys, b.reads.keys)
+	for _, s := range b.reads.spans {
+		s.rev, s.kvs = last, slices.Clone(s.kvs)
+		known.spans = append(known.spans, s)
+	}
+	for _, ev := range news.Events {
+		if ev.Kv.ModRevision <= b.rev {
+			continue
+		}
+		kv := ev.Kv
+		if ev.Type == mvccpb.Event_DELETE {
+			kv = nil
+		}
+		known.set(string(ev.Kv.Key), kv)
+	}
+	return snapshot{&header, known}
+}

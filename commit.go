@@ -1,0 +1,325 @@
+package concurrency
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// compiled is the transaction that an attempt comes to.
+type compiled struct {
+	cmps      []v3.Cmp
+	then, els []v3.Op
+	back      []want // what els reads back, after the guards' result
+}
+
+// compile is a pure function of the level, the read set and the write set, and
+// gives the same transaction for the same ones: compares and reads stand in the
+// order of keys, those of ranges first, after the guards, writes in that of their first
+// writing. The Else branch compares the guards by themselves, which tells them from a
+// conflict.
+func (a *attempt) compile() compiled {
+	c := compiled{cmps: slices.Clone(a.options.guards)}
+	if len(a.options.guards) > 0 {
+		c.els = []v3.Op{v3.OpTxn(a.options.guards, nil, nil)}
+	}
+	c.cmps = append(c.cmps, a.checks()...)
+	for _, w := range a.writes {
+		c.then = append(c.then, a.ops(w)...)
+	}
+	if a.level.snapshot {
+		c.back = a.back()
+		for _, w := range c.back {
+			c.els = append(c.els, w.op(a.chunk))
+		}
+	}
+	if len(c.then)+len(c.els) == 0 {
+		c.els = append(c.els, linearizable(c.cmps))
+	}
+	return c
+}
+
+// checks are the comparisons by which the servers tell a conflict. A range has no phantoms if
+// nothing in it is newer than the read, and if no key that was seen is gone. A comparison of a
+// range knows nothing of keys that are gone. So there is one for each key, too.
+func (a *attempt) checks() (cmps []v3.Cmp) {
+	want := map[string]v3.Cmp{}
+	if a.level.checkReads {
+		for _, s := range a.reads.spans {
+			cmps = append(cmps, unchanged(s.interval, s.rev))
+		}
+	}
+	if a.level.checkWrites && !a.reads.empty() {
+		for _, w := range a.writes {
+			switch s := a.reads.spanAt(w.key); {
+			case w.end != "":
+				cmps = append(cmps, unchanged(w.interval(), a.header.Revision))
+			case s == nil: // otherwise the range is checked
+				want[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
+			}
+		}
+	}
+	if a.level.checkReads {
+		for key, kv := range a.reads.seen() {
+			want[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		cmps = append(cmps, want[key])
+	}
+	return cmps
+}
+
+// unchanged is true if no key of the interval was written after the revision.
+func unchanged(iv interval, rev int64) v3.Cmp {
+	return v3.Compare(v3.ModRevision(iv.first()), "<", rev+1).WithRange(iv.end)
+}
+
+// back is what a conflict's answer is to say, for the next attempt: the keys that were read and
+// the ranges that were asked for.
+func (a *attempt) back() (wants []want) {
+	for _, begin := range slices.Sorted(maps.Keys(a.asked)) {
+		wants = append(wants, a.asked[begin])
+	}
+	for _, key := range slices.Sorted(maps.Keys(a.reads.keys)) {
+		if a.reads.spanAt(key) == nil {
+			wants = append(wants, want{interval: interval{begin: key}})
+		}
+	}
+	return wants
+}
+
+// linearizable is what has to stand in the Else branch of a transaction without writes and
+// reads. Without it any member answers, however far it lags behind (IsTxnSerializable in
+// server/etcdserver/txn/txn.go). With a read in it the member catches up first. If there is
+// no key to read, an empty transaction in its place goes through the log.
+func linearizable(cmps []v3.Cmp) v3.Op {
+	if len(cmps) == 0 {
+		return v3.OpTxn(nil, nil, nil)
+	}
+	return v3.OpGet(string(cmps[0].KeyBytes()))
+}
+
+// commit returns errConflict, and leaves the snapshot for the next attempt, if a
+// compare failed.
+func (a *attempt) commit() (*v3.TxnResponse, error) {
+	if a.committedByReads() {
+		return &v3.TxnResponse{Header: a.header, Succeeded: true}, nil
+	}
+	c := a.compile()
+	if err := a.withinLimit(c); err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	news, _ := a.contender.enter(a.options.ctx, a.contested()).(snapshot)
+	defer a.contender.leave()
+	a.met.Paused += time.Since(begin)
+	if a.outdated(news) {
+		if a.snapshot = (snapshot{}); a.level.snapshot {
+			a.snapshot = news
+		}
+		a.contender.outdated()
+		return nil, errConflict
+	}
+	if err := a.ended(); err != nil {
+		return nil, err
+	}
+	begin = time.Now()
+	resp, err := a.send(c)
+	a.met.Committing = time.Since(begin)
+	switch {
+	case err != nil:
+		return nil, err
+	case resp.Succeeded:
+		a.contender.won(func() any { return a.left(resp) })
+		return resp, nil
+	}
+	return nil, a.conflict(resp, c.back)
+}
+
+// committedByReads reports whether there is nothing to send. If all reads are of one revision,
+// the first was linearizable: there this transaction stands in the order of all. If reads are
+// not checked, the last is as good as a commit.
+func (a *attempt) committedByReads() bool {
+	return len(a.writes) == 0 && !a.reads.empty() && len(a.options.guards) == 0 &&
+		(a.level.snapshot || !a.level.checkReads)
+}
+
+// withinLimit compares the transaction with the limit that the caller has set. The servers
+// count what is nested, the guards in the Else branch, on top of the longest list around it
+// (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
+func (a *attempt) withinLimit(c compiled) error {
+	guards, limit := len(a.options.guards), a.options.maxOps
+	if limit == 0 || max(len(c.cmps), len(c.then), len(c.els))+guards <= limit {
+		return nil
+	}
+	return fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and %d guards is over the limit of %d: %w",
+		len(c.then), len(c.cmps)-guards, guards, limit, rpctypes.ErrTooManyOps)
+}
+
+// send sends the transaction once, or patiently if it writes nothing.
+func (a *attempt) send(c compiled) (*v3.TxnResponse, error) {
+	txn := a.client.Txn(a.options.ctx).If(c.cmps...).Then(c.then...).Else(c.els...)
+	if len(a.writes) == 0 && len(c.cmps) > 0 {
+		resp, err := a.patiently(string(c.cmps[0].KeyBytes()), txn.Commit)
+		if err != nil {
+			err = a.blame(err)
+		}
+		return resp, err
+	}
+	resp, err := txn.Commit()
+	if err == nil || definite(err) || unsent(err) {
+		return resp, err
+	}
+	switch cause := a.blame(err); {
+	case len(a.writes) == 0:
+		return nil, cause
+	case errors.Is(err, cause):
+		return nil, fmt.Errorf("%w: %w", ErrCommitUnknown, err)
+	default:
+		return nil, fmt.Errorf("%w: %w: %w", ErrCommitUnknown, cause, err)
+	}
+}
+
+// unsent reports whether the client itself has refused to send a call, because it is larger
+// than the client's limit. gRPC has the same code for an answer that is too large, after which
+// the call may have been carried out. Only the text tells them apart; another text
+// than expected makes the outcome unknown.
+func unsent(err error) bool {
+	s := status.Convert(err)
+	return s.Code() == codes.ResourceExhausted && strings.Contains(s.Message(), "trying to send message larger than max")
+}
+
+// contested are what transactions contend about: the keys read, checked and written, and the
+// ranges read in which something is written, by their begins. Who only reads a key makes nobody
+// conflict.
+func (a *attempt) contested() (names []string) {
+	if !a.level.checkReads {
+		return nil
+	}
+	for _, w := range a.writes {
+		if _, read := a.reads.keys[w.key]; read {
+			names = append(names, w.key)
+		}
+		for _, s := range a.reads.spans {
+			if s.has(w.key) || w.end != "" && w.interval().has(s.begin) {
+				names = append(names, s.begin)
+			}
+		}
+	}
+	return slices.Compact(names)
+}
+
+// moved reports whether what is contested has changed since, as far as the snapshot knows.
+func (a *attempt) moved(name string) bool {
+	if kv, read := a.reads.keys[name]; read {
+		now, _ := a.known.get(name)
+		return now.GetModRevision() != kv.GetModRevision()
+	}
+	mine, now := a.reads.spanAt(name), a.known.spanAt(name)
+	if mine == nil || now == nil {
+		return true
+	}
+	both := interval{name, earlier(mine.end, now.end)}
+	return !slices.EqualFunc(mine.cut(both).kvs, now.cut(both).kvs, func(x, y *mvccpb.KeyValue) bool {
+		return string(x.Key) == string(y.Key) && x.ModRevision == y.ModRevision
+	})
+}
+
+// outdated reports whether the news say that a key that was read has changed since.
+func (a *attempt) outdated(news snapshot) bool {
+	if news.header == nil || a.reads.empty() || news.header.Revision <= a.header.Revision {
+		return false
+	}
+	return len(differences(&a.reads, &news.known)) > 0
+}
+
+// differences are the keys that two sets of facts show to be different. Keys may come twice.
+func differences(x, y *facts) (keys []string) {
+	for _, views := range [][2]*facts{{x, y}, {y, x}} {
+		for key, kv := range views[0].seen() {
+			other, known := views[1].get(key)
+			if known && other.GetModRevision() != kv.GetModRevision() {
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys
+}
+
+// left is the state in which the attempt leaves the keys that it touched, if resp is the
+// answer to its commit: what it read was unchanged, and what it wrote is of the commit's
+// revision. What a blind write leaves is not known whole, and the options of a Put may make
+// that another value than was given.
+func (a *attempt) left(resp *v3.TxnResponse) snapshot {
+	known := newFacts()
+	maps.Insert(known.keys, a.reads.seen())
+	for _, w := range a.writes {
+		old, read := known.keys[w.key]
+		switch {
+		case w.end != "":
+			for key := range known.keys {
+				if w.interval().has(key) && a.written[key] == nil {
+					known.keys[key] = nil
+				}
+			}
+		case w.deletes():
+			known.keys[w.key] = nil
+		case w.plain && (read || a.reads.spanAt(w.key) != nil):
+			known.keys[w.key] = succeeding(old, w, resp.Header.Revision)
+		default:
+			delete(known.keys, w.key)
+		}
+	}
+	return snapshot{resp.Header, known}
+}
+
+// succeeding is what a Put without options makes of a key.
+func succeeding(old *mvccpb.KeyValue, w *write, rev int64) *mvccpb.KeyValue {
+	kv := w.entry()
+	kv.ModRevision, kv.CreateRevision, kv.Version = rev, rev, old.GetVersion()+1
+	if old != nil {
+		kv.CreateRevision = old.CreateRevision
+	}
+	return kv
+}
+
+// rest makes way for others if that is due, and returns what the next attempt starts with.
+func (a *attempt) rest() carried {
+	begin := time.Now()
+	a.rested = a.contender.rest(a.options.ctx)
+	a.paused = time.Since(begin)
+	return a.carried
+}
+
+// conflict takes from the answer of a commit that failed what the next attempt starts with.
+func (a *attempt) conflict(resp *v3.TxnResponse, back []want) error {
+	answers := resp.Responses
+	if len(a.options.guards) > 0 {
+		if !answers[0].GetResponseTxn().Succeeded {
+			return ErrGuardFailed
+		}
+		answers = answers[1:]
+	}
+	a.snapshot = snapshot{}
+	if !a.level.snapshot { // its answer has no values
+		a.contender.lost(a.contested(), nil)
+		return errConflict
+	}
+	a.snapshot = snapshot{resp.Header, newFacts()}
+	for i, answer := range ranges(answers) {
+		a.known.learn(back[i], resp.Header.Revision, answer)
+	}
+	changed := slices.DeleteFunc(a.contested(), func(name string) bool { return !a.moved(name) })
+	a.contender.lost(changed, a.snapshot)
+	return errConflict
+}
