@@ -76,7 +76,7 @@ func (a *attempt) piece(rest interval, most int, at *int64) span {
 		}
 	}
 	if s := a.reads.spanAt(rest.begin); s != nil {
-		return s.cut(rest).head(most)
+		return s.cut(gap).head(most)
 	}
 	if i := a.reads.spanFrom(rest.begin); i < len(a.reads.spans) {
 		gap.end = earlier(gap.end, a.reads.spans[i].begin)
