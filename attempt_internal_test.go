@@ -43,8 +43,27 @@ func TestWhatACommitLeaves(t *testing.T) {
 	require.NotNil(t, a.reads.keys["deleted"], "the read set is the attempt's own")
 }
 
+func TestWhatACommitWithRangesLeaves(t *testing.T) {
+	a := &attempt{reads: stateAt(5, "single").known, written: map[string]*write{}}
+	seen := stateAt(5, "a", "b", "c").known.keys
+	a.reads.insert(span{interval{"a", "d"}, 5, []*mvccpb.KeyValue{seen["a"], seen["b"], seen["c"]}})
+	a.Put("a", "new")
+	a.DelRange("b", "d")
+	a.Put("c", "new")
+	a.Put("bb", "created")
+	left := a.left(&v3.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}}).known.keys
+	require.Len(t, left, 5)
+	require.NotNil(t, left["single"])
+	require.Nil(t, left["b"])
+	for key, create := range map[string]int64{"a": 2, "c": 2, "bb": 9} {
+		require.EqualValues(t, 9, left[key].GetModRevision(), key)
+		require.Equal(t, create, left[key].GetCreateRevision(), key)
+	}
+}
+
 func TestOutdated(t *testing.T) {
 	read := stateAt(5, "k")
+	read.known.insert(span{interval{"r", "t"}, 5, []*mvccpb.KeyValue{stateAt(5, "s").known.keys["s"]}})
 	for name, c := range map[string]struct {
 		news snapshot
 		want bool
@@ -54,6 +73,9 @@ func TestOutdated(t *testing.T) {
 		"another key changed":      {stateAt(7, "other"), false},
 		"unchanged since":          {snapshot{stateAt(7).header, read.known}, false},
 		"older than what was read": {stateAt(3, "k"), false},
+		"in a range, new":          {stateAt(7, "r"), true},
+		"in a range, changed":      {stateAt(7, "s"), true},
+		"behind the range":         {stateAt(7, "t"), false},
 	} {
 		a := &attempt{carried: carried{snapshot: snapshot{header: read.header}}, reads: read.known}
 		require.Equal(t, c.want, a.outdated(c.news), name)

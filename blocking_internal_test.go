@@ -62,3 +62,28 @@ func TestSilenceEndsABlockedTransactionsWatch(t *testing.T) {
 		require.LessOrEqual(t, time.Since(begin), time.Minute)
 	})
 }
+
+// Each of two watches tells what happened to its own part. What happened to the other one before
+// is not known yet.
+func TestTheNewsOfOneOfSeveralWatchesAreNoSnapshot(t *testing.T) {
+	put := &v3.Event{Kv: &mvccpb.KeyValue{Key: []byte("a"), ModRevision: 9}}
+	news := v3.WatchResponse{Header: &pb.ResponseHeader{Revision: 9}, Events: []*v3.Event{put}}
+	for n, whole := range map[int]bool{1: true, 2: false} {
+		a := &attempt{level: levels[Serializable], reads: newFacts()}
+		a.reads.insert(span{interval{"", unbounded}, 5, nil})
+		b := &blocked{attempt: a, places: make([]want, n), rev: 5}
+		next, changed, err := b.hear(t.Context(), news)
+		require.NoError(t, err)
+		require.True(t, changed)
+		require.Equal(t, whole, next.header != nil)
+		if kv, known := next.known.get("a"); whole {
+			require.True(t, known)
+			require.EqualValues(t, 9, kv.ModRevision)
+			require.EqualValues(t, 9, next.header.Revision)
+		}
+		b.rev = 9
+		_, changed, err = b.hear(t.Context(), news)
+		require.NoError(t, err)
+		require.False(t, changed, "a member that lags tells what was read already")
+	}
+}
