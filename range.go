@@ -51,6 +51,13 @@ func (a *attempt) scan(iv interval, n int, at int64) (found []*mvccpb.KeyValue) 
 			}
 		}
 	}
+	if n > 0 && !a.level.snapshot {
+		for key, kv := range a.reads.keys {
+			if kv == nil && iv.has(key) {
+				need++ // it may have come since
+			}
+		}
+	}
 	a.ask(want{iv, need})
 	for rest := iv; ; {
 		s := a.piece(rest, max(0, need-len(found)), &at)
