@@ -169,14 +169,18 @@ func (w *worker) weakRange(ctx context.Context) {
 	})
 }
 
+// patience is the longest that a blocked transaction may take, from the call that changes what
+// it waits for: a watch whose stream has died is silent for 40 s, and a look may take 20 s.
+const patience = 75 * time.Second
+
 // awaitChange waits until a register of a range is no longer what it was, and changes one
 // meanwhile. When the faults are over the wait has no limit: it must end.
 func (w *worker) awaitChange(ctx context.Context) {
 	from, to := w.bounds()
 	key, delay := registerAt(from+w.rnd.IntN(to-from)), between(w.rnd, 0, 3*time.Second)
-	calm, limit := ended(w.calm), 15*time.Second
+	calm, c := ended(w.calm), call{op: "wait", limit: 15 * time.Second}
 	if calm {
-		limit = 0
+		c = call{op: "wait", due: patience}
 	}
 	values := []string{w.value(), w.value(), w.value(), w.value(), w.value(), w.value(), w.value(), w.value()}
 	ctx, cancel := context.WithCancel(ctx)
@@ -196,7 +200,7 @@ func (w *worker) awaitChange(ctx context.Context) {
 		}
 	}()
 	before, begun := "", false
-	w.transactWithin(ctx, "wait", w.rnd.IntN(checked), limit, func(s *tracked) {
+	w.transactAs(ctx, c, w.rnd.IntN(checked), func(s *tracked) {
 		now := strings.Join(s.Range(from, to), " ")
 		switch {
 		case !begun:

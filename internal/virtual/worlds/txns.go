@@ -118,13 +118,11 @@ func (w *worker) weak(ctx context.Context) {
 // a transaction of its own, committed or not.
 func (w *worker) transact(ctx context.Context, op string, level int, f func(s *tracked), prefetch ...string) {
 	limit := between(w.rnd, 100*time.Millisecond, 20*time.Second)
-	w.transactWithin(ctx, op, level, limit, f, prefetch...)
+	w.transactAs(ctx, call{op: op, limit: limit}, level, f, prefetch...)
 }
 
-// transactWithin is transact with a limit, none if that is 0.
-func (w *worker) transactWithin(
-	ctx context.Context, op string, level int, limit time.Duration, f func(s *tracked), prefetch ...string,
-) {
+// transactAs is transact as a call with bounds of its own.
+func (w *worker) transactAs(ctx context.Context, c call, level int, f func(s *tracked), prefetch ...string) {
 	begun := w.rec.Now()
 	note := func(s *tracked, writes map[string]string, unknown bool, rev int64) {
 		w.rec.Add(history.Record{Txn: &history.Txn{
@@ -140,7 +138,7 @@ func (w *worker) transactWithin(
 	}
 	guards, owner := w.guards()
 	var resp *clientv3.TxnResponse
-	err := w.call(ctx, call{op: op, limit: limit}, func(ctx context.Context) (err error) {
+	err := w.call(ctx, c, func(ctx context.Context) (err error) {
 		resp, err = w.lib.Transact(w.client, func(s library.STM) error {
 			abandon()
 			attempt = track(s, func(format string, args ...any) { w.violate("attempt", w.who.String()+": "+format, args...) })
