@@ -45,7 +45,6 @@ type blocked struct {
 	places []want
 	checks []v3.Cmp
 	rev    int64 // up to which nothing has changed
-	heard  chan v3.WatchResponse
 }
 
 // await returns what the next attempt starts with, when something that this one has read is no
@@ -69,16 +68,12 @@ func (a *attempt) change() (snapshot, error) {
 		detach := context.AfterFunc(closed, cancel)
 		defer detach()
 	}
-	b := &blocked{attempt: a, places: a.places(), checks: a.checks(), rev: a.since(), heard: make(chan v3.WatchResponse)}
-	var watches sync.WaitGroup
-	defer watches.Wait()
-	defer cancel()
-	for _, w := range a.places() {
-		watches.Go(func() { b.follow(ctx, w) })
-	}
+	b := &blocked{attempt: a, places: a.places(), checks: a.checks(), rev: a.since()}
+	heard, stop := b.listen(ctx)
+	defer stop()
 	for {
 		select {
-		case news := <-b.heard:
+		case news := <-heard:
 			if next, changed, err := b.hear(ctx, news); changed || err != nil {
 				return next, err
 			}
@@ -110,26 +105,44 @@ func (a *attempt) since() int64 {
 	return a.header.Revision
 }
 
-// follow tells what one watch tells, until ctx ends.
-func (b *blocked) follow(ctx context.Context, place want) {
-	key, opts := place.begin, []v3.OpOption(nil)
-	if place.end != "" {
-		key, opts = place.first(), []v3.OpOption{v3.WithRange(place.end)}
+// listen watches all places. The news of several watches come in no order.
+func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, stop func()) {
+	if len(b.places) == 1 {
+		w := b.watch(ctx, b.places[0])
+		return w.heard(), w.stop
 	}
-	w := watch(ctx, b.client, patience, key, 0, opts...)
-	defer w.stop()
-	for {
-		select {
-		case news := <-w.heard():
-			select {
-			case b.heard <- news:
-			case <-ctx.Done():
-				return
+	ctx, cancel := context.WithCancel(ctx)
+	all := make(chan v3.WatchResponse)
+	var watches sync.WaitGroup
+	for _, place := range b.places {
+		watches.Go(func() {
+			w := b.watch(ctx, place)
+			defer w.stop()
+			for {
+				select {
+				case news := <-w.heard():
+					select {
+					case all <- news:
+					case <-ctx.Done():
+						return
+					}
+				case <-ctx.Done():
+					return
+				}
 			}
-		case <-ctx.Done():
-			return
-		}
+		})
 	}
+	return all, func() {
+		cancel()
+		watches.Wait()
+	}
+}
+
+func (b *blocked) watch(ctx context.Context, place want) *watcher {
+	if place.end == "" {
+		return watch(ctx, b.client, patience, place.begin, 0)
+	}
+	return watch(ctx, b.client, patience, place.first(), 0, v3.WithRange(place.end))
 }
 
 // hear takes in the news of a watch, and reports whether something has changed.
