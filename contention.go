@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	v3 "go.etcd.io/etcd/client/v3"
 )
 
 // This file decides who makes way for whom when transactions conflict. No correctness rests
@@ -72,8 +70,8 @@ type contender struct {
 	pause    time.Duration // before the next attempt
 }
 
-func newContender(client *v3.Client) *contender {
-	c := &contender{contention: &sharedOf(client).contention}
+func (all *contention) newContender() *contender {
+	c := &contender{contention: all}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last++

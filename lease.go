@@ -382,85 +382,9 @@ func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	return done
 }
 
-// clock says until when a session may live: the margin before its lease could end.
-type clock struct {
-	ttl, margin time.Duration // ttl as granted
-
-	mu       sync.Mutex // guards what follows
-	deadline time.Time
-	timer    *time.Timer // fires at the deadline; nil: the session is being opened
-	stopped  bool        // the session has ended, and the deadline means nothing
-}
-
-// start has expire called at the deadline, which may be moved meanwhile.
-func (c *clock) start(expire func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.stopped {
-		c.timer = time.AfterFunc(time.Until(c.deadline), expire)
-	}
-}
-
-// extend moves the deadline to the life of the lease after the time at which the answered
-// renewal was sent, because the server can't have counted from an earlier moment. A deadline
-// that has passed stays, even if nobody has looked yet.
-func (c *clock) extend(sent time.Time, ttl time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	deadline := sent.Add(ttl - c.margin)
-	if c.stopped || !deadline.After(c.deadline) {
-		return
-	}
-	if c.timer != nil {
-		if !time.Now().Before(c.deadline) {
-			return
-		}
-		c.timer.Reset(time.Until(deadline))
-	}
-	c.deadline = deadline
-}
-
-func (c *clock) passed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.timer != nil && !c.stopped && !time.Now().Before(c.deadline)
-}
-
-func (c *clock) stop() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stopped = true
-	if c.timer != nil {
-		c.timer.Stop()
-	}
-}
-
-func (c *clock) until() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.deadline
-}
-
-// left is what the lease itself may have left to live.
-func (c *clock) left() time.Duration { return time.Until(c.until()) + c.margin }
-
-// punctual is a context that does not rely on timers. A process may be stopped, and when it
-// goes on it may look at a context before the timer has run that ends the context. So Err
-// calls look first, which ends the context if it is time. context.Cause looks too, because
-// it asks Err. The Done channel is closed by that look.
-//
-// The same does not hold for contexts that a program derives from it. Those end when the
-// timer runs.
-type punctual struct {
-	context.Context
-	look func()
-}
-
-// Err is nil while the context may live.
-func (c *punctual) Err() error {
-	if err := c.Context.Err(); err != nil {
-		return err
-	}
-	c.look()
-	return c.Context.Err()
+type sessionOptions struct {
+	ttl     int
+	leaseID v3.LeaseID
+	ctx     context.Context
+	margin  time.Duration
 }

@@ -2,11 +2,7 @@ package concurrency
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -14,67 +10,6 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 )
-
-// queue is the line under a prefix as one session stands in it. A session has one
-// place in a line, whichever handles use it, see [seat].
-type queue struct {
-	session *Session
-	prefix  string
-}
-
-func newQueue(s *Session, name string) queue {
-	if s == nil {
-		panic("concurrency: nil session")
-	}
-	return queue{session: s, prefix: name + "/"}
-}
-
-// key is the name of the session's place: upstream's, so that processes on either
-// package stand in one line.
-func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
-
-// made panics for the queue of a zero Mutex or Election.
-func (q queue) made() {
-	if q.session == nil {
-		panic("concurrency: a Mutex or Election that its constructor did not return")
-	}
-}
-
-func (q queue) joinTxn(value string) joinTxn {
-	q.made()
-	return newJoin(q.prefix, q.key(), value, q.session.id)
-}
-
-func (q queue) lease() *lease {
-	q.made()
-	if q.session.lease == nil {
-		panic("concurrency: a session that NewSession did not return")
-	}
-	return q.session.lease
-}
-
-func need(ctx context.Context) {
-	if ctx == nil {
-		panic("concurrency: nil context")
-	}
-}
-
-// ask makes a call that is of no use without the lease, see [repeat]. It ends without an
-// answer when ctx, the client or the lease has ended, with ctx's error or that of
-// [lease.loss].
-func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
-	answer, err := repeat(ctx, l.lost, l.timeToLive(), call)
-	switch {
-	case err == nil:
-	case ctx.Err() != nil:
-		err = ctx.Err()
-	case l.loss() != nil:
-		err = l.loss()
-	case errors.Is(err, rpctypes.ErrLeaseNotFound):
-		l.gone()
-	}
-	return answer, err
-}
 
 // acquire joins the line and waits for the turn. The grant that it returns was proven by a
 // read of the revision in the header. An acquisition that fails leaves the line, unless
@@ -118,11 +53,6 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	}
 	return g, v.header, nil
 }
-
-// cleanUpWait is how long a call that has failed waits for its own clean-up. A caller who
-// gives up then usually leaves no key behind when the call returns, and the call returns
-// within a second.
-const cleanUpWait = 500 * time.Millisecond
 
 // stand joins the line and waits until the ticket drawn is granted. Its view has that ticket
 // after an error too.
@@ -335,150 +265,4 @@ func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) 
 		q.clean(t)
 	}
 	return header, err
-}
-
-// remove deletes the ticket, and never a later one of the same name. Its deletion was
-// decided before. A call that finds the ticket gone has done its work if an earlier call may
-// have deleted it; otherwise it is [ErrSessionExpired].
-func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
-	l := q.lease()
-	var calls atomic.Int64
-	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
-		calls.Add(1)
-		return l.client.Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
-	})
-	switch {
-	case err != nil:
-		return nil, err
-	case !resp.Succeeded && calls.Load() == 1:
-		return resp.Header, ErrSessionExpired
-	}
-	return resp.Header, nil
-}
-
-// enter notes that an acquisition begins.
-func (q queue) enter(join joinTxn) {
-	q.lease().seats.at(join.key, func(s *seat) {
-		s.users++
-		if !join.alone {
-			s.waiting++
-		}
-	})
-}
-
-// exit notes that an acquisition has ended, with the ticket t, and starts the clean-up if
-// there is something to clean away. It returns a channel that is closed when the key was
-// seen to be wanted or gone.
-func (q queue) exit(join joinTxn, t ticket, err error) <-chan struct{} {
-	dirty := false
-	q.lease().seats.at(join.key, func(s *seat) {
-		s.users--
-		if !join.alone {
-			s.waiting--
-		}
-		if err != nil && t != (ticket{}) {
-			s.doubt(time.Now())
-		}
-		dirty = s.dirty()
-	})
-	if dirty {
-		return q.clean(ticket{join.key, t.rev})
-	}
-	return nothing
-}
-
-// nothing is what there is to wait for after nothing.
-var nothing = func() <-chan struct{} {
-	done := make(chan struct{})
-	close(done)
-	return done
-}()
-
-// clean takes a ticket that no handle of the session wants out of the line. It looks at the
-// key, and deletes the ticket if it may. It goes on, whatever error a call meets, with a
-// pause that grows, until no such ticket can come to stand any more or the lease is lost: a
-// key that nobody owns would keep all others out. A ticket without a revision is looked for.
-//
-// The channel is closed when a look, and the deletion after it, have met no error. The work
-// has a context of its own, because the caller's has usually ended.
-func (q queue) clean(t ticket) <-chan struct{} {
-	l, tidied := q.lease(), make(chan struct{})
-	tell := sync.OnceFunc(func() { close(tidied) })
-	ended := l.background(func(ctx context.Context) {
-		defer tell()
-		defer l.seats.at(t.key, func(s *seat) { s.endCleaning(tidied) })
-		for n := 0; l.loss() == nil; n++ {
-			began, again := time.Now(), false
-			err := q.tidy(ctx, t)
-			if err == nil {
-				tell()
-			}
-			if l.seats.at(t.key, func(s *seat) { again = s.cleanAgain(tidied, began, err) }); !again {
-				return
-			}
-			sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
-			t.rev = 0
-		}
-	})
-	select {
-	case <-ended: // at once if the session was closed
-		return ended
-	default:
-		return tidied
-	}
-}
-
-// tidy deletes the ticket if no handle wants it. A ticket without a revision is looked for.
-func (q queue) tidy(ctx context.Context, t ticket) (err error) {
-	if t.rev == 0 {
-		if t, err = q.find(ctx, t.key); err != nil || t == (ticket{}) {
-			return err
-		}
-	}
-	doomed := false
-	q.lease().seats.at(t.key, func(s *seat) { doomed = s.doomUnwanted(t) })
-	if !doomed {
-		return nil
-	}
-	if _, err = q.remove(ctx, t); err == ErrSessionExpired {
-		err = nil
-	}
-	return err
-}
-
-// find returns the ticket that stands under the key, or none.
-func (q queue) find(ctx context.Context, key string) (ticket, error) {
-	resp, err := q.get(ctx, key, v3.WithKeysOnly())
-	if err != nil || len(resp.Kvs) == 0 {
-		return ticket{}, err
-	}
-	return ticketOf(resp.Kvs[0]), nil
-}
-
-// get is a linearizable read.
-func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (*v3.GetResponse, error) {
-	l := q.lease()
-	return ask(ctx, l, func(ctx context.Context) (*v3.GetResponse, error) {
-		return l.client.Get(ctx, key, opts...)
-	})
-}
-
-// askForLease finds out whether the lease lives, after its key was seen to be gone. If the
-// lease is gone too, the session has ended when askForLease returns [ErrSessionExpired]. It
-// returns ctx's error if ctx ends before the answer comes.
-func (q queue) askForLease(ctx context.Context) error {
-	l := q.lease()
-	if l.loss() != nil {
-		return ErrSessionExpired
-	}
-	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
-		return l.client.TimeToLive(ctx, l.id)
-	})
-	switch {
-	case err == nil && resp.TTL < 0: // what the server says of a lease that it does not have
-		l.gone()
-	case ctx.Err() != nil:
-		return ctx.Err()
-	}
-	return ErrSessionExpired
 }

@@ -494,8 +494,6 @@ func (s *stream) first() *renewal {
 	return first.of
 }
 
-func seconds(n int64) time.Duration { return time.Duration(n) * time.Second }
-
 // ownStreams reports whether the client can be asked for a stream: it has a connection, and
 // its Lease is the client's own and not one that a program has put there.
 func ownStreams(client *v3.Client) bool {

@@ -35,7 +35,7 @@ type grant struct {
 
 // seats are those of one lease on one client.
 type seats struct {
-	shared *shared // lives as long as its seats do: else the lease would get others
+	keeps any // what finds the seats of a lease: while it lives, the lease gets no others
 
 	mu sync.Mutex       // guards of and all seats; never held across a call
 	of map[string]*seat // by key

@@ -27,13 +27,6 @@ type Session struct {
 // SessionOption configures [NewSession].
 type SessionOption func(*sessionOptions)
 
-type sessionOptions struct {
-	ttl     int
-	leaseID v3.LeaseID
-	ctx     context.Context
-	margin  time.Duration
-}
-
 // WithTTL sets the time to live, in seconds, of the lease that [NewSession]
 // asks for. It is the time for which a session that has died keeps others out.
 // The server may grant more: never less than one and a half of its election
