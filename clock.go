@@ -77,7 +77,7 @@ func (c *clock) left() time.Duration { return time.Until(c.until()) + c.margin }
 // timer runs.
 type punctual struct {
 	context.Context
-	look func()
+	endIfDue func()
 }
 
 // Err is nil while the context may live.
@@ -85,7 +85,7 @@ func (c *punctual) Err() error {
 	if err := c.Context.Err(); err != nil {
 		return err
 	}
-	c.look()
+	c.endIfDue()
 	return c.Context.Err()
 }
 

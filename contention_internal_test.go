@@ -148,16 +148,16 @@ func TestNobodyWaitsWithoutAConflict(t *testing.T) {
 		require.Nil(t, c.enter(t.Context(), hot))
 		require.False(t, c.inside)
 		c.lost(hot, nil)
-		require.NotNil(t, c.line)
+		require.NotNil(t, c.contest)
 		other.lost(nil, nil)
-		require.Nil(t, other.line, "nothing that it writes")
+		require.Nil(t, other.contest, "nothing that it writes")
 
 		// Nor for a line that nobody is in any more.
 		runtime.KeepAlive(c)
-		c.line = nil
+		c.contest = nil
 		runtime.GC()
 		runtime.GC()
-		require.Nil(t, sharedOf(client).contention.newContender().lines.of["hot"].Value())
+		require.Nil(t, sharedOf(client).contention.newContender().contests.of["hot"].Value())
 		runtime.KeepAlive(other)
 	})
 }

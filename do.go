@@ -46,7 +46,7 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 		if loss == ErrSessionExpired || released == ErrSessionExpired {
 			_ = o.queue.askForLease(bound)
 		}
-		err = join(err, loss, released)
+		err = joinErrors(err, loss, released)
 	}()
 	return work(&punctual{inner, lost})
 }
@@ -62,8 +62,8 @@ func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// join is errors.Join, but a single error stays as it is and is told once.
-func join(errs ...error) error {
+// joinErrors is errors.Join, but a single error stays as it is and is told once.
+func joinErrors(errs ...error) error {
 	var all []error
 	for _, err := range errs {
 		if err != nil && !errors.Is(errors.Join(all...), err) {

@@ -38,7 +38,7 @@ type view struct {
 // reads back who is ahead, or reads back the head of the line. Repeating it is harmless,
 // because the repetition finds its own key.
 type joinTxn struct {
-	lease     v3.LeaseID
+	leaseID   v3.LeaseID
 	key       string
 	unless    []v3.Cmp // a single one, as If wants it
 	then, els []v3.Op
@@ -48,14 +48,14 @@ type joinTxn struct {
 }
 
 // newJoin puts the key of the session in the line under the prefix, if it does not exist.
-func newJoin(prefix, key, value string, lease v3.LeaseID) joinTxn {
+func newJoin(prefix, key, value string, id v3.LeaseID) joinTxn {
 	return joinTxn{
-		lease:  lease,
-		key:    key,
-		value:  value,
-		unless: []v3.Cmp{v3.Compare(v3.CreateRevision(key), "=", 0)},
-		then:   []v3.Op{v3.OpPut(key, value, v3.WithLease(lease)), v3.OpGet(prefix, newestTwo...)},
-		els:    []v3.Op{v3.OpGet(prefix, oldest...)},
+		leaseID: id,
+		key:     key,
+		value:   value,
+		unless:  []v3.Cmp{v3.Compare(v3.CreateRevision(key), "=", 0)},
+		then:    []v3.Op{v3.OpPut(key, value, v3.WithLease(id)), v3.OpGet(prefix, newestTwo...)},
+		els:     []v3.Op{v3.OpGet(prefix, oldest...)},
 	}
 }
 

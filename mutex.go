@@ -17,7 +17,7 @@ var lockReleased = ended(ErrLockReleased)
 // All methods may be called from any goroutine.
 type Mutex struct {
 	ownership
-	join *joinTxn // see joining
+	made *joinTxn // see joining
 }
 
 // NewMutex returns a handle of the lock that pfx names. Its keys lie under
@@ -77,10 +77,10 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 // allocations. It is made again if the session was a placeholder then.
 func (m *Mutex) joining() joinTxn {
 	m.queue.made()
-	if m.join.lease != m.queue.session.id {
+	if m.made.leaseID != m.queue.session.id {
 		return m.queue.joinTxn("")
 	}
-	return *m.join
+	return *m.made
 }
 
 // Unlock releases the lock: it deletes the key of this handle's last Lock, and no

@@ -122,7 +122,7 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		resp, err := l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
-		if err != nil && (ctx.Err() != nil || !definite(err)) { // called off, or not answered
+		if err != nil && !definite(err) { // called off, or not answered
 			// A server that had not read the call yet, or could not commit it yet, may carry
 			// it out much later, even when another one has been answered and the lock been
 			// released again.

@@ -205,10 +205,10 @@ func (r *renewals) open(k *renewal, now time.Time) {
 		wake: make(chan struct{}, 1), cancel: cancel,
 	}
 	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
-	lease := pb.NewLeaseClient(r.client.ActiveConnection())
+	service := pb.NewLeaseClient(r.client.ActiveConnection())
 	r.running.Go(func() {
 		defer cancel()
-		remote, err := lease.LeaseKeepAlive(ctx)
+		remote, err := service.LeaseKeepAlive(ctx)
 		if err == nil {
 			err = r.run(ctx, s, remote)
 		}
@@ -293,7 +293,7 @@ func (r *renewals) drop(s *stream) {
 	now := time.Now()
 	for id, sent := range s.owed {
 		last := sent[len(sent)-1]
-		if !last.of.over && !slices.ContainsFunc(r.streams, func(other *stream) bool { return other.owes(id, now) }) {
+		if !slices.ContainsFunc(r.streams, func(other *stream) bool { return other.owes(id, now) }) {
 			last.of.due = now
 		}
 	}
@@ -342,16 +342,16 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 type impatient struct {
 	context.Context
 	cancel context.CancelFunc
-	looks  atomic.Int32
+	asked  atomic.Int32
 }
 
-// looksOfACall is how often the context of a call may be looked at. A few looks may be those
+// mostAsked is how often the context of a call may be looked at. A few looks may be those
 // of a program that has wrapped the client.
-const looksOfACall = 8
+const mostAsked = 8
 
 // Err counts the looks, and ends the context after the last one that a call may have.
 func (c *impatient) Err() error {
-	if c.looks.Add(1) > looksOfACall {
+	if c.asked.Add(1) > mostAsked {
 		c.cancel()
 	}
 	return c.Context.Err()

@@ -33,8 +33,8 @@ func sharedOf(client *v3.Client) *shared {
 // seatsOf returns the seats of a lease. Sessions that were opened on one lease, such as
 // the session of a resumed election and the orphaned one before it, share them. Otherwise
 // one session would take a ticket of the other for its own leftover.
-func (s *shared) seatsOf(lease v3.LeaseID) *seats {
+func (s *shared) seatsOf(id v3.LeaseID) *seats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seats.get(lease, func() *seats { return &seats{keeps: s, of: map[string]*seat{}} })
+	return s.seats.get(id, func() *seats { return &seats{keeps: s, of: map[string]*seat{}} })
 }

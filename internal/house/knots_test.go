@@ -2,7 +2,6 @@ package house
 
 import (
 	"fmt"
-	"go/ast"
 	"go/token"
 	"go/types"
 	"maps"
@@ -132,5 +131,3 @@ func TestKnots(t *testing.T) {
 		t.Fatalf("found %v", got)
 	}
 }
-
-var _ = ast.Walk
