@@ -18,15 +18,7 @@ type lease struct {
 	id     v3.LeaseID
 	parent context.Context // given with WithContext, or the client's
 
-	ctx  context.Context // ends with the session; its Err looks at the clock
-	end  context.CancelCauseFunc
-	done chan struct{} // closed after ctx has ended
-
-	// lost ends when nothing can be done on the lease any more, and setLost ends it. It is not
-	// the same as ctx, see [ending].
-	lost    context.Context
-	setLost context.CancelFunc
-
+	ends
 	clock   clock
 	renewal keeper
 	seats   *seats // what its sessions know of their tickets
@@ -45,36 +37,6 @@ type tasks struct {
 	users  int         // the session while it is open, calls, and what runs in the background
 	detach func() bool // forgets what the end of the client would end
 }
-
-// ending is one of the ways in which a session ends. In each of them Ctx ends, then Done
-// closes, and nothing is renewed from then on. The first ending gives Ctx its cause. A later
-// one may still end lost.
-//
-//	what happens             cause of Ctx       lost      Close after that
-//	Orphan                   context.Canceled   lives on  revokes
-//	WithContext's has ended  its cause          lives on  returns its error
-//	Close                    context.Canceled   ends      revokes
-//	the client is closed     context.Canceled   ends      returns context.Canceled
-//	the deadline passes      ErrSessionExpired  ends      revokes what may still live
-//	the server says: gone    ErrSessionExpired  ends      has nothing to do
-//
-// Where lost lives on, the lease lives on for its TTL, or for as long as somebody renews it,
-// and so do calls, waits and clean-ups. Where lost ends, calls are called off, waits return
-// [ErrSessionExpired], and clean-ups stop because the keys go with the lease.
-type ending struct {
-	cause error
-	lost  bool
-	gone  bool // the server does not have the lease
-}
-
-var (
-	orphaned     = ending{cause: context.Canceled}
-	contextEnded = ending{} // Ctx has ended before, as a child of that context
-	closed       = ending{cause: context.Canceled, lost: true}
-	clientClosed = ending{cause: context.Canceled, lost: true}
-	expired      = ending{cause: ErrSessionExpired, lost: true}
-	toldGone     = ending{cause: ErrSessionExpired, lost: true, gone: true}
-)
 
 // finish ends the session. When it returns, Ctx has ended and Done is closed. Who sees that
 // lost has ended sees Ctx ended too.

@@ -25,7 +25,8 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
 		return nil, marginError(o.margin, asked)
 	}
-	l := &lease{client: client, id: o.leaseID, parent: o.ctx, done: make(chan struct{})}
+	l := &lease{client: client, id: o.leaseID, parent: o.ctx}
+	l.done = make(chan struct{})
 	l.clock.ttl, l.clock.margin = asked, o.margin
 	l.ctx, l.end = context.WithCancelCause(o.ctx)
 	l.ctx = &punctual{l.ctx, l.expire}

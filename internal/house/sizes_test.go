@@ -9,10 +9,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The measures of files, in lines of code: lines that are neither empty nor comment alone.
+// The measures of files, in lines of code: lines that are neither empty nor comment alone. A
+// field that is a struct counts as one, because its type has a theme of its own.
 const (
 	longestFile      = 300
-	lockPath         = 1800
+	lockPath         = 1880
 	transactions     = 700
 	mostFieldsOfSome = 14 // of type lease, which everything would otherwise be put in
 )
@@ -21,7 +22,7 @@ const (
 // transactions are what a reader of NewSTM reads.
 var (
 	lockPathFiles = []string{
-		"errors.go", "clock.go", "stream.go", "renewal.go", "retry.go", "watch.go", "key.go", "seat.go", "lease.go",
+		"errors.go", "clock.go", "stream.go", "renewal.go", "retry.go", "watch.go", "key.go", "seat.go", "ends.go", "lease.go",
 		"opening.go", "line.go", "cleanup.go", "queue.go", "ownership.go", "mutex.go",
 	}
 	transactionFiles = []string{"contention.go", "stm.go", "attempt.go", "commit.go", "transaction.go"}
