@@ -22,8 +22,7 @@ type snapshot struct {
 	known  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
 }
 
-// attempt is one run of the function. Reads fill its read set, Put and Del its write
-// set; compile turns both into a transaction.
+// attempt is one run of the function. Reads fill its read set, Put and Del its write set.
 type attempt struct {
 	client  *v3.Client
 	options stmOptions
@@ -83,8 +82,8 @@ func (a *attempt) run(apply func(STM) error) (err error) {
 	return apply(a)
 }
 
-// Get adds the keys to the read set and returns the value of the first, as written by the
-// attempt itself if it was.
+// Get adds the keys to the read set and returns the value of the first. If the attempt
+// itself has written that key, the value is the one that was written.
 func (a *attempt) Get(keys ...string) string {
 	a.check()
 	if len(keys) == 0 {
@@ -141,7 +140,7 @@ func (a *attempt) fail(err error) {
 	panic(abort{})
 }
 
-// ended returns the error of the abort context, or of the client's end: nothing is sent
+// ended returns the error of the abort context, or of the client's end. Nothing is sent
 // after either. A client that was put together by hand has no context.
 func (a *attempt) ended() error {
 	if err := a.options.ctx.Err(); err != nil {
@@ -153,8 +152,9 @@ func (a *attempt) ended() error {
 	return nil
 }
 
-// blame returns the error of what has ended a call: err, unless that is a consequence of
-// the abort context's end. A server that is told a deadline may notice it first.
+// blame returns the error of what has ended a call. That is err, unless err is a
+// consequence of the abort context's end. A server that is told a deadline may notice it
+// first.
 func (a *attempt) blame(err error) error {
 	if cause := a.ended(); cause != nil {
 		return cause
@@ -168,8 +168,8 @@ func (a *attempt) blame(err error) error {
 // defaultPart is etcd's default for the servers' limit on the operations of a transaction.
 const defaultPart = 128
 
-// fetch adds the keys to the read set: from the snapshot of the last conflict where
-// that knows them, and from the servers otherwise.
+// fetch adds the keys to the read set. It takes them from the snapshot of the last conflict
+// if that has them, and from the servers otherwise.
 func (a *attempt) fetch(keys []string) {
 	var missing []string
 	for _, key := range keys {
@@ -209,19 +209,19 @@ func (a *attempt) load(keys []string, into map[string]*mvccpb.KeyValue) {
 	}
 }
 
-// refresh replaces what the conflict's answer said, which has grown old in a pause, in one
-// call for all keys.
+// refresh replaces what the conflict's answer said, which has grown old in a pause. It
+// costs one call for all keys.
 func (a *attempt) refresh() {
 	keys := slices.Sorted(maps.Keys(a.known))
 	a.snapshot = snapshot{known: map[string]*mvccpb.KeyValue{}}
 	a.load(keys, a.known)
 }
 
-// read reads at the pinned revision, if there is one, from whichever member is
-// asked: serializable. A member that has not come so far refuses ("future
-// revision"), and then the linearizable read at the same revision makes it catch up.
-// What is not pinned is read linearizably. A pinned revision that was compacted away
-// is of no more use, which is a conflict.
+// read reads at the pinned revision, if there is one, from whichever member is asked. Such
+// a read is serializable. A member that has not come so far refuses it ("future revision").
+// Then a linearizable read at the same revision makes the member catch up. What is not
+// pinned is read linearizably. A pinned revision that was compacted away is of no more use,
+// and counts as a conflict.
 func (a *attempt) read(keys []string) (*pb.ResponseHeader, []*mvccpb.KeyValue, error) {
 	if a.header == nil || !a.level.snapshot {
 		return a.get(keys)
@@ -262,8 +262,8 @@ func (a *attempt) get(keys []string, opts ...v3.OpOption) (*pb.ResponseHeader, [
 const rounds = 10
 
 // patiently makes a call that changes nothing, and repeats it while its fault passes. The
-// client repeats a Get by itself, but no transaction. So a Get of a key of the call's
-// comes first each time, and rides out the fault for as long as the client is configured to.
+// client repeats a Get by itself, but no transaction. So a Get of a key of the call comes
+// first each time. It rides out the fault for as long as the client is configured to.
 func (a *attempt) patiently(key string, call func() (*v3.TxnResponse, error)) (*v3.TxnResponse, error) {
 	for n := 1; ; n++ {
 		resp, err := call()

@@ -7,11 +7,12 @@ import (
 )
 
 // cleanUpWait is how long a call that has failed waits for its own clean-up. A caller who
-// gives up then usually leaves no key behind when the call returns, and the call returns
+// gives up then usually leaves no key behind when the call returns. The call still returns
 // within a second.
 const cleanUpWait = 500 * time.Millisecond
 
-// enter notes that an acquisition begins.
+// enter notes that an acquisition begins. A join that must be alone does not wait with a
+// ticket. It keeps no clean-up of an earlier acquisition from its work.
 func (q queue) enter(join joinTxn) {
 	q.lease().seats.at(join.key, func(s *seat) {
 		s.users++
@@ -21,8 +22,8 @@ func (q queue) enter(join joinTxn) {
 	})
 }
 
-// exit notes that an acquisition has ended, with the ticket t, and starts the clean-up if
-// there is something to clean away. It returns a channel that is closed when the key was
+// exit notes that an acquisition has ended, with the ticket t. It starts the clean-up if
+// there is something to clean away. The channel that it returns is closed when the key was
 // seen to be wanted or gone.
 func (q queue) exit(join joinTxn, t ticket, err error) <-chan struct{} {
 	dirty := false
@@ -51,8 +52,9 @@ var nothing = func() <-chan struct{} {
 
 // clean takes a ticket that no handle of the session wants out of the line. It looks at the
 // key, and deletes the ticket if it may. It goes on, whatever error a call meets, with a
-// pause that grows, until no such ticket can come to stand any more or the lease is lost: a
-// key that nobody owns would keep all others out. A ticket without a revision is looked for.
+// pause that grows. It ends when no such ticket can come to stand any more, or when the
+// lease is lost. A key that nobody owns would keep all others out. A ticket without a
+// revision is looked for.
 //
 // The channel is closed when a look, and the deletion after it, have met no error. The work
 // has a context of its own, because the caller's has usually ended.
@@ -72,6 +74,8 @@ func (q queue) clean(t ticket) <-chan struct{} {
 				return
 			}
 			sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
+			// The ticket that stands next time may be a later one, of a join that was not
+			// answered.
 			t.rev = 0
 		}
 	})

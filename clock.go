@@ -16,7 +16,7 @@ type clock struct {
 	stopped  bool        // the session has ended, and the deadline means nothing
 }
 
-// start has expire called at the deadline, which may be moved meanwhile.
+// start has expire called at the deadline. The deadline may be moved meanwhile.
 func (c *clock) start(expire func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -26,8 +26,8 @@ func (c *clock) start(expire func()) {
 }
 
 // extend moves the deadline to the life of the lease after the time at which the answered
-// renewal was sent, because the server can't have counted from an earlier moment. A deadline
-// that has passed stays, even if nobody has looked yet.
+// renewal was sent. The server can't have counted from an earlier moment. A deadline that
+// has passed stays, even if nobody has looked yet.
 func (c *clock) extend(sent time.Time, ttl time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -44,12 +44,15 @@ func (c *clock) extend(sent time.Time, ttl time.Duration) {
 	c.deadline = deadline
 }
 
+// passed reports whether the deadline ends the session now. A session that is being opened,
+// or has ended, has no deadline.
 func (c *clock) passed() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.timer != nil && !c.stopped && !time.Now().Before(c.deadline)
 }
 
+// stop forgets the deadline, because the session has ended.
 func (c *clock) stop() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -59,6 +62,7 @@ func (c *clock) stop() {
 	}
 }
 
+// until is the deadline.
 func (c *clock) until() time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -68,10 +72,10 @@ func (c *clock) until() time.Time {
 // left is what the lease itself may have left to live.
 func (c *clock) left() time.Duration { return time.Until(c.until()) + c.margin }
 
-// punctual is a context that does not rely on timers. A process may be stopped, and when it
-// goes on it may look at a context before the timer has run that ends the context. So Err
-// calls look first, which ends the context if it is time. context.Cause looks too, because
-// it asks Err. The Done channel is closed by that look.
+// punctual is a context that does not rely on timers. A process may be stopped. When it
+// goes on, it may look at a context before the timer has run that ends the context. So Err
+// looks at the clock first, and ends the context if it is time. context.Cause looks too,
+// because it asks Err. The look also closes the Done channel.
 //
 // The same does not hold for contexts that a program derives from it. Those end when the
 // timer runs.

@@ -21,10 +21,14 @@ type compiled struct {
 	keys      []string // those whose values els reads back, after the guards' result
 }
 
-// compile is a pure function of the level, the read set and the write set, and
-// gives the same transaction for the same ones: compares and reads stand in the
-// order of keys, after the guards, writes in that of their first writing. The Else
-// branch compares the guards by themselves, which tells them from a conflict.
+// compile is a pure function of the level, the read set and the write set. It gives the
+// same transaction for the same ones:
+//
+//   - the guards come first;
+//   - comparisons and reads stand in the order of their keys;
+//   - writes stand in the order in which their keys were first written.
+//
+// The Else branch compares the guards by themselves, which tells them from a conflict.
 func (a *attempt) compile() compiled {
 	c := compiled{cmps: slices.Clone(a.options.guards)}
 	if len(a.options.guards) > 0 {
@@ -62,7 +66,7 @@ func (a *attempt) compile() compiled {
 // linearizable is what has to stand in the Else branch of a transaction without writes and
 // reads. Without it any member answers, however far it lags behind (IsTxnSerializable in
 // server/etcdserver/txn/txn.go). With a read in it the member catches up first. If there is
-// no key to read, an empty transaction in its place goes through the log.
+// no key to read, an empty transaction stands in its place and goes through the log.
 func linearizable(cmps []v3.Cmp) v3.Op {
 	if len(cmps) == 0 {
 		return v3.OpTxn(nil, nil, nil)
@@ -70,8 +74,8 @@ func linearizable(cmps []v3.Cmp) v3.Op {
 	return v3.OpGet(string(cmps[0].KeyBytes()))
 }
 
-// commit returns errConflict, and leaves the snapshot for the next attempt, if a
-// compare failed.
+// commit sends the transaction. If a comparison failed, it leaves the snapshot for the next
+// attempt and returns errConflict.
 func (a *attempt) commit() (*v3.TxnResponse, error) {
 	if a.committedByReads() {
 		return &v3.TxnResponse{Header: a.header, Succeeded: true}, nil
@@ -103,17 +107,17 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 	return nil, a.conflict(resp, c.keys)
 }
 
-// committedByReads reports whether there is nothing to send. If all reads are of one revision,
-// the first was linearizable: there this transaction stands in the order of all. If reads are
-// not checked, the last is as good as a commit.
+// committedByReads reports whether there is nothing to send. If all reads are of one
+// revision, the first read was linearizable. The transaction then stands at that revision
+// in the order of all. If reads are not checked, the last read is as good as a commit.
 func (a *attempt) committedByReads() bool {
 	return len(a.writes) == 0 && len(a.reads) > 0 && len(a.options.guards) == 0 &&
 		(a.level.snapshot || !a.level.checkReads)
 }
 
 // withinLimit compares the transaction with the limit that the caller has set. The servers
-// count what is nested, the guards in the Else branch, on top of the longest list around it
-// (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
+// count what is nested on top of the longest list around it. Here the guards in the Else
+// branch are nested (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
 func (a *attempt) withinLimit(c compiled) error {
 	guards, limit := len(a.options.guards), a.options.maxOps
 	if limit == 0 || max(len(c.cmps), len(c.then), len(c.els))+guards <= limit {
@@ -147,17 +151,17 @@ func (a *attempt) send(c compiled) (*v3.TxnResponse, error) {
 	}
 }
 
-// unsent reports whether the client itself has refused to send a call, because it is larger
-// than the client's limit. gRPC has the same code for an answer that is too large, after which
-// the call may have been carried out. Only the text tells them apart; another text
-// than expected makes the outcome unknown.
+// unsent reports whether the client itself has refused to send a call, because the call is
+// larger than the client's limit. gRPC has the same code for an answer that is too large.
+// The call may have been carried out then. Only the text tells the two apart. Any other
+// text than expected makes the outcome unknown.
 func unsent(err error) bool {
 	s := status.Convert(err)
 	return s.Code() == codes.ResourceExhausted && strings.Contains(s.Message(), "trying to send message larger than max")
 }
 
-// contested are the keys about which transactions contend: those read, checked and written.
-// Who only reads a key makes nobody conflict.
+// contested are the keys over which transactions contend: those that are read, checked and
+// written. A transaction that only reads a key makes no other conflict.
 func (a *attempt) contested() (keys []string) {
 	if !a.level.checkReads {
 		return nil
@@ -183,8 +187,8 @@ func (a *attempt) outdated(news snapshot) bool {
 	return false
 }
 
-// left is the state in which the attempt leaves the keys that it touched, if resp is the
-// answer to its commit: what it read was unchanged, and what it wrote is of the commit's
+// left is the state in which the attempt leaves the keys that it touched. resp is the
+// answer to its commit. What the attempt read was unchanged. What it wrote has the commit's
 // revision. The options of a Put may make that another value than was given.
 func (a *attempt) left(resp *v3.TxnResponse) snapshot {
 	known := maps.Clone(a.reads)

@@ -46,8 +46,8 @@ const (
 	milder    = 1. / 10 // of the courtesy is given up by a transaction with fewer conflicts
 )
 
-// line is the transactions of one client that conflict over one key. One commits at a
-// time. A line exists while one of its transactions runs.
+// contest is the transactions of one client that conflict over one key. One commits at a
+// time. A contest exists while one of its transactions runs.
 type contest struct {
 	taken   bool          // a commit is under way
 	waiting []*contender  // for their turn, the oldest first
@@ -70,6 +70,7 @@ type contender struct {
 	pause     time.Duration // before the next attempt
 }
 
+// newContender makes a transaction known, the youngest of all.
 func (all *contention) newContender() *contender {
 	c := &contender{contention: all}
 	c.mu.Lock()
@@ -79,9 +80,10 @@ func (all *contention) newContender() *contender {
 	return c
 }
 
-// enter is called before a commit over the keys. If one of them has a line, it waits for the
-// turn and returns what the last answer in that line said, nil if there was none. It
-// ends with ctx, without a turn. The caller leaves after the commit.
+// enter is called before a commit over the keys. If there is a contest over one of them, it
+// waits until the transaction may commit. It returns what the last answer in that contest
+// said, or nil if there was none. It ends with ctx, and then the transaction commits beside
+// the others. The caller leaves after the commit.
 func (c *contender) enter(ctx context.Context, keys []string) (news any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -99,8 +101,8 @@ func (c *contender) enter(ctx context.Context, keys []string) (news any) {
 	return c.contest.news
 }
 
-// wait reports whether the turn was given to the contender. The caller holds the lock, which
-// is free while this waits.
+// wait reports whether the contender may commit. The caller holds the lock, which is free
+// while this waits.
 func (c *contender) wait(ctx context.Context) bool {
 	q := c.contest
 	i, _ := slices.BinarySearchFunc(q.waiting, c.number, func(w *contender, number uint64) int {
@@ -120,9 +122,10 @@ func (c *contender) wait(ctx context.Context) bool {
 	return i < 0
 }
 
-// leave gives the turn to the oldest that waits. If the contender runs its function again and
-// will commit at once, the others would only run theirs in vain. So they are given the time of
-// a commit less: if it has not come back by then, its function is slow, and the next one goes.
+// leave lets the oldest that waits commit. If the contender runs its function again and
+// will commit at once, the others would only run theirs in vain. So the others wait for the
+// time of a commit. If the contender has not come back by then, its function is slow, and
+// the next one commits.
 func (c *contender) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -144,7 +147,8 @@ func (c *contender) leave() {
 	}
 }
 
-// next gives the turn on, unless somebody has taken it. The caller holds the lock.
+// next lets the oldest that waits commit, unless somebody commits. The caller holds the
+// lock.
 func (q *contest) next() {
 	if q.taken || len(q.waiting) == 0 {
 		return
@@ -172,7 +176,8 @@ func (c *contender) read(took time.Duration) {
 	c.slowness += (float64(took)/float64(c.least) - c.slowness) / recent
 }
 
-// answered notes the answer to the commit for those who come next. The caller holds the lock.
+// answered notes the answer to the commit for those who come next. The caller holds the
+// lock.
 func (c *contender) answered(news func() any) (took time.Duration) {
 	took = time.Since(c.began)
 	if c.inside {
@@ -181,8 +186,8 @@ func (c *contender) answered(news func() any) (took time.Duration) {
 	return took
 }
 
-// won is told of a commit, and what it leaves. A transaction that has conflicted often makes
-// the later ones of this client more courteous.
+// won is told of a commit, and what it leaves. A transaction that has conflicted often
+// makes the later ones of this client more courteous.
 func (c *contender) won(news func() any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -11,8 +11,7 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// lease is a lease that a session keeps alive. It is the state that all copies of a Session
-// share.
+// lease is a lease that a session keeps alive. All copies of a Session share it.
 type lease struct {
 	client *v3.Client
 	id     v3.LeaseID
@@ -68,8 +67,7 @@ func (l *lease) expire() {
 }
 
 // use lets the end of the client end lost, until unuse. A client remembers no lease that is
-// not in use, because etcd's own services open a session for each call, orphan it and forget
-// it.
+// not in use. etcd's own services open a session for each call, orphan it and forget it.
 func (l *lease) use() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -78,6 +76,7 @@ func (l *lease) use() {
 	}
 }
 
+// unuse takes back one use. The client forgets the lease with the last one.
 func (l *lease) unuse() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -86,16 +85,16 @@ func (l *lease) unuse() {
 	}
 }
 
-// gone is for whoever hears from the server that it does not have the lease. Session.Ctx has
-// ended when it returns.
+// gone is for whoever hears from the server that it does not have the lease. Session.Ctx
+// has ended when it returns.
 //
-// A member that was cut off and does not know it yet may say so of a lease that was granted
-// meanwhile. The session ends then for nothing, which is safe.
+// A member that was cut off may say so of a lease that was granted meanwhile, because it
+// does not know of the lease yet. The session ends then for nothing, which is safe.
 func (l *lease) gone() { l.finish(toldGone) }
 
-// loss says why nothing can be done on the lease any more, or nil while something can. It
-// looks at the clock itself, because a timer may be late. Its word is final: an answer that
-// comes after the deadline revives nothing.
+// loss says why nothing can be done on the lease any more. It returns nil while something
+// can be done. It looks at the clock itself, because a timer may be late. Its word is
+// final, because an answer that comes after the deadline revives nothing.
 func (l *lease) loss() error {
 	l.expire()
 	switch {
@@ -116,6 +115,8 @@ func (l *lease) answered(sent time.Time, ttl time.Duration) {
 	l.clock.extend(sent, ttl)
 }
 
+// timeToLive is also the patience of all calls on the lease: within it they have to reach a
+// member that answers.
 func (l *lease) timeToLive() time.Duration { return l.clock.ttl }
 
 // wait returns when nothing renews the lease any more, of a session that has ended.
@@ -129,10 +130,13 @@ func (l *lease) revoke() error {
 	l.finish(closed)
 	l.wait()
 	l.work.Wait()
+	// Nothing uses the kept watch any more, and no renewal or clean-up runs.
 	l.kept.close()
 	if l.revoked.Load() {
 		return nil
 	}
+	// A revocation is of use for as long as the lease may live. A lease that may have ended
+	// a moment ago is given a second, because the server's clock decides.
 	ctx, stop := untilClosed(l.parent, l.client)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
@@ -147,10 +151,12 @@ func (l *lease) revoke() error {
 	return nil
 }
 
-// background runs work on a goroutine for which [Session.Close] waits, and closes the
-// channel when it has returned. After Close it does nothing. The work has to end when lost
-// does, as [repeat] and sleep do with it. The context that it is given is the client's,
-// for clean-ups: what they are to clean away blocks others for as long as the lease lives.
+// background runs work on a goroutine for which [Session.Close] waits. It closes the
+// channel when work has returned. After Close it does nothing. The work has to end when
+// lost does, as [repeat] and sleep do with it.
+//
+// The context of the work is the client's, because clean-ups need it. What they are to
+// clean away blocks others for as long as the lease lives.
 func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	done := make(chan struct{})
 	l.mu.Lock()

@@ -11,13 +11,14 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// queue is the line under a prefix as one session stands in it. A session has one
-// place in a line, whichever handles use it, see [seat].
+// queue is the line under a prefix as one session stands in it. A session has one place in
+// a line, whichever handles use it. See [seat].
 type queue struct {
 	session *Session
 	prefix  string
 }
 
+// newQueue adds one "/" to the name, as upstream's package does.
 func newQueue(s *Session, name string) queue {
 	if s == nil {
 		panic("concurrency: nil session")
@@ -25,8 +26,8 @@ func newQueue(s *Session, name string) queue {
 	return queue{session: s, prefix: name + "/"}
 }
 
-// key is the name of the session's place: upstream's, so that processes on either
-// package stand in one line.
+// key is the name of the session's place. Upstream's package has the same name, so that
+// processes on either package stand in one line.
 func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
 
 // made panics for the queue of a zero Mutex or Election.
@@ -36,11 +37,14 @@ func (q queue) made() {
 	}
 }
 
+// joinTxn is the transaction by which the session joins the line.
 func (q queue) joinTxn(value string) joinTxn {
 	q.made()
 	return newJoin(q.prefix, q.key(), value, q.session.id)
 }
 
+// lease is where the state of the session lies. A session that NewSession did not return
+// has none.
 func (q queue) lease() *lease {
 	q.made()
 	if q.session.lease == nil {
@@ -49,6 +53,7 @@ func (q queue) lease() *lease {
 	return q.session.lease
 }
 
+// need panics if the caller has given no context.
 func need(ctx context.Context) {
 	if ctx == nil {
 		panic("concurrency: nil context")
@@ -56,8 +61,8 @@ func need(ctx context.Context) {
 }
 
 // ask makes a call that is of no use without the lease, see [repeat]. It ends without an
-// answer when ctx, the client or the lease has ended, with ctx's error or that of
-// [lease.loss].
+// answer when ctx, the client or the lease has ended. It then returns ctx's error or the
+// error of [lease.loss]. If the answer is that the lease is gone, the session has ended.
 func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
 	answer, err := repeat(ctx, l.lost, l.timeToLive(), call)
 	switch {
@@ -89,9 +94,10 @@ func (q queue) find(ctx context.Context, key string) (ticket, error) {
 	return ticketOf(resp.Kvs[0]), nil
 }
 
-// remove deletes the ticket, and never a later one of the same name. Its deletion was
-// decided before. A call that finds the ticket gone has done its work if an earlier call may
-// have deleted it; otherwise it is [ErrSessionExpired].
+// remove deletes the ticket, and never a later one of the same name. The deletion was
+// decided before. The ticket may be gone already. After a repeated call, an earlier call
+// may have deleted it, and the work is done. After a single call, it was lost before, and
+// remove returns [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	l := q.lease()
 	var calls atomic.Int64

@@ -12,6 +12,7 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// sessionOptions are what a session is opened with.
 type sessionOptions struct {
 	ttl     int
 	leaseID v3.LeaseID
@@ -44,6 +45,8 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	}
 	l.clock.start(l.expire)
 	l.use()
+	// The end of ctx comes here, whatever ended it. This is where the context given with
+	// WithContext, or the client's, ends the session.
 	context.AfterFunc(l.ctx, func() {
 		if client.Ctx().Err() != nil {
 			l.finish(clientClosed)
@@ -54,9 +57,11 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	return l, nil
 }
 
-// obtain has a lease granted, or asks what is left of the one given, and begins to renew it.
-// The answer may have taken so long that another one would come after the deadline. Then it
-// waits for the answer to a renewal: the answers after that one come a third of a life apart,
+// obtain has a lease granted, or asks what is left of the one given, and begins to renew
+// it.
+//
+// The answer may have taken so long that another one would come after the deadline. Then
+// obtain waits for the answer to a renewal. All later answers come a third of a life apart,
 // however long each of them takes.
 func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) error {
 	begun, given := time.Now(), l.id != v3.NoLease
@@ -76,7 +81,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	})
 	third := l.renewal.interval
 	l.renewal.due = begun.Add(third - rand.N(third/10+1)) // sessions opened together part
-	if given {
+	if given {                                            // less than a third of its life may be left
 		l.renewal.due = begun
 	}
 	l.renewal.keep(l.client)
@@ -86,6 +91,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if err = l.firstRenewal(ctx, renewed); err == nil {
 		return nil
 	}
+	// The lease can't be kept alive. What renews it ends before the lease is given back.
 	l.renewal.leave()
 	l.renewal.wait()
 	if given {
@@ -122,7 +128,8 @@ func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error
 	}
 }
 
-// ask returns the remaining life of the lease when the call was begun.
+// ask returns the remaining life of the lease when the call was begun. It tells a server
+// that did not answer from the end of ctx.
 func (l *lease) ask(ctx context.Context, ttl int64, within time.Duration) (left time.Duration, err error) {
 	bound, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -140,7 +147,7 @@ func (l *lease) ask(ctx context.Context, ttl int64, within time.Duration) (left 
 }
 
 // create asks for a lease of ttl seconds and returns its remaining life. An answer that
-// comes too late is as good as none: that lease is given back.
+// comes too late is as good as none, and that lease is given back.
 func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err error) {
 	resp, err := l.client.Grant(ctx, ttl)
 	if err != nil {
@@ -171,13 +178,17 @@ func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 	return left, nil
 }
 
-// giveBack revokes a lease that was granted for nothing. The first error is the one to tell.
+// giveBack revokes a lease that was granted for nothing. Its own error is not told, because
+// the first error is the one to tell.
 func (l *lease) giveBack() {
 	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
 	defer cancel()
 	_, _ = l.client.Revoke(ctx, l.id)
 }
 
+// newRenewal renews every third of the session's life. A round trip of half the TTL is then
+// enough to keep the lease. Clients without streams of their own renew by calls, one beside
+// the other.
 func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) keeper {
 	life := l.clock.ttl - l.clock.margin
 	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}

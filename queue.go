@@ -11,14 +11,19 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// acquire joins the line and waits for the turn. The grant that it returns was proven by a
-// read of the revision in the header. An acquisition that fails leaves the line, unless
-// other handles of the session stand there with the same ticket or were granted it.
+// acquire joins the line and waits for the turn. A read at the revision of the header has
+// proven the grant that it returns. An acquisition that fails leaves the line, unless other
+// handles of the session stand there with the same ticket or were granted it.
 //
-// Its other errors: rpctypes.ErrLeaseNotFound when the lease was gone before;
-// [ErrSessionExpired] when the ticket or the lease is lost under way; [ErrLocked] for a join
-// that does not wait; ctx's own; and permanent ones of etcd, bare. When an error says
-// that the lease is gone, the session has ended.
+// Its other errors are
+//
+//   - rpctypes.ErrLeaseNotFound when the lease was gone before;
+//   - [ErrSessionExpired] when the ticket or the lease is lost under way;
+//   - [ErrLocked] for a join that does not wait;
+//   - ctx's own;
+//   - permanent ones of etcd, bare.
+//
+// When an error says that the lease is gone, the session has ended.
 func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()
@@ -32,6 +37,8 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 		return nil, nil, err
 	}
 	q.enter(join)
+	// From here on a key may stand in etcd. Whatever happens, exit comes after enter and
+	// takes care of the key.
 	g, v, err := q.stand(ctx, join)
 	if err == nil {
 		err = l.loss()
@@ -54,8 +61,8 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	return g, v.header, nil
 }
 
-// stand joins the line and waits until the ticket drawn is granted. Its view has that ticket
-// after an error too.
+// stand joins the line and waits until the ticket drawn is granted. Its view has that
+// ticket after an error too.
 func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
 	for {
 		v, err = q.join(ctx, join)
@@ -79,9 +86,10 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 	}
 }
 
-// join carries out the transaction and shows the ticket drawn or found, and one that
-// is ahead of it. If it must be alone it is [ErrLocked] if one is. After an error the view
-// has the ticket if one stands, without a revision if that is not known.
+// join carries out the transaction. Its view has the ticket that was drawn or found, and a
+// ticket ahead of that if there is one. join returns [ErrLocked] if the transaction must be
+// alone and there is one. After an error the view has the ticket if one stands, without a
+// revision if that is not known.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
 		var found *mvccpb.KeyValue
@@ -116,16 +124,16 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	}
 }
 
-// joinOnce sends the transaction until it is answered. One that replaces the value of the
-// session's key returns that key, if it has found it.
+// joinOnce sends the transaction until it is answered. A transaction that replaces the
+// value of the session's key also returns that key, if it has found it.
 func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		resp, err := l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
 		if err != nil && !definite(err) { // called off, or not answered
-			// A server that had not read the call yet, or could not commit it yet, may carry
-			// it out much later, even when another one has been answered and the lock been
-			// released again.
+			// A server may carry out a call much later that it had not read yet, or could
+			// not commit yet. By then another call may have been answered and the lock have
+			// been released again.
 			l.seats.at(txn.key, func(s *seat) { s.doubt(time.Now().Add(l.timeToLive())) })
 		}
 		return resp, err
@@ -138,8 +146,8 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb
 }
 
 // setValue gives the session's key the value. It writes over what it has read and nothing
-// else, so that a write that arrives late overwrites nothing that was written meanwhile, by a
-// proclamation for one.
+// else. A write that arrives late therefore overwrites nothing that was written meanwhile,
+// for instance by a proclamation.
 func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, value string) (view, error) {
 	for l := q.lease(); string(found.Value) != value; {
 		resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
@@ -159,15 +167,19 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 		if !v.mine.firstOf(kvs) {
 			return v, ErrSessionExpired
 		}
+		// Somebody else has given the key another value. It is overwritten in the next
+		// round.
 		found = kvs[0]
 	}
 	return v, nil
 }
 
-// look shows, with one linearizable read, who stands directly ahead of mine. It is
-// [ErrSessionExpired] if mine does not stand in line any more. A serializable read would do
-// where an event has told of a revision, but the server tells of it a moment before it
-// shows it (End in server/storage/mvcc/watchable_store_txn.go).
+// look shows, with one linearizable read, who stands directly ahead of mine. It returns
+// [ErrSessionExpired] if mine does not stand in line any more.
+//
+// A serializable read at the revision of an event would not do. The server tells of a
+// revision a moment before it shows that revision (End in
+// server/storage/mvcc/watchable_store_txn.go).
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
 	if err != nil {
@@ -180,20 +192,26 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	return v, nil
 }
 
-// ownWatchDelay is how long a wait lasts before it watches its own key as well.
-// Quick hand-overs are spared that watch; a lost key is heard of this much later.
+// ownWatchDelay is how long a wait lasts before it watches its own key as well. Quick
+// hand-overs are spared that watch. A lost key is heard of this much later.
 const ownWatchDelay = 100 * time.Millisecond
 
-// wait returns the first view that shows nobody ahead. It ends earlier for three
-// reasons only: the ticket is gone, which is [ErrSessionExpired]; ctx, the client or the lease
-// has ended; a look met a permanent error. Whatever else happens, it looks again.
+// wait returns the first view that shows nobody ahead. It ends earlier for three reasons
+// only:
 //
-// It watches two keys for their deletion. The one ahead is watched from now on,
-// because the server serves a watch that starts in the past only every 100 ms
-// (server/storage/mvcc/watchable_store.go). A deletion between the last look and
-// the watch's beginning would be missed, so that a beginning newer than the last
-// look calls for another look. The own key is watched from the revision after a
-// look that has shown it, which leaves no gap; there, 100 ms don't matter.
+//   - the ticket is gone, and wait returns [ErrSessionExpired];
+//   - ctx, the client or the lease has ended;
+//   - a look met a permanent error.
+//
+// Whatever else happens, it looks again. It watches two keys for their deletion.
+//
+// The key ahead is watched from now on, because the server serves a watch that starts in
+// the past only every 100 ms (server/storage/mvcc/watchable_store.go). A deletion between
+// the last look and the beginning of the watch would be missed. So a beginning that is
+// newer than the last look calls for another look.
+//
+// The own key is watched from the revision after a look that has shown it. That leaves no
+// gap. The 100 ms don't matter there.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l, delay := q.lease(), time.NewTimer(ownWatchDelay)
 	defer delay.Stop()
@@ -224,6 +242,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case <-l.lost.Done():
 			return v, l.loss()
 		}
+		// News at or before the revision of the last look tell nothing new.
 		if missed(news, v.header.Revision) {
 			if v, err = q.look(ctx, v.mine); err != nil {
 				return v, err
@@ -233,8 +252,8 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	return v, nil
 }
 
-// watchAhead watches the key ahead from now on, or goes on with the kept watch. The watch may
-// be kept itself, and doesn't end with ctx.
+// watchAhead watches the key ahead from now on, or goes on with the kept watch. The watch
+// may be kept itself, and so does not end with ctx.
 func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	l := q.lease()
 	if w := l.kept.take(v.ahead.key, v.header.Revision); w != nil {
@@ -243,10 +262,10 @@ func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	return watch(context.WithoutCancel(ctx), l.client, l.timeToLive(), v.ahead.key, 0, v3.WithFilterPut())
 }
 
-// leave gives the turn back: it deletes the ticket, which nobody is granted again. It is
-// [ErrSessionExpired] when the turn was lost before: the ticket was gone, or the lease is
-// known to be lost, which leaves no header. After any other error, the clean-up goes on to
-// delete the ticket, because everybody behind it waits.
+// leave gives the turn back. It deletes the ticket, which nobody is granted again. It
+// returns [ErrSessionExpired] when the turn was lost before. Then the ticket was gone, or
+// the lease is known to be lost, which leaves no header. After any other error the clean-up
+// goes on to delete the ticket, because everybody behind it waits.
 func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()

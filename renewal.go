@@ -104,6 +104,7 @@ func (k keeper) trouble() error {
 	return k.all.trouble
 }
 
+// schedule has the timer fire when something is due, if it would fire later.
 func (r *renewals) schedule(due time.Time) {
 	if due.Before(r.wake) {
 		r.wake = due
@@ -111,7 +112,7 @@ func (r *renewals) schedule(due time.Time) {
 	}
 }
 
-// send sends what is due, and with it what will soon be: the renewals of many sessions
+// send sends what is due, and with it what will soon be due. The renewals of many sessions
 // then cost a few writes to the connection, and not one each. The suspects come last.
 func (r *renewals) send() {
 	r.mu.Lock()
@@ -184,10 +185,12 @@ func (r *renewals) choose(k *renewal, now time.Time) bool {
 
 // refusalPause is the least time between two openings of a stream, and between two calls
 // for a lease after a failure. The n-th failure in a row makes the pause longer, up to half
-// a second, which is what upstream's client waits: a server that comes back in time for
-// upstream's sessions does so for these.
+// a second. Upstream's client waits that long. A server that comes back in time for
+// upstream's sessions therefore does so for these.
 const refusalPause = 250 * time.Millisecond
 
+// afterFailures is the pause after n failures in a row. A part of it is random, so that
+// clients that failed together part.
 func afterFailures(n int) time.Duration {
 	d := refusalPause
 	for range min(n-1, 2) {
@@ -267,10 +270,10 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 	x.of.answer(x.at, ttl)
 }
 
-// broke removes a stream that broke. Whatever the reason was, it may have been the first
-// renewal that is not answered: a member refuses that of one lease by breaking the stream,
-// for instance if the user may no longer write one of its keys. Sent last, that renewal keeps
-// no answer from the others.
+// broke removes a stream that broke. The first renewal that is not answered may be the
+// reason, whatever the error says. A member refuses the renewal of one lease by breaking
+// the stream, for instance if the user may no longer write a key of that lease. Sent last,
+// that renewal keeps no answer from the others.
 func (r *renewals) broke(s *stream, reason error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -286,7 +289,7 @@ func (r *renewals) broke(s *stream, reason error) {
 	r.drop(s)
 }
 
-// drop closes a stream. What nobody else owes an answer for is sent again.
+// drop closes a stream. A renewal that no other stream owes an answer for is sent again.
 func (r *renewals) drop(s *stream) {
 	s.cancel()
 	r.streams = slices.DeleteFunc(r.streams, func(other *stream) bool { return other == s })
@@ -300,16 +303,18 @@ func (r *renewals) drop(s *stream) {
 	r.schedule(now)
 }
 
-// ownStreams reports whether the client can be asked for a stream: it has a connection, and
-// its Lease is the client's own and not one that a program has put there.
+// ownStreams reports whether the client can be asked for a stream. It has to have a
+// connection. Its Lease has to be the client's own, and not one that a program has put
+// there.
 func ownStreams(client *v3.Client) bool {
 	return client.ActiveConnection() != nil && reflect.TypeOf(client.Lease) == clientsOwn
 }
 
 var clientsOwn = reflect.TypeOf(v3.NewLeaseFromLeaseClient(nil, nil, 0))
 
-// call renews a lease by a call of its own. It goes on beside those that were made for this
-// lease before and are not answered yet, until its answer would be of no use.
+// call renews a lease by a call of its own. The call goes on beside those that were made
+// for this lease before and are not answered yet. It ends when its answer would be of no
+// use.
 func (r *renewals) call(k *renewal, sent time.Time) {
 	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(k.useful))
 	defer cancel()
@@ -337,19 +342,19 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 
 // impatient is the context of a call that repeats itself. KeepAliveOnce does, without a
 // pause, for as long as the member refuses with certain codes, or cannot be reached. But it
-// looks at its context after each failure (isHaltErr in client/v3/client.go). So a context
-// that was looked at often enough ends.
+// asks its context for its error after each failure (isHaltErr in client/v3/client.go). So
+// the context ends when it was asked often enough.
 type impatient struct {
 	context.Context
 	cancel context.CancelFunc
 	asked  atomic.Int32
 }
 
-// mostAsked is how often the context of a call may be looked at. A few looks may be those
-// of a program that has wrapped the client.
+// mostAsked is how often the context of a call may be asked. A few times may be those of a
+// program that has wrapped the client.
 const mostAsked = 8
 
-// Err counts the looks, and ends the context after the last one that a call may have.
+// Err counts the questions, and ends the context after the last one that a call may ask.
 func (c *impatient) Err() error {
 	if c.asked.Add(1) > mostAsked {
 		c.cancel()

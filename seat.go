@@ -57,6 +57,7 @@ func (s *seats) at(key string, f func(*seat)) {
 	}
 }
 
+// idle reports whether nothing rests on the seat.
 func (s *seat) idle() bool { return s.users == 0 && s.granted == nil && s.unsure.IsZero() }
 
 // grant gives t the turn. It returns nil if the deletion of t was decided, or a newer ticket
@@ -125,6 +126,7 @@ func (s *seat) cleanAgain(cleaner <-chan struct{}, began time.Time, err error) b
 	return true
 }
 
+// endCleaning leaves the place of the clean-up to the next one.
 func (s *seat) endCleaning(cleaner <-chan struct{}) {
 	if s.cleaner == cleaner {
 		s.cleaner = nil

@@ -7,8 +7,8 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// shared is what the sessions and the transactions of one client have in common. It
-// lives for as long as a session or a running transaction of the client refers to it.
+// shared is what the sessions and the transactions of one client have in common. It lives
+// for as long as a session or a running transaction of the client refers to it.
 type shared struct {
 	renewals   renewals
 	contention contention // of the transactions
@@ -24,6 +24,7 @@ var registry struct {
 	of weakMap[weak.Pointer[v3.Client], shared]
 }
 
+// sharedOf finds what the client shares, or begins it.
 func sharedOf(client *v3.Client) *shared {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()

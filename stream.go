@@ -35,7 +35,8 @@ type renewal struct {
 	last  *sync.WaitGroup // what ran for all leases of the client, if this was the last
 }
 
-// soon is when k may be sent together with others, a tenth of its interval before it is due.
+// soon is when k may be sent together with others, a tenth of its interval before it is
+// due.
 func (k *renewal) soon() time.Time {
 	if k.failures > 0 { // the pause is not to be cut short
 		return k.due
@@ -74,8 +75,8 @@ type sending struct {
 	number int // on its stream
 }
 
-// add puts a renewal into the queue. What counts is this time: from then on an answer is
-// owed, and the session lives from then on if it comes.
+// add puts a renewal into the queue. This time is what counts. From then on an answer is
+// owed, and the session lives from then on if the answer comes.
 func (s *stream) add(k *renewal, at time.Time) {
 	s.sent++
 	x := sending{k, at, s.sent}
@@ -113,6 +114,7 @@ func (s *stream) answered(id v3.LeaseID) (sending, bool) {
 	return x, true
 }
 
+// remove forgets a renewal that was answered, or is not sent.
 func (s *stream) remove(x sending) {
 	id := x.of.id
 	s.owed[id] = slices.DeleteFunc(s.owed[id], func(other sending) bool { return other.number == x.number })
@@ -155,9 +157,10 @@ const mostStreams = 6
 
 // another says whether k needs another stream, and which one is to be closed for it.
 //
-// A stream that owes k an answer for a step, see [renewals.step], may be slow or dead. Nobody can tell, so
-// it stays, and another stream is opened beside it, for which gRPC picks the next member. All
-// renewals are then sent on all streams, until one is quicker, see [slower].
+// A stream that owes k an answer for a step, see renewals.step, may be slow or dead. Nobody
+// can tell. So it stays, and another stream is opened beside it, for which gRPC picks the
+// next member. All renewals are then sent on all streams, until one is quicker, see
+// [slower].
 //
 // No stream is closed because it is too slow for k. It may be in time for the other leases,
 // which live longer. Only if there are too many streams, one that has owed k an answer for

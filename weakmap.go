@@ -8,10 +8,11 @@ type weakMap[K comparable, V any] struct {
 	limit int // of entries, at which those without a value are swept out
 }
 
-// get returns the value of the key, and makes it if nobody refers to one any more. There
-// is no callback that removes a dead entry, because the runtime would run it on a
-// goroutine that outlives the program's own. The map sweeps itself whenever its size has
-// doubled, so that an entry costs a constant time.
+// get returns the value of the key, and makes it if nobody refers to one any more.
+//
+// There is no callback that removes a dead entry. The runtime would run it on a goroutine
+// that outlives the program's own. The map sweeps itself whenever its size has doubled. An
+// entry therefore costs a constant time.
 func (m *weakMap[K, V]) get(key K, fresh func() *V) *V {
 	if v := m.of[key].Value(); v != nil {
 		return v
