@@ -90,7 +90,7 @@ func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 // that the ownership is over. The ticket was released, by whichever handle, or it was seen
 // to be gone, or the lease is lost.
 func (o *ownership) owns(held *grant) bool {
-	return held != nil && !held.over.Load() && o.queue.lease().loss() != ErrSessionExpired
+	return held != nil && held.over.Err() == nil && o.queue.lease().loss() != ErrSessionExpired
 }
 
 // ticket is the ticket by which the handle owns, or none.
@@ -119,7 +119,7 @@ func (o *ownership) context() context.Context {
 	switch {
 	case o.held == nil:
 		return o.released.ctx
-	case o.term == nil && o.held.over.Load():
+	case o.term == nil && o.held.over.Err() != nil:
 		o.term = ended(ErrSessionExpired)
 	case o.term == nil:
 		o.term = o.queue.follow(o.held)
@@ -158,11 +158,14 @@ func ended(cause error) *term {
 func (t *term) cause() error { return context.Cause(t.ctx) }
 
 // follow starts the term of a grant. It ends with the session, and with the deletion of the
-// key, which it watches for.
+// key, which it watches for. A deletion by another handle of the session is known before it
+// is sent.
 func (q queue) follow(g *grant) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
+	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
 	l.background(func(life context.Context) {
+		defer detach()
 		err := q.standing(ctx, g.ticket)
 		if err == ErrSessionExpired {
 			l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
@@ -174,7 +177,7 @@ func (q queue) follow(g *grant) *term {
 		}
 	})
 	look := func() {
-		if l.expire(); g.over.Load() {
+		if l.expire(); g.over.Err() != nil {
 			cancel(ErrSessionExpired)
 		}
 	}
