@@ -3,10 +3,8 @@ package concurrency
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -24,8 +22,7 @@ type snapshot struct {
 	known  map[string]*mvccpb.KeyValue // nil values stand for keys that did not exist
 }
 
-// attempt is one run of the function. Reads fill its read set, Put and Del its write
-// set; compile turns both into a transaction.
+// attempt is one run of the function. Reads fill its read set, Put and Del its write set.
 type attempt struct {
 	client  *v3.Client
 	options stmOptions
@@ -65,14 +62,15 @@ var errConflict = errors.New("conflict")
 // abort is the panic by which a failed read leaves the function.
 type abort struct{}
 
-func (a *attempt) run(apply func(STM) error) (resp *v3.TxnResponse, err error) {
+// run runs the function. It returns nil if the attempt can be committed.
+func (a *attempt) run(apply func(STM) error) (err error) {
 	a.reads, a.written = map[string]*mvccpb.KeyValue{}, map[string]*write{}
 	defer func() {
 		a.over.Store(true)
 		if a.err == nil {
 			return // a panic of the function's passes through untouched
 		}
-		resp, err = nil, a.err
+		err = a.err
 		if r := recover(); r != nil && r != (abort{}) {
 			panic(r)
 		}
@@ -81,14 +79,11 @@ func (a *attempt) run(apply func(STM) error) (resp *v3.TxnResponse, err error) {
 		a.refresh()
 	}
 	a.fetch(a.options.prefetch)
-	if err := apply(a); err != nil || a.err != nil {
-		return nil, err
-	}
-	return a.commit()
+	return apply(a)
 }
 
-// Get adds the keys to the read set and returns the value of the first, as written by the
-// attempt itself if it was.
+// Get adds the keys to the read set and returns the value of the first. If the attempt
+// itself has written that key, the value is the one that was written.
 func (a *attempt) Get(keys ...string) string {
 	a.check()
 	if len(keys) == 0 {
@@ -145,7 +140,7 @@ func (a *attempt) fail(err error) {
 	panic(abort{})
 }
 
-// ended returns the error of the abort context, or of the client's end: nothing is sent
+// ended returns the error of the abort context, or of the client's end. Nothing is sent
 // after either. A client that was put together by hand has no context.
 func (a *attempt) ended() error {
 	if err := a.options.ctx.Err(); err != nil {
@@ -157,8 +152,9 @@ func (a *attempt) ended() error {
 	return nil
 }
 
-// blame returns the error of what has ended a call: err, unless that is a consequence of
-// the abort context's end. A server that is told a deadline may notice it first.
+// blame returns the error of what has ended a call. That is err, unless err is a
+// consequence of the abort context's end. A server that is told a deadline may notice it
+// first.
 func (a *attempt) blame(err error) error {
 	if cause := a.ended(); cause != nil {
 		return cause
@@ -172,8 +168,8 @@ func (a *attempt) blame(err error) error {
 // defaultPart is etcd's default for the servers' limit on the operations of a transaction.
 const defaultPart = 128
 
-// fetch adds the keys to the read set: from the snapshot of the last conflict where
-// that knows them, and from the servers otherwise.
+// fetch adds the keys to the read set. It takes them from the snapshot of the last conflict
+// if that has them, and from the servers otherwise.
 func (a *attempt) fetch(keys []string) {
 	var missing []string
 	for _, key := range keys {
@@ -213,19 +209,19 @@ func (a *attempt) load(keys []string, into map[string]*mvccpb.KeyValue) {
 	}
 }
 
-// refresh replaces what the conflict's answer said, which has grown old in a pause, in one
-// call for all keys.
+// refresh replaces what the conflict's answer said, which has grown old in a pause. It
+// costs one call for all keys.
 func (a *attempt) refresh() {
 	keys := slices.Sorted(maps.Keys(a.known))
 	a.snapshot = snapshot{known: map[string]*mvccpb.KeyValue{}}
 	a.load(keys, a.known)
 }
 
-// read reads at the pinned revision, if there is one, from whichever member is
-// asked: serializable. A member that has not come so far refuses ("future
-// revision"), and then the linearizable read at the same revision makes it catch up.
-// What is not pinned is read linearizably. A pinned revision that was compacted away
-// is of no more use, which is a conflict.
+// read reads at the pinned revision, if there is one, from whichever member is asked. Such
+// a read is serializable. A member that has not come so far refuses it ("future revision").
+// Then a linearizable read at the same revision makes the member catch up. What is not
+// pinned is read linearizably. A pinned revision that was compacted away is of no more use,
+// and counts as a conflict.
 func (a *attempt) read(keys []string) (*pb.ResponseHeader, []*mvccpb.KeyValue, error) {
 	if a.header == nil || !a.level.snapshot {
 		return a.get(keys)
@@ -266,8 +262,8 @@ func (a *attempt) get(keys []string, opts ...v3.OpOption) (*pb.ResponseHeader, [
 const rounds = 10
 
 // patiently makes a call that changes nothing, and repeats it while its fault passes. The
-// client repeats a Get by itself, but no transaction. So a Get of a key of the call's
-// comes first each time, and rides out the fault for as long as the client is configured to.
+// client repeats a Get by itself, but no transaction. So a Get of a key of the call comes
+// first each time. It rides out the fault for as long as the client is configured to.
 func (a *attempt) patiently(key string, call func() (*v3.TxnResponse, error)) (*v3.TxnResponse, error) {
 	for n := 1; ; n++ {
 		resp, err := call()
@@ -294,218 +290,4 @@ func only(kvs []*mvccpb.KeyValue) *mvccpb.KeyValue {
 		return nil
 	}
 	return kvs[0]
-}
-
-// compiled is the transaction that an attempt comes to.
-type compiled struct {
-	cmps      []v3.Cmp
-	then, els []v3.Op
-	keys      []string // those whose values els reads back, after the guards' result
-}
-
-// compile is a pure function of the level, the read set and the write set, and
-// gives the same transaction for the same ones: compares and reads stand in the
-// order of keys, after the guards, writes in that of their first writing. The Else
-// branch compares the guards by themselves, which tells them from a conflict.
-func (a *attempt) compile() compiled {
-	c := compiled{cmps: slices.Clone(a.options.guards)}
-	if len(a.options.guards) > 0 {
-		c.els = []v3.Op{v3.OpTxn(a.options.guards, nil, nil)}
-	}
-	want := map[string]v3.Cmp{}
-	if a.level.checkWrites && len(a.reads) > 0 {
-		for _, w := range a.writes {
-			want[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
-		}
-	}
-	if a.level.checkReads {
-		for key, kv := range a.reads {
-			want[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		c.cmps = append(c.cmps, want[key])
-	}
-	for _, w := range a.writes {
-		c.then = append(c.then, w.op)
-	}
-	if a.level.snapshot {
-		c.keys = slices.Sorted(maps.Keys(a.reads))
-		for _, key := range c.keys {
-			c.els = append(c.els, v3.OpGet(key))
-		}
-	}
-	if len(c.then)+len(c.els) == 0 {
-		c.els = append(c.els, linearizable(c.cmps))
-	}
-	return c
-}
-
-// linearizable is what has to stand in the Else branch of a transaction without writes and
-// reads. Without it any member answers, however far it lags behind (IsTxnSerializable in
-// server/etcdserver/txn/txn.go). With a read in it the member catches up first. If there is
-// no key to read, an empty transaction in its place goes through the log.
-func linearizable(cmps []v3.Cmp) v3.Op {
-	if len(cmps) == 0 {
-		return v3.OpTxn(nil, nil, nil)
-	}
-	return v3.OpGet(string(cmps[0].KeyBytes()))
-}
-
-// commit returns errConflict, and leaves the snapshot for the next attempt, if a
-// compare failed.
-func (a *attempt) commit() (*v3.TxnResponse, error) {
-	if a.committedByReads() {
-		return &v3.TxnResponse{Header: a.header, Succeeded: true}, nil
-	}
-	c := a.compile()
-	if err := a.withinLimit(c); err != nil {
-		return nil, err
-	}
-	news, _ := a.contender.enter(a.options.ctx, a.contested()).(snapshot)
-	defer a.contender.leave()
-	if a.outdated(news) {
-		if a.snapshot = (snapshot{}); a.level.snapshot {
-			a.snapshot = news
-		}
-		a.contender.outdated()
-		return nil, errConflict
-	}
-	if err := a.ended(); err != nil {
-		return nil, err
-	}
-	resp, err := a.send(c)
-	switch {
-	case err != nil:
-		return nil, err
-	case resp.Succeeded:
-		a.contender.won(func() any { return a.left(resp) })
-		return resp, nil
-	}
-	return nil, a.conflict(resp, c.keys)
-}
-
-// committedByReads reports whether there is nothing to send. If all reads are of one revision,
-// the first was linearizable: there this transaction stands in the order of all. If reads are
-// not checked, the last is as good as a commit.
-func (a *attempt) committedByReads() bool {
-	return len(a.writes) == 0 && len(a.reads) > 0 && len(a.options.guards) == 0 &&
-		(a.level.snapshot || !a.level.checkReads)
-}
-
-// withinLimit compares the transaction with the limit that the caller has set. The servers
-// count what is nested, the guards in the Else branch, on top of the longest list around it
-// (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
-func (a *attempt) withinLimit(c compiled) error {
-	guards, limit := len(a.options.guards), a.options.maxOps
-	if limit == 0 || max(len(c.cmps), len(c.then), len(c.els))+guards <= limit {
-		return nil
-	}
-	return fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and %d guards is over the limit of %d: %w",
-		len(c.then), len(c.cmps)-guards, guards, limit, rpctypes.ErrTooManyOps)
-}
-
-// send sends the transaction once, or patiently if it writes nothing.
-func (a *attempt) send(c compiled) (*v3.TxnResponse, error) {
-	txn := a.client.Txn(a.options.ctx).If(c.cmps...).Then(c.then...).Else(c.els...)
-	if len(a.writes) == 0 && len(c.cmps) > 0 {
-		resp, err := a.patiently(string(c.cmps[0].KeyBytes()), txn.Commit)
-		if err != nil {
-			err = a.blame(err)
-		}
-		return resp, err
-	}
-	resp, err := txn.Commit()
-	if err == nil || definite(err) || unsent(err) {
-		return resp, err
-	}
-	switch cause := a.blame(err); {
-	case len(a.writes) == 0:
-		return nil, cause
-	case errors.Is(err, cause):
-		return nil, fmt.Errorf("%w: %w", ErrCommitUnknown, err)
-	default:
-		return nil, fmt.Errorf("%w: %w: %w", ErrCommitUnknown, cause, err)
-	}
-}
-
-// unsent reports whether the client itself has refused to send a call, because it is larger
-// than the client's limit. gRPC has the same code for an answer that is too large, after which
-// the call may have been carried out. Only the text tells them apart; another text
-// than expected makes the outcome unknown.
-func unsent(err error) bool {
-	s := status.Convert(err)
-	return s.Code() == codes.ResourceExhausted && strings.Contains(s.Message(), "trying to send message larger than max")
-}
-
-// contested are the keys about which transactions contend: those read, checked and written.
-// Who only reads a key makes nobody conflict.
-func (a *attempt) contested() (keys []string) {
-	if !a.level.checkReads {
-		return nil
-	}
-	for _, w := range a.writes {
-		if _, read := a.reads[w.key]; read {
-			keys = append(keys, w.key)
-		}
-	}
-	return keys
-}
-
-// outdated reports whether the news say that a key that was read has changed since.
-func (a *attempt) outdated(news snapshot) bool {
-	if news.header == nil || len(a.reads) == 0 || news.header.Revision <= a.header.Revision {
-		return false
-	}
-	for key, kv := range a.reads {
-		if last, ok := news.known[key]; ok && last.GetModRevision() != kv.GetModRevision() {
-			return true
-		}
-	}
-	return false
-}
-
-// left is the state in which the attempt leaves the keys that it touched, if resp is the
-// answer to its commit: what it read was unchanged, and what it wrote is of the commit's
-// revision. The options of a Put may make that another value than was given.
-func (a *attempt) left(resp *v3.TxnResponse) snapshot {
-	known := maps.Clone(a.reads)
-	for _, w := range a.writes {
-		switch {
-		case w.op.IsDelete():
-			known[w.key] = nil
-		case w.plain:
-			known[w.key] = &mvccpb.KeyValue{
-				Key: []byte(w.key), Value: []byte(w.value), ModRevision: resp.Header.Revision,
-			}
-		default:
-			delete(known, w.key)
-		}
-	}
-	return snapshot{resp.Header, known}
-}
-
-// conflict takes from the answer of a commit that failed what the next attempt starts with.
-func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
-	answers := resp.Responses
-	if len(a.options.guards) > 0 {
-		if !answers[0].GetResponseTxn().Succeeded {
-			return ErrGuardFailed
-		}
-		answers = answers[1:]
-	}
-	a.snapshot = snapshot{}
-	if !a.level.snapshot { // its answer has no values
-		a.contender.lost(a.contested(), nil)
-		return errConflict
-	}
-	a.snapshot = snapshot{resp.Header, map[string]*mvccpb.KeyValue{}}
-	for i, kv := range values(answers) {
-		a.known[keys[i]] = kv
-	}
-	changed := slices.DeleteFunc(a.contested(), func(key string) bool {
-		return a.known[key].GetModRevision() == a.reads[key].GetModRevision()
-	})
-	a.contender.lost(changed, a.snapshot)
-	return errConflict
 }

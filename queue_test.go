@@ -334,7 +334,7 @@ func TestOwnershipContextsLookAtTheClock(t *testing.T) {
 	} {
 		t.Run(how, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
-			l := &lease{client: v3.NewCtxClient(t.Context()), done: make(chan struct{}), end: cancel}
+			l := &lease{client: v3.NewCtxClient(t.Context()), ends: ends{done: make(chan struct{}), end: cancel}}
 			l.ctx = &punctual{ctx, l.expire}
 			l.lost, l.setLost = context.WithCancel(t.Context())
 			l.clock.deadline, l.clock.timer = time.Now().Add(time.Hour), time.NewTimer(time.Hour)

@@ -239,7 +239,7 @@ func TestPausesAfterFailuresGrow(t *testing.T) {
 func TestACallThatRepeatsItselfIsCalledOff(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	c := &impatient{Context: ctx, cancel: cancel}
-	for range looksOfACall {
+	for range mostAsked {
 		require.NoError(t, c.Err())
 	}
 	require.Error(t, c.Err())

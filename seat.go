@@ -35,7 +35,7 @@ type grant struct {
 
 // seats are those of one lease on one client.
 type seats struct {
-	shared *shared // lives as long as its seats do: else the lease would get others
+	keeps any // what finds the seats of a lease: while it lives, the lease gets no others
 
 	mu sync.Mutex       // guards of and all seats; never held across a call
 	of map[string]*seat // by key
@@ -57,6 +57,7 @@ func (s *seats) at(key string, f func(*seat)) {
 	}
 }
 
+// idle reports whether nothing rests on the seat.
 func (s *seat) idle() bool { return s.users == 0 && s.granted == nil && s.unsure.IsZero() }
 
 // grant gives t the turn. It returns nil if the deletion of t was decided, or a newer ticket
@@ -125,6 +126,7 @@ func (s *seat) cleanAgain(cleaner <-chan struct{}, began time.Time, err error) b
 	return true
 }
 
+// endCleaning leaves the place of the clean-up to the next one.
 func (s *seat) endCleaning(cleaner <-chan struct{}) {
 	if s.cleaner == cleaner {
 		s.cleaner = nil

@@ -1,32 +1,31 @@
 package concurrency
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// STM is one attempt at a transaction, as its function sees it. It belongs to the
-// goroutine that runs the function: other goroutines must not use it, not even while
-// the function waits for them. It is of no use after the function has returned: its
-// methods panic then, on whatever goroutine.
+// STM is one attempt at a transaction, as its function sees it. It belongs to the goroutine
+// that runs the function. Other goroutines must not use it, not even while the function
+// waits for them. It is of no use after the function has returned. Its methods panic then,
+// on whatever goroutine.
 //
-// When a read fails, Get and Rev don't return: they end the function by a panic
-// that [NewSTM] recovers. A function that recovers it itself changes nothing: its
+// When a read fails, Get and Rev don't return. They end the function by a panic that
+// [NewSTM] recovers. A function that recovers the panic itself changes nothing, because its
 // attempt is not committed.
 type STM interface {
-	// Get returns the value of the first key, "" if it does not exist, and adds all
-	// keys to the read set. A key that this attempt has written has the value that
-	// was written; alone, it is not read. Keys that are not in the read set yet are
-	// fetched in one call, or in several if they are more than 128 or the limit of
-	// [WithMaxTxnOps].
+	// Get returns the value of the first key, or "" if the key does not exist. It adds all
+	// keys to the read set. A key that this attempt has written has the value that was
+	// written. Such a key is not read if it is the only one. Keys that are not in the read
+	// set yet are fetched in one call. If they are more than 128, or than the limit of
+	// [WithMaxTxnOps], they are fetched in several.
 	Get(key ...string) string
 	// Put adds a write to the write set. The last write of a key counts.
 	Put(key, val string, opts ...v3.OpOption)
-	// Rev returns the revision of the last modification of a key as it is in the
-	// store, 0 if it does not exist, and adds the key to the read set.
+	// Rev returns the revision at which the key was last modified in the store, or 0 if it
+	// does not exist. It adds the key to the read set.
 	Rev(key string) int64
 	// Del adds the deletion of a key to the write set.
 	Del(key string)
@@ -39,16 +38,16 @@ type STM interface {
 type Isolation int
 
 const (
-	// SerializableSnapshot is strict serializability: all reads are of one revision,
-	// and the commit conflicts with every later change of a key read. Once the
-	// attempt has read anything, it also conflicts with later changes of a key that
-	// it only writes; not with its deletion. It is the default.
+	// SerializableSnapshot is strict serializability. All reads are of one revision, and
+	// the commit conflicts with every later change of a key that was read. Once the attempt
+	// has read anything, it also conflicts with later changes of a key that it only writes,
+	// but not with the deletion of that key. It is the default.
 	SerializableSnapshot Isolation = iota
 	// Serializable is the same, except that keys only written don't conflict.
 	Serializable
-	// RepeatableReads reads each key once, at revisions of their own, and conflicts
-	// with later changes of a key read. Its reads are linearizable, so that a function that
-	// ends with an error for what it has read does not do so for an old value.
+	// RepeatableReads reads each key once, at revisions of their own. It conflicts with later
+	// changes of a key that was read. Its reads are linearizable. A function that ends with an
+	// error for what it has read therefore does not do so for an old value.
 	RepeatableReads
 	// ReadCommitted reads each key once, and conflicts with nothing.
 	ReadCommitted
@@ -79,7 +78,7 @@ type stmOptions struct {
 	maxOps    int // 0: the caller knows none
 }
 
-// WithIsolation sets the isolation level; [SerializableSnapshot] is the default.
+// WithIsolation sets the isolation level. The default is [SerializableSnapshot].
 func WithIsolation(lvl Isolation) STMOption {
 	if lvl < 0 || int(lvl) >= len(levels) {
 		panic(fmt.Sprintf("concurrency: unknown isolation level %d", int(lvl)))
@@ -87,9 +86,9 @@ func WithIsolation(lvl Isolation) STMOption {
 	return func(o *stmOptions) { o.isolation = lvl }
 }
 
-// WithAbortContext sets the context that ends the transaction; the client's is the
-// default. It is looked at before every attempt and during pauses, and bounds every
-// call.
+// WithAbortContext sets the context that ends the transaction. The default is the client's
+// context. The transaction looks at it before every attempt and during pauses. It bounds
+// every call.
 func WithAbortContext(ctx context.Context) STMOption {
 	if ctx == nil {
 		panic("concurrency: WithAbortContext: nil context")
@@ -103,10 +102,10 @@ func WithPrefetch(keys ...string) STMOption {
 	return func(o *stmOptions) { o.prefetch = append(o.prefetch, keys...) }
 }
 
-// WithGuard makes the transaction commit only if all comparisons are true at its commit,
-// and return [ErrGuardFailed], without another attempt, if one is not. With
-// [Mutex.IsOwner] or [Election.IsLeader] a former owner can't commit. A transaction that
-// only reads is committed by a call too, then.
+// WithGuard makes the transaction commit only if all comparisons are true at its commit. If
+// one is not, NewSTM returns [ErrGuardFailed] without another attempt. With [Mutex.IsOwner]
+// or [Election.IsLeader] a former owner can't commit. A transaction that only reads is then
+// committed by a call too.
 func WithGuard(cmps ...v3.Cmp) STMOption {
 	if len(cmps) == 0 {
 		panic("concurrency: WithGuard: nothing to compare")
@@ -114,88 +113,13 @@ func WithGuard(cmps ...v3.Cmp) STMOption {
 	return func(o *stmOptions) { o.guards = append(o.guards, cmps...) }
 }
 
-// WithMaxTxnOps sets a limit on the operations of the commit: its writes, its checked
-// keys, its guards. A commit over the limit fails with the numbers before it is sent.
-// Keys are read in parts of at most n. Without the option only the servers' limit
-// counts, their flag --max-txn-ops, 128 by default.
+// WithMaxTxnOps sets a limit on the operations of the commit: its writes, its checked keys,
+// its guards. A commit over the limit fails with the numbers before it is sent. Keys are
+// read in parts of at most n. Without the option only the servers' limit counts, which is
+// set by their flag --max-txn-ops and is 128 by default.
 func WithMaxTxnOps(n int) STMOption {
 	if n <= 0 {
 		panic(fmt.Sprintf("concurrency: WithMaxTxnOps: %d is not a limit", n))
 	}
 	return func(o *stmOptions) { o.maxOps = n }
-}
-
-// NewSTM runs apply as a transaction: its reads through the [STM] are isolated from
-// other transactions and its writes take effect together, when it has returned nil.
-// When the commit conflicts, apply is run again, on newer values, until it commits. So
-// apply may run many times, and should have no effects but those through its STM. It
-// runs on the caller's goroutine, where a panic in it, or runtime.Goexit, does what it
-// does anywhere, and nothing is committed.
-//
-// The response is that of the commit; the responses to the writes stand in the
-// order in which their keys were first written. A transaction that only read needs no
-// commit, except at [RepeatableReads] and with [WithGuard]: its response is a
-// successful one with the header of its reads.
-//
-// Errors, with which nothing is committed unless said otherwise:
-//   - what apply returned, as it is;
-//   - the error of the abort context, as it is, unless it ended during the commit;
-//     context.Canceled if the client was closed before;
-//   - [ErrGuardFailed];
-//   - etcd's, as they are: rpctypes.ErrTooManyOps if the commit is over the servers'
-//     limit of operations, rpctypes.ErrRequestTooLarge if it is over their limit of
-//     bytes, and the client's own error if it is over the client's;
-//   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
-//   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered,
-//     and the error of the abort context if that has ended. Such a commit may have been
-//     carried out. It is not repeated.
-//
-// Reads, and commits that write nothing, ride out a lost connection or leader for as
-// long as a Get of the client does. A transaction costs one call for each Get or Rev
-// that fetches, and one for the commit. NewSTM panics if c or apply is nil.
-func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnResponse, error) {
-	if c == nil {
-		panic("concurrency: NewSTM: nil client")
-	}
-	if apply == nil {
-		panic("concurrency: NewSTM: nil function")
-	}
-	o := stmOptions{ctx: c.Ctx()}
-	for _, opt := range so {
-		opt(&o)
-	}
-	next := carried{part: cmp.Or(o.maxOps, defaultPart), contender: newContender(c)}
-	for {
-		a := &attempt{client: c, options: o, level: levels[o.isolation], carried: next}
-		if err := a.ended(); err != nil {
-			return nil, err
-		}
-		resp, err := a.run(apply)
-		if err != errConflict {
-			return resp, err
-		}
-		next = a.carried
-		next.rested = next.contender.rest(o.ctx)
-	}
-}
-
-// NewSTMRepeatable runs a transaction at [RepeatableReads] that ctx can abort.
-//
-// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
-func NewSTMRepeatable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
-	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(RepeatableReads))
-}
-
-// NewSTMSerializable runs a transaction at [Serializable] that ctx can abort.
-//
-// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
-func NewSTMSerializable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
-	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(Serializable))
-}
-
-// NewSTMReadCommitted runs a transaction at [ReadCommitted] that ctx can abort.
-//
-// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
-func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
-	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(ReadCommitted))
 }

@@ -1,0 +1,90 @@
+package concurrency
+
+import (
+	"cmp"
+	"context"
+
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// NewSTM runs apply as a transaction. The reads of apply through the [STM] are isolated
+// from other transactions. Its writes take effect together when it has returned nil. When
+// the commit conflicts, apply is run again, on newer values, until it commits. So apply may
+// run many times, and should have no effects but those through its STM. It runs on the
+// caller's goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere.
+// Nothing is committed then.
+//
+// The response is that of the commit. The responses to the writes stand in the order in
+// which their keys were first written. A transaction that only read needs no commit, except
+// at [RepeatableReads] and with [WithGuard]. Its response is a successful one with the
+// header of its reads.
+//
+// Errors, with which nothing is committed unless said otherwise:
+//
+//   - what apply returned, as it is;
+//   - the error of the abort context, as it is, unless the context ended during the commit;
+//   - context.Canceled if the client was closed before;
+//   - [ErrGuardFailed];
+//   - rpctypes.ErrTooManyOps, as it is, if the commit is over the servers' limit of
+//     operations;
+//   - rpctypes.ErrRequestTooLarge, as it is, if the commit is over the servers' limit of
+//     bytes, and the client's own error if it is over the client's;
+//   - any other error of etcd's, as it is;
+//   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
+//   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered. It
+//     also wraps the error of the abort context if that has ended. Such a commit may have
+//     been carried out. It is not repeated.
+//
+// Reads, and commits that write nothing, ride out a lost connection or leader for as long
+// as a Get of the client does. A transaction costs one call for each Get or Rev that
+// fetches, and one for the commit. NewSTM panics if c or apply is nil.
+func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnResponse, error) {
+	if c == nil {
+		panic("concurrency: NewSTM: nil client")
+	}
+	if apply == nil {
+		panic("concurrency: NewSTM: nil function")
+	}
+	o := stmOptions{ctx: c.Ctx()}
+	for _, opt := range so {
+		opt(&o)
+	}
+	next := carried{part: cmp.Or(o.maxOps, defaultPart), contender: sharedOf(c).contention.newContender()}
+	for {
+		a := &attempt{client: c, options: o, level: levels[o.isolation], carried: next}
+		if err := a.ended(); err != nil {
+			return nil, err
+		}
+		err := a.run(apply)
+		var resp *v3.TxnResponse
+		if err == nil {
+			resp, err = a.commit()
+		}
+		if err != errConflict {
+			return resp, err
+		}
+		next = a.carried
+		next.rested = next.contender.rest(o.ctx)
+	}
+}
+
+// NewSTMRepeatable runs a transaction at [RepeatableReads] that ctx can abort.
+//
+// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
+func NewSTMRepeatable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
+	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(RepeatableReads))
+}
+
+// NewSTMSerializable runs a transaction at [Serializable] that ctx can abort.
+//
+// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
+func NewSTMSerializable(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
+	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(Serializable))
+}
+
+// NewSTMReadCommitted runs a transaction at [ReadCommitted] that ctx can abort.
+//
+// Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
+func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
+	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(ReadCommitted))
+}
