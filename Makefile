@@ -40,7 +40,7 @@ check: ## everything that has to hold before a merge, with the seconds each part
 		echo "== $$part: $$((SECONDS - start)) s"; \
 	done
 
-lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, words, lengths, edits of the mutants
+lint: ## formatting, knots, sentences, vet, staticcheck, modernizers, tidiness, imports, edits of the mutants
 	@echo "== formatting, imports, words, comments, lengths"
 	@$(call none,$(TOOL) gofumpt -l .)
 	@$(call none,go list -f '{{join .Imports "\n"}}' . | awk '/^[^\/]*\./ && \
@@ -52,6 +52,8 @@ lint: ## formatting, vet, staticcheck, modernizers, tidiness, imports, words, le
 	@go list -f '{{join .GoFiles "\n"}}' . | xargs awk -v long=1 -f testdata/lint.awk
 	@go list -f '{{$$d := .Dir}}{{range .GoFiles}}{{$$d}}/{{println .}}{{end}}' ./... | \
 		xargs awk -f testdata/lint.awk
+	@echo "== knots, sentences, sizes"
+	go test ./internal/house
 	go vet ./...
 	GOARCH=386 CGO_ENABLED=0 go vet ./...
 	GOOS=windows CGO_ENABLED=0 go vet ./...

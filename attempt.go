@@ -18,8 +18,7 @@ type snapshot struct {
 	known  facts
 }
 
-// attempt is one run of the function. Reads fill its read set, Put and Del its write
-// set; compile turns both into a transaction.
+// attempt is one run of the function. Reads fill its read set, Put and Del its write set.
 type attempt struct {
 	client  *v3.Client
 	options stmOptions
@@ -78,46 +77,6 @@ var errConflict = errors.New("conflict")
 // abort is the panic by which a failed read leaves the function.
 type abort struct{}
 
-func (a *attempt) run(apply func(STM) error) (resp *v3.TxnResponse, err error) {
-	a.reads, a.written, a.asked = newFacts(), map[string]*write{}, map[string]want{}
-	defer func() {
-		a.over.Store(true)
-		if a.err == nil {
-			return // a panic of the function's passes through untouched
-		}
-		resp, err = nil, a.err
-		if r := recover(); r != nil && r != (abort{}) {
-			panic(r)
-		}
-	}()
-	if a.rested {
-		a.refresh()
-	}
-	a.prefetch()
-	if err := apply(a); err != nil || a.err != nil {
-		return nil, err
-	}
-	return a.commit()
-}
-
-// Get adds the keys to the read set and returns the value of the first, as written by the
-// attempt itself if it was.
-func (a *attempt) Get(keys ...string) string {
-	a.check()
-	if len(keys) == 0 {
-		return ""
-	}
-	w := a.own(keys[0])
-	if w == nil || len(keys) > 1 {
-		a.fetch(keys)
-	}
-	if w != nil {
-		return w.value
-	}
-	kv, _ := a.reads.get(keys[0])
-	return string(kv.GetValue())
-}
-
 // own returns the attempt's write of the key, nil if it has not written it.
 func (a *attempt) own(key string) *write {
 	if w := a.written[key]; w != nil {
@@ -129,49 +88,6 @@ func (a *attempt) own(key string) *write {
 		}
 	}
 	return nil
-}
-
-// Lookup adds the key to the read set, unless the attempt has written it, and returns its value.
-func (a *attempt) Lookup(key string) (value string, found bool) {
-	kv := a.Entry(key)
-	return string(kv.GetValue()), kv != nil
-}
-
-// Entry adds the key to the read set, unless the attempt has written it, and returns all of it.
-func (a *attempt) Entry(key string) *mvccpb.KeyValue {
-	a.check()
-	if w := a.own(key); w != nil {
-		return w.entry()
-	}
-	a.fetch([]string{key})
-	kv, _ := a.reads.get(key)
-	return kv
-}
-
-// Rev adds the key to the read set and returns its revision in the store.
-func (a *attempt) Rev(key string) int64 {
-	a.check()
-	a.fetch([]string{key})
-	kv, _ := a.reads.get(key)
-	return kv.GetModRevision()
-}
-
-// Put adds a write to the write set, in place of one of the same key.
-func (a *attempt) Put(key, val string, opts ...v3.OpOption) {
-	a.write(&write{key: key, value: val, op: v3.OpPut(key, val, opts...), plain: len(opts) == 0})
-}
-
-// Del adds a deletion to the write set, in place of a write of the same key.
-func (a *attempt) Del(key string) { a.write(&write{key: key, op: v3.OpDelete(key)}) }
-
-func (a *attempt) write(w *write) {
-	a.check()
-	if before := a.written[w.key]; before != nil {
-		*before = *w
-		return
-	}
-	a.written[w.key] = w
-	a.writes = append(a.writes, w)
 }
 
 // check keeps a function from going on with an attempt that has ended.
@@ -190,7 +106,7 @@ func (a *attempt) fail(err error) {
 	panic(abort{})
 }
 
-// ended returns the error of the abort context, or of the client's end: nothing is sent
+// ended returns the error of the abort context, or of the client's end. Nothing is sent
 // after either. A client that was put together by hand has no context.
 func (a *attempt) ended() error {
 	if err := a.options.ctx.Err(); err != nil {
@@ -202,8 +118,9 @@ func (a *attempt) ended() error {
 	return nil
 }
 
-// blame returns the error of what has ended a call: err, unless that is a consequence of
-// the abort context's end. A server that is told a deadline may notice it first.
+// blame returns the error of what has ended a call. That is err, unless err is a
+// consequence of the abort context's end. A server that is told a deadline may notice it
+// first.
 func (a *attempt) blame(err error) error {
 	if cause := a.ended(); cause != nil {
 		return cause

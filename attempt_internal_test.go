@@ -95,8 +95,8 @@ func TestAKeyThatWasWrittenIsNotRead(t *testing.T) {
 	client := v3.NewCtxClient(t.Context())
 	client.KV = present{}
 	a := &attempt{client: client, options: stmOptions{ctx: t.Context()}, level: levels[Serializable]}
-	a.part, a.chunk, a.contender = 1, 1, newContender(client)
-	_, err := a.run(func(s STM) error {
+	a.part, a.chunk, a.contender = 1, 1, sharedOf(client).contention.newContender()
+	err := a.run(func(s STM) error {
 		s.Put("k", "mine")
 		require.Equal(t, "mine", s.Get("k"))
 		require.True(t, a.reads.empty())
@@ -113,8 +113,8 @@ func TestATransactionThatHasPausedReadsAnew(t *testing.T) {
 		client := v3.NewCtxClient(t.Context())
 		client.KV = present{}
 		a := &attempt{client: client, options: stmOptions{ctx: t.Context()}, level: levels[Serializable]}
-		a.carried = carried{snapshot: stateAt(5, "k"), part: 1, rested: rested, contender: newContender(client)}
-		_, err := a.run(func(s STM) error {
+		a.carried = carried{snapshot: stateAt(5, "k"), part: 1, rested: rested, contender: sharedOf(client).contention.newContender()}
+		err := a.run(func(s STM) error {
 			require.Equal(t, want, s.Get("k"))
 			return nil
 		})

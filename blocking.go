@@ -34,9 +34,9 @@ func (a *attempt) Retry() {
 	a.fail(errRetry)
 }
 
-// patience is for how long a blocked transaction may miss a change that a silent member does
-// not tell. A transaction has no lease from which it could follow. It is as long as that of a
-// waiting session with the TTL that is the default.
+// patience is for how long a blocked transaction may miss a change, because the member that it
+// watches on is silent. A transaction has no lease from which that could follow. So it is the
+// patience of a session whose TTL is the default.
 const patience = defaultTTL * time.Second
 
 // blocked is a wait for a change of what an attempt has read.
@@ -47,9 +47,9 @@ type blocked struct {
 	rev    int64 // up to which nothing has changed
 }
 
-// await returns what the next attempt starts with, when something that this one has read is no
-// longer as it was. It ends with an error when the abort context or the client ends, or if a
-// look meets a fault that stays.
+// await waits until something that the attempt has read has changed. It returns what the next
+// attempt starts with. It returns an error when the abort context or the client ends. So it
+// does if a look meets a fault that stays.
 func (a *attempt) await() (next carried, err error) {
 	begin := time.Now()
 	a.snapshot, err = a.change()
@@ -57,10 +57,11 @@ func (a *attempt) await() (next carried, err error) {
 	return a.carried, err
 }
 
-// change watches all that was read from now on. If a watch began later than the last look, or
-// breaks, a look asks whether all comparisons of a commit still hold. The snapshot that it
-// returns is what a single watch has told, from which the next attempt need not read; it is
-// empty if that does not tell all.
+// change watches all that was read, from now on. A watch that began later than the last look,
+// or breaks, calls for another look. That asks whether all comparisons of a commit still hold.
+//
+// It returns the snapshot that the watch has told, which saves the next attempt its reads. The
+// snapshot is empty if there are several watches.
 func (a *attempt) change() (snapshot, error) {
 	ctx, cancel := context.WithCancel(a.options.ctx)
 	defer cancel()
@@ -96,8 +97,8 @@ func (a *attempt) places() (wants []want) {
 	return wants
 }
 
-// since is a revision at which everything that was read was as it was read. Without a
-// snapshot there may be none, and then only a look can tell.
+// since is a revision at which all was as it was read. Without a snapshot there may be none.
+// Then only a look can tell.
 func (a *attempt) since() int64 {
 	if !a.level.snapshot {
 		return 0
@@ -187,8 +188,8 @@ func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 	return false, nil
 }
 
-// told is the snapshot of the revision of the news, if they come from the only watch. Since
-// the last look it has told all that happened to what was read, in order.
+// told is the snapshot of the revision of the news, if they come from the only watch. This
+// watch has told all that happened since the last look, in order.
 func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
 	if len(b.places) > 1 || !b.level.snapshot {
 		return snapshot{}

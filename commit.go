@@ -22,11 +22,14 @@ type compiled struct {
 	back      []want // what els reads back, after the guards' result
 }
 
-// compile is a pure function of the level, the read set and the write set, and
-// gives the same transaction for the same ones: compares and reads stand in the
-// order of keys, those of ranges first, after the guards, writes in that of their first
-// writing. The Else branch compares the guards by themselves, which tells them from a
-// conflict.
+// compile is a pure function of the level, the read set and the write set. It gives the
+// same transaction for the same ones:
+//
+//   - the guards come first;
+//   - comparisons and reads of ranges come next, then those of keys, each in their order;
+//   - writes stand in the order in which their keys were first written.
+//
+// The Else branch compares the guards by themselves, which tells them from a conflict.
 func (a *attempt) compile() compiled {
 	c := compiled{cmps: slices.Clone(a.options.guards)}
 	if len(a.options.guards) > 0 {
@@ -101,7 +104,7 @@ func (a *attempt) back() (wants []want) {
 // linearizable is what has to stand in the Else branch of a transaction without writes and
 // reads. Without it any member answers, however far it lags behind (IsTxnSerializable in
 // server/etcdserver/txn/txn.go). With a read in it the member catches up first. If there is
-// no key to read, an empty transaction in its place goes through the log.
+// no key to read, an empty transaction stands in its place and goes through the log.
 func linearizable(cmps []v3.Cmp) v3.Op {
 	if len(cmps) == 0 {
 		return v3.OpTxn(nil, nil, nil)
@@ -109,8 +112,8 @@ func linearizable(cmps []v3.Cmp) v3.Op {
 	return v3.OpGet(string(cmps[0].KeyBytes()))
 }
 
-// commit returns errConflict, and leaves the snapshot for the next attempt, if a
-// compare failed.
+// commit sends the transaction. If a comparison failed, it leaves the snapshot for the next
+// attempt and returns errConflict.
 func (a *attempt) commit() (*v3.TxnResponse, error) {
 	if a.committedByReads() {
 		return &v3.TxnResponse{Header: a.header, Succeeded: true}, nil
@@ -146,17 +149,17 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 	return nil, a.conflict(resp, c.back)
 }
 
-// committedByReads reports whether there is nothing to send. If all reads are of one revision,
-// the first was linearizable: there this transaction stands in the order of all. If reads are
-// not checked, the last is as good as a commit.
+// committedByReads reports whether there is nothing to send. If all reads are of one
+// revision, the first read was linearizable. The transaction then stands at that revision
+// in the order of all. If reads are not checked, the last read is as good as a commit.
 func (a *attempt) committedByReads() bool {
 	return len(a.writes) == 0 && !a.reads.empty() && len(a.options.guards) == 0 &&
 		(a.level.snapshot || !a.level.checkReads)
 }
 
 // withinLimit compares the transaction with the limit that the caller has set. The servers
-// count what is nested, the guards in the Else branch, on top of the longest list around it
-// (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
+// count what is nested on top of the longest list around it. Here the guards in the Else
+// branch are nested (checkTxnRequest in server/etcdserver/api/v3rpc/key.go).
 func (a *attempt) withinLimit(c compiled) error {
 	guards, limit := len(a.options.guards), a.options.maxOps
 	if limit == 0 || max(len(c.cmps), len(c.then), len(c.els))+guards <= limit {
@@ -190,18 +193,18 @@ func (a *attempt) send(c compiled) (*v3.TxnResponse, error) {
 	}
 }
 
-// unsent reports whether the client itself has refused to send a call, because it is larger
-// than the client's limit. gRPC has the same code for an answer that is too large, after which
-// the call may have been carried out. Only the text tells them apart; another text
-// than expected makes the outcome unknown.
+// unsent reports whether the client itself has refused to send a call, because the call is
+// larger than the client's limit. gRPC has the same code for an answer that is too large.
+// The call may have been carried out then. Only the text tells the two apart. Any other
+// text than expected makes the outcome unknown.
 func unsent(err error) bool {
 	s := status.Convert(err)
 	return s.Code() == codes.ResourceExhausted && strings.Contains(s.Message(), "trying to send message larger than max")
 }
 
-// contested are what transactions contend about: the keys read, checked and written, and the
-// ranges read in which something is written, by their begins. Who only reads a key makes nobody
-// conflict.
+// contested is what transactions contend over: keys that are read, checked and written, and
+// ranges that are read and in which something is written. A range goes by its begin. A
+// transaction that only reads makes no other conflict.
 func (a *attempt) contested() (names []string) {
 	if !a.level.checkReads {
 		return nil
@@ -243,21 +246,8 @@ func (a *attempt) outdated(news snapshot) bool {
 	return len(differences(&a.reads, &news.known)) > 0
 }
 
-// differences are the keys that two sets of facts show to be different. Keys may come twice.
-func differences(x, y *facts) (keys []string) {
-	for _, views := range [][2]*facts{{x, y}, {y, x}} {
-		for key, kv := range views[0].seen() {
-			other, known := views[1].get(key)
-			if known && other.GetModRevision() != kv.GetModRevision() {
-				keys = append(keys, key)
-			}
-		}
-	}
-	return keys
-}
-
-// left is the state in which the attempt leaves the keys that it touched, if resp is the
-// answer to its commit: what it read was unchanged, and what it wrote is of the commit's
+// left is the state in which the attempt leaves the keys that it touched. resp is the
+// answer to its commit. What the attempt read was unchanged. What it wrote has the commit's
 // revision. What a blind write leaves is not known whole, and the options of a Put may make
 // that another value than was given.
 func (a *attempt) left(resp *v3.TxnResponse) snapshot {
@@ -322,4 +312,29 @@ func (a *attempt) conflict(resp *v3.TxnResponse, back []want) error {
 	changed := slices.DeleteFunc(a.contested(), func(name string) bool { return !a.moved(name) })
 	a.contender.lost(changed, a.snapshot)
 	return errConflict
+}
+
+// ops are the operations of a write. A server refuses to put a key that the same transaction
+// deletes with a range. So the deletion leaves out the keys that are written by themselves.
+func (a *attempt) ops(w *write) (ops []v3.Op) {
+	if w.end == "" {
+		return []v3.Op{w.op}
+	}
+	var apart []string
+	for key := range a.written {
+		if w.interval().has(key) {
+			apart = append(apart, key)
+		}
+	}
+	begin := w.interval().first()
+	for _, key := range slices.Sorted(slices.Values(apart)) {
+		if begin < key {
+			ops = append(ops, v3.OpDelete(begin, v3.WithRange(key)))
+		}
+		begin = after(key)
+	}
+	if w.end == unbounded || begin < w.end {
+		ops = append(ops, v3.OpDelete(begin, v3.WithRange(w.end)))
+	}
+	return ops
 }

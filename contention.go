@@ -6,8 +6,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	v3 "go.etcd.io/etcd/client/v3"
 )
 
 // This file decides who makes way for whom when transactions conflict. No correctness rests
@@ -28,12 +26,12 @@ import (
 // contention is what the transactions of one client know of each other and of those of
 // other clients.
 type contention struct {
-	mu       sync.Mutex            // guards the fields below, all lines and all contenders; never held across a wait
-	lines    weakMap[string, line] // by the key over which transactions have conflicted
-	last     uint64                // the number of the newest contender
-	least    time.Duration         // that a read takes
-	slowness float64               // of the latest reads, in units of the least
-	courtesy float64               // for how many commits a transaction makes way
+	mu       sync.Mutex               // guards the fields below, all lines and all contenders; never held across a wait
+	contests weakMap[string, contest] // by the key over which transactions have conflicted
+	last     uint64                   // the number of the newest contender
+	least    time.Duration            // that a read takes
+	slowness float64                  // of the latest reads, in units of the least
+	courtesy float64                  // for how many commits a transaction makes way
 }
 
 // A read waits for the servers' processors but not for their disks. So a read that takes
@@ -48,9 +46,9 @@ const (
 	milder    = 1. / 10 // of the courtesy is given up by a transaction with fewer conflicts
 )
 
-// line is the transactions of one client that conflict over one key. One commits at a
-// time. A line exists while one of its transactions runs.
-type line struct {
+// contest is the transactions of one client that conflict over one key. One commits at a
+// time. A contest exists while one of its transactions runs.
+type contest struct {
 	taken   bool          // a commit is under way
 	waiting []*contender  // for their turn, the oldest first
 	news    any           // what the last answer said
@@ -62,18 +60,19 @@ type line struct {
 type contender struct {
 	*contention
 
-	number   uint64        // smaller for older transactions
-	line     *line         // that it is in; nil: none
-	turn     chan struct{} // closed when the turn is given to it
-	inside   bool          // the turn is its own
-	returns  bool          // it leaves to run again at once
-	began    time.Time     // its commit
-	attempts int           // that ended in a conflict
-	pause    time.Duration // before the next attempt
+	number    uint64        // smaller for older transactions
+	contest   *contest      // that it is in; nil: none
+	called    chan struct{} // closed when it may commit
+	inside    bool          // the turn is its own
+	returns   bool          // it leaves to run again at once
+	began     time.Time     // its commit
+	conflicts int           // of its attempts
+	pause     time.Duration // before the next attempt
 }
 
-func newContender(client *v3.Client) *contender {
-	c := &contender{contention: &sharedOf(client).contention}
+// newContender makes a transaction known, the youngest of all.
+func (all *contention) newContender() *contender {
+	c := &contender{contention: all}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.last++
@@ -81,79 +80,82 @@ func newContender(client *v3.Client) *contender {
 	return c
 }
 
-// enter is called before a commit over the keys. If one of them has a line, it waits for the
-// turn and returns what the last answer in that line said, nil if there was none. It
-// ends with ctx, without a turn. The caller leaves after the commit.
+// enter is called before a commit over the keys. If there is a contest over one of them, it
+// waits until the transaction may commit. It returns what the last answer in that contest
+// said, or nil if there was none. It ends with ctx, and then the transaction commits beside
+// the others. The caller leaves after the commit.
 func (c *contender) enter(ctx context.Context, keys []string) (news any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	defer func() { c.began = time.Now() }()
-	c.line, c.returns = nil, false
+	c.contest, c.returns = nil, false
 	for _, key := range keys {
-		if c.line = c.lines.of[key].Value(); c.line != nil {
+		if c.contest = c.contests.of[key].Value(); c.contest != nil {
 			break
 		}
 	}
-	if c.line == nil || c.line.taken && !c.wait(ctx) {
+	if c.contest == nil || c.contest.taken && !c.wait(ctx) {
 		return nil
 	}
-	c.line.taken, c.inside = true, true
-	return c.line.news
+	c.contest.taken, c.inside = true, true
+	return c.contest.news
 }
 
-// wait reports whether the turn was given to the contender. The caller holds the lock, which
-// is free while this waits.
+// wait reports whether the contender may commit. The caller holds the lock, which is free
+// while this waits.
 func (c *contender) wait(ctx context.Context) bool {
-	l := c.line
-	i, _ := slices.BinarySearchFunc(l.waiting, c.number, func(w *contender, number uint64) int {
+	q := c.contest
+	i, _ := slices.BinarySearchFunc(q.waiting, c.number, func(w *contender, number uint64) int {
 		return int(w.number) - int(number)
 	})
-	l.waiting, c.turn = slices.Insert(l.waiting, i, c), make(chan struct{})
+	q.waiting, c.called = slices.Insert(q.waiting, i, c), make(chan struct{})
 	c.mu.Unlock()
 	select {
-	case <-c.turn:
+	case <-c.called:
 	case <-ctx.Done():
 	}
 	c.mu.Lock()
-	i = slices.Index(l.waiting, c)
+	i = slices.Index(q.waiting, c)
 	if i >= 0 { // the context has ended first
-		l.waiting = slices.Delete(l.waiting, i, i+1)
+		q.waiting = slices.Delete(q.waiting, i, i+1)
 	}
 	return i < 0
 }
 
-// leave gives the turn to the oldest that waits. If the contender runs its function again and
-// will commit at once, the others would only run theirs in vain. So they are given the time of
-// a commit less: if it has not come back by then, its function is slow, and the next one goes.
+// leave lets the oldest that waits commit. If the contender runs its function again and
+// will commit at once, the others would only run theirs in vain. So the others wait for the
+// time of a commit. If the contender has not come back by then, its function is slow, and
+// the next one commits.
 func (c *contender) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.inside {
 		return
 	}
-	l := c.line
-	l.taken, c.inside = false, false
+	q := c.contest
+	q.taken, c.inside = false, false
 	switch {
-	case len(l.waiting) == 0:
+	case len(q.waiting) == 0:
 	case !c.returns:
-		l.next()
+		q.next()
 	default:
-		l.timer = time.AfterFunc(l.took, func() {
+		q.timer = time.AfterFunc(q.took, func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			l.next()
+			q.next()
 		})
 	}
 }
 
-// next gives the turn on, unless somebody has taken it. The caller holds the lock.
-func (l *line) next() {
-	if l.taken || len(l.waiting) == 0 {
+// next lets the oldest that waits commit, unless somebody commits. The caller holds the
+// lock.
+func (q *contest) next() {
+	if q.taken || len(q.waiting) == 0 {
 		return
 	}
-	l.taken = true
-	close(l.waiting[0].turn)
-	l.waiting = slices.Delete(l.waiting, 0, 1)
+	q.taken = true
+	close(q.waiting[0].called)
+	q.waiting = slices.Delete(q.waiting, 0, 1)
 }
 
 // outdated says that the news made a commit needless.
@@ -174,23 +176,24 @@ func (c *contender) read(took time.Duration) {
 	c.slowness += (float64(took)/float64(c.least) - c.slowness) / recent
 }
 
-// answered notes the answer to the commit for those who come next. The caller holds the lock.
+// answered notes the answer to the commit for those who come next. The caller holds the
+// lock.
 func (c *contender) answered(news func() any) (took time.Duration) {
 	took = time.Since(c.began)
 	if c.inside {
-		c.line.news, c.line.took = news(), took
+		c.contest.news, c.contest.took = news(), took
 	}
 	return took
 }
 
-// won is told of a commit, and what it leaves. A transaction that has conflicted often makes
-// the later ones of this client more courteous.
+// won is told of a commit, and what it leaves. A transaction that has conflicted often
+// makes the later ones of this client more courteous.
 func (c *contender) won(news func() any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.answered(news)
-	if c.attempts > fair && c.slowness > busy {
-		c.courtesy += max(1, float64(c.attempts-fair)/2)
+	if c.conflicts > fair && c.slowness > busy {
+		c.courtesy += max(1, float64(c.conflicts-fair)/2)
 	} else {
 		c.courtesy -= c.courtesy * milder
 	}
@@ -202,12 +205,12 @@ func (c *contender) lost(keys []string, news any) {
 	defer c.mu.Unlock()
 	took := c.answered(func() any { return news })
 	if !c.inside && len(keys) > 0 {
-		c.line = c.lines.get(keys[0], func() *line { return &line{} })
+		c.contest = c.contests.get(keys[0], func() *contest { return &contest{} })
 	}
 	// Only the first conflict makes it pause. Transactions that have waited longer go before
 	// those that have just begun.
-	c.attempts++
-	if c.attempts == 1 && c.courtesy >= 0.5 && c.slowness > busy {
+	c.conflicts++
+	if c.conflicts == 1 && c.courtesy >= 0.5 && c.slowness > busy {
 		c.pause = time.Duration(c.courtesy * float64(took) * (0.5 + rand.Float64()))
 	}
 	c.returns = c.pause == 0

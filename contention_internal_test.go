@@ -31,7 +31,7 @@ func pass(d time.Duration) {
 
 // clash is a contender that has met with a conflict over the key.
 func clash(client *v3.Client) *contender {
-	c := newContender(client)
+	c := sharedOf(client).contention.newContender()
 	c.lost(hot, nil)
 	return c
 }
@@ -74,7 +74,7 @@ func TestTheOldestCommitsNext(t *testing.T) {
 		require.Equal(t, "of another client", late.news)
 		late.leave()
 		late.leave() // without a turn
-		require.Equal(t, "of another client", newContender(client).enter(t.Context(), []string{"cold", "hot"}))
+		require.Equal(t, "of another client", sharedOf(client).contention.newContender().enter(t.Context(), []string{"cold", "hot"}))
 		runtime.KeepAlive(late)
 	})
 }
@@ -142,22 +142,22 @@ func TestAWaitForTheTurnEndsWithItsContext(t *testing.T) {
 
 func TestNobodyWaitsWithoutAConflict(t *testing.T) {
 	contend(t, func(t *testing.T, client *v3.Client) {
-		other := newContender(client)
+		other := sharedOf(client).contention.newContender()
 		other.enter(t.Context(), hot) // no line: not even this one's
-		c := newContender(client)
+		c := sharedOf(client).contention.newContender()
 		require.Nil(t, c.enter(t.Context(), hot))
 		require.False(t, c.inside)
 		c.lost(hot, nil)
-		require.NotNil(t, c.line)
+		require.NotNil(t, c.contest)
 		other.lost(nil, nil)
-		require.Nil(t, other.line, "nothing that it writes")
+		require.Nil(t, other.contest, "nothing that it writes")
 
 		// Nor for a line that nobody is in any more.
 		runtime.KeepAlive(c)
-		c.line = nil
+		c.contest = nil
 		runtime.GC()
 		runtime.GC()
-		require.Nil(t, newContender(client).lines.of["hot"].Value())
+		require.Nil(t, sharedOf(client).contention.newContender().contests.of["hot"].Value())
 		runtime.KeepAlive(other)
 	})
 }
@@ -167,7 +167,7 @@ func TestCourtesy(t *testing.T) {
 	// meet has a transaction end after n conflicts, of which each took the time of a commit, and
 	// gives the pauses after them.
 	meet := func(t *testing.T, client *v3.Client, n int) (pauses []time.Duration) {
-		c := newContender(client)
+		c := sharedOf(client).contention.newContender()
 		for range n {
 			c.enter(t.Context(), hot)
 			pass(commit)
@@ -190,7 +190,7 @@ func TestCourtesy(t *testing.T) {
 		}
 	}
 	contend(t, func(t *testing.T, client *v3.Client) {
-		keep := newContender(client) // keeps what is learned
+		keep := sharedOf(client).contention.newContender() // keeps what is learned
 		keep.read(read)
 		require.Equal(t, none(50), meet(t, client, 50), "the servers are not busy")
 		require.Equal(t, none(50), meet(t, client, 50))
@@ -227,7 +227,7 @@ func TestCourtesy(t *testing.T) {
 
 func TestAPauseEndsWithItsContext(t *testing.T) {
 	contend(t, func(t *testing.T, client *v3.Client) {
-		c := newContender(client)
+		c := sharedOf(client).contention.newContender()
 		c.pause = time.Hour
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// during runs work while the turn lasts that acquire waits for, on a context that ends
-// with the term or with ctx, and in any case before the turn is given back.
+// during waits for the turn with acquire, and runs work while the turn lasts. The context
+// of work ends with the term or with ctx, and in any case before the turn is given back.
 func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), work func(context.Context) error) (err error) {
 	if work == nil {
 		panic("concurrency: nil function")
@@ -20,6 +20,8 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 	if err != nil {
 		return err
 	}
+	// The context of work ends with ctx because it is derived from it. The end of the term
+	// is carried over by hand. Its Err looks at the term first, and so at the clock.
 	owned := o.context()
 	inner, cancel := context.WithCancelCause(ctx)
 	lost := func() {
@@ -44,9 +46,11 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 			released = ctx.Err()
 		}
 		if loss == ErrSessionExpired || released == ErrSessionExpired {
+			// An error that tells of a lost session has to come after the end of
+			// Session.Ctx.
 			_ = o.queue.askForLease(bound)
 		}
-		err = join(err, loss, released)
+		err = joinErrors(err, loss, released)
 	}()
 	return work(&punctual{inner, lost})
 }
@@ -62,8 +66,8 @@ func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// join is errors.Join, but a single error stays as it is and is told once.
-func join(errs ...error) error {
+// joinErrors is errors.Join, but a single error stays as it is and is told once.
+func joinErrors(errs ...error) error {
 	var all []error
 	for _, err := range errs {
 		if err != nil && !errors.Is(errors.Join(all...), err) {
@@ -76,7 +80,8 @@ func join(errs ...error) error {
 	return errors.Join(all...)
 }
 
-// reserve reports whether nothing is owned, and no Do or Lead under way.
+// reserve reports whether nothing is owned, and no Do or Lead is under way. It keeps others
+// out until unreserve.
 func (o *ownership) reserve() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -87,6 +92,7 @@ func (o *ownership) reserve() bool {
 	return true
 }
 
+// unreserve lets the next Do or Lead in.
 func (o *ownership) unreserve() {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -13,27 +13,28 @@ import (
 
 var resigned = ended(ErrElectionNotLeader)
 
-// Election is a session's candidacy under a name. Candidates lead in the order in
-// which they came; the leader's value is seen by all.
+// Election is a session's candidacy under a name. Candidates lead in the order in which
+// they came. All can see the leader's value.
 //
 // All methods may be called from any goroutine.
 type Election struct{ ownership }
 
-// NewElection returns a handle of the election that pfx names. Its keys lie under
-// pfx + "/", where no other keys may lie; an empty pfx stands for "/". It makes no
-// call. NewElection panics if s is nil.
+// NewElection returns a handle of the election that pfx names. The keys of the election lie
+// under pfx + "/", where no other keys may lie. An empty pfx stands for "/". NewElection
+// makes no call. It panics if s is nil.
 func NewElection(s *Session, pfx string) *Election {
 	return &Election{ownership{queue: newQueue(s, pfx), released: resigned}}
 }
 
-// ResumeElection returns a handle that leads already, by the key and create
-// revision that [Election.Key] and [Election.Rev] gave before, for instance to a
-// process that has been restarted and kept its lease with [WithLease]. Whether
-// they still lead shows with the next [Election.Proclaim]; an empty key or a
-// revision of zero makes a handle that does not lead. pfx is the name that was
-// given to [NewElection]; the prefix of all keys, which is the name with its "/" added
-// and what upstream's package wants, is understood too. It makes no call. ResumeElection
-// panics if s is nil.
+// ResumeElection returns a handle that leads already. leaderKey and leaderRev are the key
+// and the create revision that [Election.Key] and [Election.Rev] gave before, for instance
+// to a process that was restarted and kept its lease with [WithLease]. The next
+// [Election.Proclaim] shows whether they still lead. With an empty key or a revision of
+// zero the handle does not lead.
+//
+// pfx is the name that was given to [NewElection]. It may also be the prefix of all keys,
+// which is the name with its "/" added, as upstream's package wants it. ResumeElection
+// makes no call. It panics if s is nil.
 func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *Election {
 	e := NewElection(s, pfx)
 	if !strings.HasPrefix(leaderKey, e.queue.prefix) && strings.HasSuffix(pfx, "/") {
@@ -45,16 +46,15 @@ func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *
 	return e
 }
 
-// Campaign makes the session a candidate with the value val and waits until it
-// leads. A session that leads or waits already keeps its place and has val as its
-// value from now on.
+// Campaign makes the session a candidate with the value val and waits until it leads. A
+// session that leads or waits already keeps its place and has val as its value from now on.
 //
-// It blocks, and fails, as [Mutex.Lock] does, and with the same errors. A Campaign
-// that fails withdraws the candidacy, except that a leader stays leader. When it
-// returns nil the session led at the revision of [Election.Header].
+// It blocks and fails as [Mutex.Lock] does, with the same errors. A Campaign that fails
+// withdraws the candidacy, except that a leader stays leader. When it returns nil, the
+// session led at the revision of [Election.Header].
 //
-// It costs one call without a rival; a wait costs what that of a lock does; a new value for
-// a session that stands in line already, one more.
+// It costs one call without a rival. A wait costs what a wait for a lock costs. A new value
+// for a session that stands in line already costs one call more.
 func (e *Election) Campaign(ctx context.Context, val string) error {
 	_, err := e.campaign(ctx, val)
 	return err
@@ -65,9 +65,9 @@ func (e *Election) campaign(ctx context.Context, val string) (*grant, error) {
 }
 
 // Proclaim gives the leader's key a new value, in one call. It returns
-// [ErrElectionNotLeader] if this handle does not lead; once the leadership was lost,
-// every time. Other errors are ctx's and etcd's. It is not repeated: after an
-// error without an answer the value may be either.
+// [ErrElectionNotLeader] if this handle does not lead. After a loss it returns that every
+// time. Other errors are ctx's and etcd's. Proclaim is not repeated. After an error without
+// an answer the value may be either.
 func (e *Election) Proclaim(ctx context.Context, val string) error {
 	need(ctx)
 	led, _ := e.state()
@@ -92,13 +92,13 @@ func (e *Election) Proclaim(ctx context.Context, val string) error {
 	return nil
 }
 
-// Resign gives up the leadership, so that the next candidate leads. It is nil if
-// this handle does not lead, or not any more.
+// Resign gives up the leadership, so that the next candidate leads. It returns nil if this
+// handle does not lead, or not any more.
 //
-// It costs one call, repeated over transient faults until ctx ends, which is then
-// its error; others are etcd's. After an error the key may or may not be deleted yet, this
-// handle does not lead, and the deletion goes on in the background until it is carried out
-// or the lease is gone. Resign can be repeated.
+// It costs one call, which is repeated over transient faults until ctx ends. Its errors are
+// ctx's and etcd's. After an error this handle does not lead, and the key may or may not be
+// deleted yet. The deletion goes on in the background until it is carried out or the lease
+// is gone. Resign can be repeated.
 func (e *Election) Resign(ctx context.Context) error {
 	led, _ := e.state()
 	if led == nil {
@@ -114,9 +114,8 @@ func (e *Election) Resign(ctx context.Context) error {
 	return err
 }
 
-// Leader returns the leader's key and value, in one call, as of the moment of the
-// answer. It is [ErrElectionNoLeader] when nobody leads; other errors are ctx's and
-// etcd's.
+// Leader returns the leader's key and value, in one call, as of the moment of the answer.
+// It returns [ErrElectionNoLeader] when nobody leads. Other errors are ctx's and etcd's.
 func (e *Election) Leader(ctx context.Context) (*v3.GetResponse, error) {
 	need(ctx)
 	resp, err := e.queue.lease().client.Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
@@ -131,32 +130,32 @@ func (e *Election) Leader(ctx context.Context) (*v3.GetResponse, error) {
 	return resp, nil
 }
 
-// Key returns the leader's key in etcd if this handle was elected, "" otherwise.
+// Key returns the leader's key in etcd if this handle was elected, and "" otherwise.
 func (e *Election) Key() string { return e.ticket().key }
 
-// Rev returns the create revision of the leader's key if this handle was elected, 0
-// otherwise. It rises with every change of the leader.
+// Rev returns the create revision of the leader's key if this handle was elected, and 0
+// otherwise. The number rises with every change of the leader.
 func (e *Election) Rev() int64 { return e.ticket().rev }
 
-// Header returns the header of the latest answer that proved or ended the
-// leadership of this handle: to Campaign, Proclaim or Resign; nil before that.
+// Header returns the header of the latest answer that proved or ended the leadership of
+// this handle. Campaign, Proclaim and Resign have such answers. Header is nil before the
+// first.
 func (e *Election) Header() *pb.ResponseHeader {
 	_, header := e.state()
 	return header
 }
 
-// IsLeader returns a comparison that is true in a transaction only while this handle
-// leads, see [Mutex.IsOwner].
+// IsLeader returns a comparison that is true in a transaction only while this handle leads.
+// See [Mutex.IsOwner].
 func (e *Election) IsLeader() v3.Cmp { return e.stands() }
 
-// Ctx returns a context that ends with this handle's leadership, as [Mutex.Ctx] does
-// with a lock: after Resign its cause is [ErrElectionNotLeader].
+// Ctx returns a context that ends with this handle's leadership, as [Mutex.Ctx] does with a
+// lock. After Resign its cause is [ErrElectionNotLeader].
 func (e *Election) Ctx() context.Context { return e.context() }
 
-// Lead runs work while the session leads: it campaigns with value as
-// [Election.Campaign] does, calls work with a context that ends with ctx and with the
-// leadership, and resigns when work has returned. For its errors and panics see
-// [Mutex.Do].
+// Lead runs work while the session leads. It campaigns with value as [Election.Campaign]
+// does. It calls work with a context that ends with ctx and with the leadership. It resigns
+// after work has returned. For its errors and panics see [Mutex.Do].
 func (e *Election) Lead(ctx context.Context, value string, work func(context.Context) error) error {
 	return e.during(ctx, func() (*grant, error) { return e.campaign(ctx, value) }, work)
 }

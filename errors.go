@@ -9,37 +9,37 @@ import (
 )
 
 var (
-	// ErrLocked is returned by [Mutex.TryLock] when another session holds the lock
-	// or stands in line for it.
+	// ErrLocked is returned by [Mutex.TryLock] when another session holds the lock or
+	// stands in line for it.
 	ErrLocked = errors.New("mutex: Locked by another session")
 
 	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock] and
-	// [Election.Campaign] when their key in etcd is gone, because the lease was lost
-	// or revoked or somebody deleted the key. It is also the cause with which
-	// [Session.Ctx] ends when the lease was lost. If Session.Ctx lives when a call returns
-	// it, the key alone is gone, and the session can be used further.
+	// [Election.Campaign] when their key in etcd is gone. The lease was lost or revoked, or
+	// somebody deleted the key. [Session.Ctx] ends with it as its cause when the lease was
+	// lost. If Session.Ctx lives when a call returns it, only the key is gone, and the
+	// session can be used further.
 	ErrSessionExpired = errors.New("mutex: session is expired")
 
 	// ErrLockReleased is returned by [Mutex.Unlock] when the handle holds no lock.
 	ErrLockReleased = errors.New("mutex: lock has already been released")
 
-	// ErrHeld is returned by [Mutex.Do] and [Election.Lead] when this handle already holds
-	// the lock or the leadership, or another Do or Lead of it is under way.
+	// ErrHeld is returned by [Mutex.Do] and [Election.Lead]. Either this handle already
+	// holds the lock or the leadership, or another Do or Lead of it is under way.
 	ErrHeld = errors.New("concurrency: already held by this handle")
 
-	// ErrElectionNotLeader is returned by [Election.Proclaim] when this handle does
-	// not lead, or not any more.
+	// ErrElectionNotLeader is returned by [Election.Proclaim] when this handle does not
+	// lead, or not any more.
 	ErrElectionNotLeader = errors.New("election: not leader")
 
 	// ErrElectionNoLeader is returned by [Election.Leader] when nobody leads.
 	ErrElectionNoLeader = errors.New("election: no leader")
 
-	// ErrCommitUnknown is wrapped by the error of [NewSTM] when the commit was not answered:
-	// it may have been carried out, now or a little later, or not at all.
+	// ErrCommitUnknown is wrapped by the error of [NewSTM] when the commit was not
+	// answered. The commit may have been carried out, now or a little later, or not at all.
 	ErrCommitUnknown = errors.New("concurrency: the outcome of the commit is unknown")
 
 	// ErrGuardFailed is returned by [NewSTM] when a comparison given with [WithGuard] was
-	// false at the commit: nothing was committed.
+	// false at the commit. Nothing was committed.
 	ErrGuardFailed = errors.New("concurrency: a guard of the transaction does not hold")
 
 	// ErrConflict is wrapped by the error of [NewSTM] when as many attempts have conflicted as
@@ -52,7 +52,7 @@ var (
 	ErrBlocked = errors.New("concurrency: the transaction waits for a change")
 )
 
-// noAnswer says that NewSession has waited in vain, for what and from whom.
+// noAnswer says for what NewSession has waited in vain, and from whom.
 func noAnswer(client *v3.Client, waited time.Duration, what string, cause error) error {
 	state := "without a connection"
 	if conn := client.ActiveConnection(); conn != nil {

@@ -243,3 +243,28 @@ func only(kvs []*mvccpb.KeyValue) *mvccpb.KeyValue {
 	}
 	return kvs[0]
 }
+
+// intervalOf returns the interval that a caller has named. A begin of "\x00" is "", because
+// no key lies between.
+func intervalOf(method, begin, end string) interval {
+	if end != unbounded && end <= begin {
+		panic(fmt.Sprintf("concurrency: %s: the begin %q is not below the end %q", method, begin, end))
+	}
+	if begin == "\x00" {
+		begin = ""
+	}
+	return interval{begin, end}
+}
+
+// differences are the keys that two sets of facts show to be different. Keys may come twice.
+func differences(x, y *facts) (keys []string) {
+	for _, views := range [][2]*facts{{x, y}, {y, x}} {
+		for key, kv := range views[0].seen() {
+			other, known := views[1].get(key)
+			if known && other.GetModRevision() != kv.GetModRevision() {
+				keys = append(keys, key)
+			}
+		}
+	}
+	return keys
+}

@@ -6,14 +6,13 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// ticket is one life of a key: the same name deleted and put again is another
-// ticket. The zero ticket is none.
+// ticket is one life of a key. The same name deleted and put again is another ticket. The
+// zero ticket is none.
 //
-// Create revisions are the numbers on the tickets: etcd gives them in the order
-// of commits and never twice. The smallest one under a prefix is the head and
-// owns what the prefix names. Nobody can ever come in ahead of a ticket that
-// exists. So if one read shows a ticket and nobody ahead of it, that ticket owns
-// until it is deleted.
+// Create revisions are the numbers on the tickets. etcd gives them in the order of commits
+// and never twice. The smallest one under a prefix is the head and owns what the prefix
+// names. Nobody can ever come in ahead of a ticket that exists. So if one read shows a
+// ticket and nobody ahead of it, that ticket owns until it is deleted.
 type ticket struct {
 	key string
 	rev int64 // create revision; 0 for a ticket that has to be looked for
@@ -22,6 +21,7 @@ type ticket struct {
 // stands is true in a transaction only while the ticket exists.
 func (t ticket) stands() v3.Cmp { return v3.Compare(v3.CreateRevision(t.key), "=", t.rev) }
 
+// ticketOf is the life of a key that was read.
 func ticketOf(kv *mvccpb.KeyValue) ticket { return ticket{string(kv.Key), kv.CreateRevision} }
 
 // firstOf reports whether the first of the keys that were read is the ticket's, in this life.
@@ -34,11 +34,11 @@ type view struct {
 	header *pb.ResponseHeader
 }
 
-// joinTxn is the transaction by which a session joins a line: it puts the session's key and
-// reads back who is ahead, or reads back the head of the line. Repeating it is harmless,
-// because the repetition finds its own key.
+// joinTxn is the transaction by which a session joins a line. It puts the session's key and
+// reads back who is ahead. If it may not put the key, it reads back the head of the line.
+// Repeating it is harmless, because the repetition finds its own key.
 type joinTxn struct {
-	lease     v3.LeaseID
+	leaseID   v3.LeaseID
 	key       string
 	unless    []v3.Cmp // a single one, as If wants it
 	then, els []v3.Op
@@ -47,15 +47,15 @@ type joinTxn struct {
 	replaces  bool // a key that is found is to have the value
 }
 
-// newJoin puts the key of the session in the line under the prefix, if it does not exist.
-func newJoin(prefix, key, value string, lease v3.LeaseID) joinTxn {
+// newJoin puts the session's key in the line under the prefix, if the key does not exist.
+func newJoin(prefix, key, value string, id v3.LeaseID) joinTxn {
 	return joinTxn{
-		lease:  lease,
-		key:    key,
-		value:  value,
-		unless: []v3.Cmp{v3.Compare(v3.CreateRevision(key), "=", 0)},
-		then:   []v3.Op{v3.OpPut(key, value, v3.WithLease(lease)), v3.OpGet(prefix, newestTwo...)},
-		els:    []v3.Op{v3.OpGet(prefix, oldest...)},
+		leaseID: id,
+		key:     key,
+		value:   value,
+		unless:  []v3.Cmp{v3.Compare(v3.CreateRevision(key), "=", 0)},
+		then:    []v3.Op{v3.OpPut(key, value, v3.WithLease(id)), v3.OpGet(prefix, newestTwo...)},
+		els:     []v3.Op{v3.OpGet(prefix, oldest...)},
 	}
 }
 
@@ -84,8 +84,8 @@ var newestTwo = []v3.OpOption{
 // oldest selects the head of a line.
 var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 
-// joined reads the answer to a join. A key just put is the newest in line. Otherwise
-// the session's own ticket is known only if it is the head, or was asked for.
+// joined reads the answer to a join. A key that was just put is the newest in line.
+// Otherwise the session's own ticket is known only if it is the head, or was asked for.
 func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
 	v.header = resp.Header
 	line := resp.Responses[len(resp.Responses)-1].GetResponseRange().Kvs

@@ -9,25 +9,27 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// RunLeader runs work whenever it leads the election that prefix names: it opens a session
-// with opts, campaigns with value, and calls work with a context that ends with ctx and
-// with the leadership. When the leadership is lost, because the session expired or the key
-// was deleted, it waits for work to return and starts again with a new session, after a
-// pause that grows while it is in vain. It never runs work twice at once, and resigns only
-// after work has returned, so that the next candidate leads at once.
+// RunLeader runs work whenever it leads the election that prefix names. It opens a session
+// with opts and campaigns with value. Then it calls work with a context that ends with ctx
+// and with the leadership. The leadership is lost when the session expired or the key was
+// deleted. RunLeader then waits for work to return and starts again with a new session. It
+// pauses before that, longer each time that it did not come to lead. It never runs work
+// twice at once. It resigns only after work has returned, and the next candidate leads at
+// once.
 //
 // It blocks until one of these, and returns
 //
 //   - nil when work returned nil while it led;
-//   - work's error, when that is not about the loss: a loss makes any error that is the
-//     cause of work's context, or [context.Canceled], start again;
-//   - ctx's error when ctx ended, [context.Canceled] when the client was closed;
-//   - a permanent error of etcd's, with which the session or the campaign failed, or that of
-//     a bad option.
+//   - work's error, if that is not about the loss. An error is about the loss if it is the
+//     cause of work's context, or [context.Canceled], after a loss. RunLeader starts again
+//     then;
+//   - ctx's error when ctx ended, and [context.Canceled] when the client was closed;
+//   - a permanent error of etcd's, with which the session or the campaign failed, or the
+//     error of a bad option.
 //
-// When ctx has ended it waits for work, and for at most a second for the servers; what they
-// did not answer ends with the lease. A panic of work's passes through after the
-// resignation. RunLeader panics if client or work is nil.
+// When ctx has ended, RunLeader waits for work. It waits for the servers for a second at
+// most. What they did not answer ends with the lease. A panic of work passes through after
+// the resignation. RunLeader panics if client or work is nil.
 func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, work func(context.Context) error, opts ...SessionOption) error {
 	if client == nil {
 		panic("concurrency: RunLeader: nil client")
@@ -53,7 +55,7 @@ func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, wor
 }
 
 // leadOnce runs work for the life of one session at most. It reports whether work was run,
-// and whether to try again; if not, err is what to return.
+// and whether to try again. If not, err is what to return.
 func leadOnce(
 	ctx context.Context, client *v3.Client, prefix, value string, work func(context.Context) error, opts []SessionOption,
 ) (led, again bool, err error) {
@@ -64,8 +66,8 @@ func leadOnce(
 	if err := o.ctx.Err(); err != nil && o.ctx != client.Ctx() { // given with WithContext
 		return false, false, err
 	}
-	// The session outlives ctx, until work has returned and the candidacy is withdrawn; the
-	// opening doesn't.
+	// The session outlives ctx, until work has returned and the candidacy is withdrawn. The
+	// opening of the session does not outlive ctx.
 	opening, opened := context.WithCancel(ctx)
 	defer context.AfterFunc(o.ctx, opened)()
 	var cancel context.CancelFunc
@@ -80,8 +82,8 @@ func leadOnce(
 		time.AfterFunc(cleanUpWait, cancel)
 		_ = s.Close() // what is not answered in time ends with the lease
 	}()
-	// A session that ends before its turn comes, with the context of WithContext, does not
-	// stand in line for the rest of its lease.
+	// The session may end before its turn comes, with the context of WithContext. It shall
+	// not stand in line for the rest of its lease then.
 	stand := context.AfterFunc(s.ctx, func() { s.lease.finish(closed) })
 	defer stand()
 	var failure error

@@ -3,9 +3,6 @@ package concurrency
 import (
 	"context"
 	"errors"
-	"fmt"
-	"math"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,24 +11,15 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// lease is a lease that a session keeps alive. It is the state that all copies of a Session
-// share.
+// lease is a lease that a session keeps alive. All copies of a Session share it.
 type lease struct {
 	client *v3.Client
 	id     v3.LeaseID
 	parent context.Context // given with WithContext, or the client's
 
-	ctx  context.Context // ends with the session; its Err looks at the clock
-	end  context.CancelCauseFunc
-	done chan struct{} // closed after ctx has ended
-
-	// lost ends when nothing can be done on the lease any more, and setLost ends it. It is not
-	// the same as ctx, see [ending].
-	lost    context.Context
-	setLost context.CancelFunc
-
+	ends
 	clock   clock
-	renewal *renewal
+	renewal keeper
 	seats   *seats // what its sessions know of their tickets
 	kept    keptWatch
 	revoked atomic.Bool // the server has said that the lease is gone
@@ -48,36 +36,6 @@ type tasks struct {
 	users  int         // the session while it is open, calls, and what runs in the background
 	detach func() bool // forgets what the end of the client would end
 }
-
-// ending is one of the ways in which a session ends. In each of them Ctx ends, then Done
-// closes, and nothing is renewed from then on. The first ending gives Ctx its cause. A later
-// one may still end lost.
-//
-//	what happens             cause of Ctx       lost      Close after that
-//	Orphan                   context.Canceled   lives on  revokes
-//	WithContext's has ended  its cause          lives on  returns its error
-//	Close                    context.Canceled   ends      revokes
-//	the client is closed     context.Canceled   ends      returns context.Canceled
-//	the deadline passes      ErrSessionExpired  ends      revokes what may still live
-//	the server says: gone    ErrSessionExpired  ends      has nothing to do
-//
-// Where lost lives on, the lease lives on for its TTL, or for as long as somebody renews it,
-// and so do calls, waits and clean-ups. Where lost ends, calls are called off, waits return
-// [ErrSessionExpired], and clean-ups stop because the keys go with the lease.
-type ending struct {
-	cause error
-	lost  bool
-	gone  bool // the server does not have the lease
-}
-
-var (
-	orphaned     = ending{cause: context.Canceled}
-	contextEnded = ending{} // Ctx has ended before, as a child of that context
-	closed       = ending{cause: context.Canceled, lost: true}
-	clientClosed = ending{cause: context.Canceled, lost: true}
-	expired      = ending{cause: ErrSessionExpired, lost: true}
-	toldGone     = ending{cause: ErrSessionExpired, lost: true, gone: true}
-)
 
 // finish ends the session. When it returns, Ctx has ended and Done is closed. Who sees that
 // lost has ended sees Ctx ended too.
@@ -109,8 +67,7 @@ func (l *lease) expire() {
 }
 
 // use lets the end of the client end lost, until unuse. A client remembers no lease that is
-// not in use, because etcd's own services open a session for each call, orphan it and forget
-// it.
+// not in use. etcd's own services open a session for each call, orphan it and forget it.
 func (l *lease) use() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -119,6 +76,7 @@ func (l *lease) use() {
 	}
 }
 
+// unuse takes back one use. The client forgets the lease with the last one.
 func (l *lease) unuse() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -127,16 +85,16 @@ func (l *lease) unuse() {
 	}
 }
 
-// gone is for whoever hears from the server that it does not have the lease. Session.Ctx has
-// ended when it returns.
+// gone is for whoever hears from the server that it does not have the lease. Session.Ctx
+// has ended when it returns.
 //
-// A member that was cut off and does not know it yet may say so of a lease that was granted
-// meanwhile. The session ends then for nothing, which is safe.
+// A member that was cut off may say so of a lease that was granted meanwhile, because it
+// does not know of the lease yet. The session ends then for nothing, which is safe.
 func (l *lease) gone() { l.finish(toldGone) }
 
-// loss says why nothing can be done on the lease any more, or nil while something can. It
-// looks at the clock itself, because a timer may be late. Its word is final: an answer that
-// comes after the deadline revives nothing.
+// loss says why nothing can be done on the lease any more. It returns nil while something
+// can be done. It looks at the clock itself, because a timer may be late. Its word is
+// final, because an answer that comes after the deadline revives nothing.
 func (l *lease) loss() error {
 	l.expire()
 	switch {
@@ -157,179 +115,8 @@ func (l *lease) answered(sent time.Time, ttl time.Duration) {
 	l.clock.extend(sent, ttl)
 }
 
-// openLease has a lease granted or takes over the one in o, and keeps it alive.
-func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease, error) {
-	asked := seconds(min(int64(o.ttl), math.MaxInt32))
-	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
-		return nil, marginError(o.margin, asked)
-	}
-	l := &lease{client: client, id: o.leaseID, parent: o.ctx, done: make(chan struct{})}
-	l.clock.ttl, l.clock.margin = asked, o.margin
-	l.ctx, l.end = context.WithCancelCause(o.ctx)
-	l.ctx = &punctual{l.ctx, l.expire}
-	l.lost, l.setLost = context.WithCancel(context.Background())
-	if l.id >= v3.NoLease {
-		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
-			l.end(err)
-			return nil, err
-		}
-	}
-	l.seats = sharedOf(client).seatsOf(l.id)
-	if l.id < v3.NoLease { // no lease can have this ID
-		l.gone()
-		return l, nil
-	}
-	l.clock.start(l.expire)
-	l.use()
-	context.AfterFunc(l.ctx, func() {
-		if client.Ctx().Err() != nil {
-			l.finish(clientClosed)
-		}
-		l.finish(contextEnded)
-		l.unuse()
-	})
-	return l, nil
-}
-
-// obtain has a lease granted, or asks what is left of the one given, and begins to renew it.
-// The answer may have taken so long that another one would come after the deadline. Then it
-// waits for the answer to a renewal: the answers after that one come a third of a life apart,
-// however long each of them takes.
-func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) error {
-	begun, given := time.Now(), l.id != v3.NoLease
-	left, err := l.ask(ctx, ttl, asked)
-	if err != nil {
-		return err
-	}
-	l.clock.deadline = begun.Add(left - l.clock.margin)
-	took := time.Since(begun)
-	renewed := make(chan struct{}, 1)
-	l.renewal = l.newRenewal(func(sent time.Time, ttl time.Duration) {
-		l.answered(sent, ttl)
-		select {
-		case renewed <- struct{}{}:
-		default:
-		}
-	})
-	third := l.renewal.interval
-	l.renewal.due = begun.Add(third - rand.N(third/10+1)) // sessions opened together part
-	if given {
-		l.renewal.due = begun
-	}
-	l.renewal.keep(l.client, &sharedOf(l.client).renewals)
-	if time.Until(l.clock.until()) > took {
-		return nil
-	}
-	if err = l.firstRenewal(ctx, renewed); err == nil {
-		return nil
-	}
-	l.renewal.leave()
-	l.renewal.wait()
-	if given {
-		return err
-	}
-	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // of a lease that was granted just now
-		err = noAnswer(l.client, l.clock.ttl, "renew its lease in time", context.DeadlineExceeded)
-	}
-	if !l.revoked.Load() {
-		l.giveBack()
-	}
-	return err
-}
-
-// firstRenewal waits for the first answer to a renewal that comes in time.
-func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error {
-	bound, cancel := context.WithTimeout(ctx, l.clock.ttl)
-	defer cancel()
-	for {
-		select {
-		case <-renewed:
-			if time.Now().Before(l.clock.until()) {
-				return nil
-			}
-		case <-l.ctx.Done():
-			return rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
-		case <-bound.Done():
-			err := bound.Err()
-			if trouble := l.renewal.trouble(); trouble != nil {
-				err = fmt.Errorf("%w, after %w", err, trouble)
-			}
-			return noAnswer(l.client, l.clock.ttl, "renew its lease", err)
-		}
-	}
-}
-
-// ask returns the remaining life of the lease when the call was begun.
-func (l *lease) ask(ctx context.Context, ttl int64, within time.Duration) (left time.Duration, err error) {
-	bound, cancel := context.WithTimeout(ctx, within)
-	defer cancel()
-	what := "grant a lease"
-	if l.id == v3.NoLease {
-		left, err = l.create(bound, ttl)
-	} else {
-		what = "tell of the lease"
-		left, err = l.adopt(bound)
-	}
-	if err != nil && bound.Err() != nil {
-		err = noAnswer(l.client, within, what, bound.Err())
-	}
-	return left, err
-}
-
-// create asks for a lease of ttl seconds and returns its remaining life. An answer that
-// comes too late is as good as none: that lease is given back.
-func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err error) {
-	resp, err := l.client.Grant(ctx, ttl)
-	if err != nil {
-		return 0, err
-	}
-	l.id, l.clock.ttl = resp.ID, seconds(resp.TTL)
-	if err := ctx.Err(); err != nil {
-		l.giveBack()
-		return 0, err
-	}
-	return l.clock.ttl, nil
-}
-
-// giveBack revokes a lease that was granted for nothing. The first error is the one to tell.
-func (l *lease) giveBack() {
-	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
-	defer cancel()
-	_, _ = l.client.Revoke(ctx, l.id)
-}
-
-// adopt asks for the remaining life of a lease that exists. The server tells it in whole
-// seconds, rounded down.
-func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
-	resp, err := l.client.TimeToLive(ctx, l.id)
-	if err != nil {
-		return 0, err
-	}
-	l.clock.ttl, left = seconds(resp.GrantedTTL), seconds(resp.TTL)
-	switch {
-	case left < 0: // what the server says of a lease it does not have
-		return 0, rpctypes.ErrLeaseNotFound
-	case l.clock.margin >= l.clock.ttl:
-		return 0, marginError(l.clock.margin, l.clock.ttl)
-	}
-	return left, nil
-}
-
-func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) *renewal {
-	life := l.clock.ttl - l.clock.margin
-	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}
-	if !ownStreams(l.client) {
-		k.once = func(ctx context.Context) (time.Duration, error) {
-			resp, err := l.client.KeepAliveOnce(ctx, l.id)
-			if err != nil {
-				return 0, err
-			}
-			return seconds(resp.TTL), nil
-		}
-	}
-	return k
-}
-
+// timeToLive is also the patience of all calls on the lease: within it they have to reach a
+// member that answers.
 func (l *lease) timeToLive() time.Duration { return l.clock.ttl }
 
 // wait returns when nothing renews the lease any more, of a session that has ended.
@@ -343,10 +130,13 @@ func (l *lease) revoke() error {
 	l.finish(closed)
 	l.wait()
 	l.work.Wait()
+	// Nothing uses the kept watch any more, and no renewal or clean-up runs.
 	l.kept.close()
 	if l.revoked.Load() {
 		return nil
 	}
+	// A revocation is of use for as long as the lease may live. A lease that may have ended
+	// a moment ago is given a second, because the server's clock decides.
 	ctx, stop := untilClosed(l.parent, l.client)
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
@@ -361,10 +151,12 @@ func (l *lease) revoke() error {
 	return nil
 }
 
-// background runs work on a goroutine for which [Session.Close] waits, and closes the
-// channel when it has returned. After Close it does nothing. The work has to end when lost
-// does, as [repeat] and sleep do with it. The context that it is given is the client's,
-// for clean-ups: what they are to clean away blocks others for as long as the lease lives.
+// background runs work on a goroutine for which [Session.Close] waits. It closes the
+// channel when work has returned. After Close it does nothing. The work has to end when
+// lost does, as [repeat] and sleep do with it.
+//
+// The context of the work is the client's, because clean-ups need it. What they are to
+// clean away blocks others for as long as the lease lives.
 func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	done := make(chan struct{})
 	l.mu.Lock()
@@ -380,87 +172,4 @@ func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 		work(l.client.Ctx())
 	})
 	return done
-}
-
-// clock says until when a session may live: the margin before its lease could end.
-type clock struct {
-	ttl, margin time.Duration // ttl as granted
-
-	mu       sync.Mutex // guards what follows
-	deadline time.Time
-	timer    *time.Timer // fires at the deadline; nil: the session is being opened
-	stopped  bool        // the session has ended, and the deadline means nothing
-}
-
-// start has expire called at the deadline, which may be moved meanwhile.
-func (c *clock) start(expire func()) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.stopped {
-		c.timer = time.AfterFunc(time.Until(c.deadline), expire)
-	}
-}
-
-// extend moves the deadline to the life of the lease after the time at which the answered
-// renewal was sent, because the server can't have counted from an earlier moment. A deadline
-// that has passed stays, even if nobody has looked yet.
-func (c *clock) extend(sent time.Time, ttl time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	deadline := sent.Add(ttl - c.margin)
-	if c.stopped || !deadline.After(c.deadline) {
-		return
-	}
-	if c.timer != nil {
-		if !time.Now().Before(c.deadline) {
-			return
-		}
-		c.timer.Reset(time.Until(deadline))
-	}
-	c.deadline = deadline
-}
-
-func (c *clock) passed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.timer != nil && !c.stopped && !time.Now().Before(c.deadline)
-}
-
-func (c *clock) stop() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.stopped = true
-	if c.timer != nil {
-		c.timer.Stop()
-	}
-}
-
-func (c *clock) until() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.deadline
-}
-
-// left is what the lease itself may have left to live.
-func (c *clock) left() time.Duration { return time.Until(c.until()) + c.margin }
-
-// punctual is a context that does not rely on timers. A process may be stopped, and when it
-// goes on it may look at a context before the timer has run that ends the context. So Err
-// calls look first, which ends the context if it is time. context.Cause looks too, because
-// it asks Err. The Done channel is closed by that look.
-//
-// The same does not hold for contexts that a program derives from it. Those end when the
-// timer runs.
-type punctual struct {
-	context.Context
-	look func()
-}
-
-// Err is nil while the context may live.
-func (c *punctual) Err() error {
-	if err := c.Context.Err(); err != nil {
-		return err
-	}
-	c.look()
-	return c.Context.Err()
 }

@@ -15,7 +15,7 @@ import (
 // stopped is a lease of a session as it is in a process that was stopped: the deadline has
 // passed, and no timer has run.
 func stopped(t *testing.T) *lease {
-	l := &lease{client: v3.NewCtxClient(t.Context()), done: make(chan struct{})}
+	l := &lease{client: v3.NewCtxClient(t.Context()), ends: ends{done: make(chan struct{})}}
 	l.ctx, l.end = context.WithCancelCause(t.Context())
 	l.ctx = &punctual{l.ctx, l.expire}
 	l.lost, l.setLost = context.WithCancel(t.Context())

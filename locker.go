@@ -5,16 +5,16 @@ import (
 	"sync"
 )
 
-// NewLocker returns the lock that pfx names as a [sync.Locker]: it excludes other
-// sessions, and the goroutines that share this Locker. Two Lockers of one session
-// don't exclude each other.
+// NewLocker returns the lock that pfx names as a [sync.Locker]. It excludes other sessions,
+// and the goroutines that share this Locker. Two Lockers of one session don't exclude each
+// other.
 //
-// A [sync.Locker] has no errors to return. Its methods panic with one, whose text
-// begins with "concurrency: " and which wraps what [Mutex.Lock] or [Mutex.Unlock]
-// returned: Lock when the session has expired or the client is closed; Unlock when
-// the lock is not locked or the client is closed. A panic leaves the Locker
-// unlocked for other goroutines. A lock that is lost while it is locked is told
-// by [Session.Done] alone. NewLocker panics if s is nil.
+// A [sync.Locker] has no errors to return. Its methods panic with an error whose text
+// begins with "concurrency: ". It wraps what [Mutex.Lock] or [Mutex.Unlock] returned. Lock
+// panics when the session has expired or the client is closed. Unlock panics when the lock
+// is not locked or the client is closed. A panic leaves the Locker unlocked for other
+// goroutines. If the lock is lost while it is locked, only [Session.Done] tells. NewLocker
+// panics if s is nil.
 func NewLocker(s *Session, pfx string) sync.Locker { return &locker{mutex: NewMutex(s, pfx)} }
 
 type locker struct {

@@ -9,15 +9,15 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// Observe returns a channel of the leaders and their values, beginning with the
-// present one, in the order of revisions. Each response holds one KeyValue, that
-// of who led with this value at the revision of the header. A reader who is
-// slower than the changes misses some, never who leads at last; that nobody leads is
-// not told, other than by [Election.Leaders].
+// Observe returns a channel of the leaders and their values, beginning with the present
+// one, in the order of revisions. Each response holds one KeyValue. Its key led with its
+// value at the revision of the header. A reader who is slower than the changes misses some,
+// but never the present leader. The channel does not tell that nobody leads.
+// [Election.Leaders] does.
 //
-// The channel is closed when ctx ends, the client is closed, or the election can't
-// be read for a permanent reason, such as a missing permission. Until then
-// transient faults are ridden out.
+// The channel is closed when ctx ends, the client is closed, or the election can't be read
+// for a permanent reason, such as a missing permission. Until then transient faults are
+// ridden out.
 func (e *Election) Observe(ctx context.Context) <-chan *v3.GetResponse {
 	need(ctx)
 	e.queue.lease()
@@ -38,14 +38,14 @@ type Leader struct {
 	Revision int64  // at which this was so
 }
 
-// Leaders returns an iterator over the changes of the leader and of its value, beginning
-// with the present state, in the order of revisions. That nobody leads is a change too:
-// the zero [Leader]. A loop that is slower than the changes misses some, never the
-// latest.
+// Leaders returns an iterator over the changes of the leader and of its value. It begins
+// with the present state and goes on in the order of revisions. That nobody leads is a
+// change too, and is the zero [Leader]. A loop that is slower than the changes misses some,
+// but never the latest.
 //
-// The last pair alone has an error, which says why there are no more: ctx's own,
-// [context.Canceled] when the client was closed, or a permanent one of etcd. A loop that
-// is left early leaves nothing running.
+// Only the last pair has an error, which says why there are no more. The error is ctx's
+// own, [context.Canceled] when the client was closed, or a permanent one of etcd. A loop
+// that is left early leaves nothing running.
 func (e *Election) Leaders(ctx context.Context) iter.Seq2[Leader, error] {
 	need(ctx)
 	e.queue.lease()
@@ -75,9 +75,8 @@ func (e *Election) Leaders(ctx context.Context) iter.Seq2[Leader, error] {
 	}
 }
 
-// observer is what one Observe or Leaders knows of the election. Who leads is known from
-// looks, each of one revision, and from puts on the leader's key, which leave the
-// leader the leader.
+// observer is what one Observe or Leaders knows of the election. A look shows who leads at
+// one revision. A put on the leader's key leaves the leader the leader.
 type observer struct {
 	vacancies bool // that nobody leads is to be told
 
@@ -88,8 +87,9 @@ type observer struct {
 }
 
 // observe tells the leaders until ctx ends, the client ends or a look meets a permanent
-// error, which it returns. While somebody leads it watches that key, otherwise the whole
-// prefix; as in wait, a watch that began later than the last look calls for another.
+// error. It returns that error. While somebody leads it watches that key, otherwise the
+// whole prefix. As in wait, a watch that began later than the last look calls for another
+// look.
 func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o observer) error {
 	bound, cancel := untilClosed(ctx, e.queue.lease().client)
 	defer cancel()
@@ -110,6 +110,8 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 		}
 		var tell chan<- *v3.GetResponse
 		if o.pending != nil {
+			// While nothing is to be told, the channel is nil, and a send on it never
+			// happens.
 			tell = out
 		}
 		select {
@@ -123,8 +125,8 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 	}
 }
 
-// watch watches, from now on, the leader's key, or for puts on any while there is
-// none.
+// watch watches the leader's key from now on. While there is no leader, it watches for puts
+// on any key.
 func (e *Election) watch(ctx context.Context, leader string) *watcher {
 	l := e.queue.lease()
 	if leader != "" {
@@ -165,8 +167,8 @@ func (o *observer) offer(resp *v3.GetResponse) {
 	}
 }
 
-// hear takes in what a watch delivered and reports whether it takes another look to
-// know who leads.
+// hear takes in what a watch delivered. It reports whether another look is needed to know
+// who leads.
 func (o *observer) hear(resp v3.WatchResponse) (stale bool) {
 	if resp.Canceled || resp.Created {
 		return missed(resp, o.rev)
@@ -175,6 +177,8 @@ func (o *observer) hear(resp v3.WatchResponse) (stale bool) {
 		switch {
 		case ev.Kv.ModRevision <= o.rev: // the look has shown it, or what came after
 		case o.leader == (ticket{}) || ev.Type == mvccpb.Event_DELETE || ticketOf(ev.Kv) != o.leader:
+			// What was to be told is old now. The leader's key is gone, or another key came
+			// while there was no leader.
 			o.pending = nil
 			return true
 		default:

@@ -21,8 +21,8 @@ type ownership struct {
 	busy   bool  // a Do or Lead is under way
 }
 
-// acquire stands in line for the turn, see [queue.acquire]. What was held before is not held
-// any more if somebody else is proven to own.
+// acquire stands in line for the turn, see [queue.acquire]. What was held before is not
+// held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
 	before, _ := o.state()
 	g, header, err := o.queue.acquire(ctx, join)
@@ -67,7 +67,8 @@ func (o *ownership) drop(held *grant) {
 	}
 }
 
-// replace sets the grant; the term of another one has ended. The caller has mu.
+// replace sets the grant. If the term was of another grant, it has ended. The caller has
+// mu.
 func (o *ownership) replace(held *grant) {
 	if o.held != held && o.term != nil {
 		o.term.end(ErrSessionExpired)
@@ -78,6 +79,7 @@ func (o *ownership) replace(held *grant) {
 	o.held = held
 }
 
+// state is what the handle holds, and the latest header.
 func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -85,13 +87,13 @@ func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 }
 
 // owns reports whether the handle owns by held. It does not as soon as this process knows
-// that the ownership is over: the ticket was released, by whichever handle, or seen to be
-// gone, or the lease is lost.
+// that the ownership is over. The ticket was released, by whichever handle, or it was seen
+// to be gone, or the lease is lost.
 func (o *ownership) owns(held *grant) bool {
-	return held != nil && !held.over.Load() && o.queue.lease().loss() != ErrSessionExpired
+	return held != nil && held.over.Err() == nil && o.queue.lease().loss() != ErrSessionExpired
 }
 
-// ticket is that by which the handle owns, or none.
+// ticket is the ticket by which the handle owns, or none.
 func (o *ownership) ticket() ticket {
 	if held, _ := o.state(); o.owns(held) {
 		return held.ticket
@@ -108,8 +110,8 @@ func (o *ownership) stands() v3.Cmp {
 	return v3.Compare(v3.CreateRevision(o.queue.key()), "<", 0)
 }
 
-// context returns the context of the term, which the first caller starts. Nothing held
-// has one that has ended, with the cause of a release.
+// context returns the context of the term, which the first caller starts. If nothing is
+// held, the context has ended, with the cause of a release.
 func (o *ownership) context() context.Context {
 	o.queue.made()
 	o.mu.Lock()
@@ -117,7 +119,7 @@ func (o *ownership) context() context.Context {
 	switch {
 	case o.held == nil:
 		return o.released.ctx
-	case o.term == nil && o.held.over.Load():
+	case o.term == nil && o.held.over.Err() != nil:
 		o.term = ended(ErrSessionExpired)
 	case o.term == nil:
 		o.term = o.queue.follow(o.held)
@@ -125,8 +127,8 @@ func (o *ownership) context() context.Context {
 	return o.term.ctx
 }
 
-// end ends the term of held. Who asks from now on, while the release is under way, is
-// given a context that has ended.
+// end ends the term of held. A caller who asks from now on, while the release is under way,
+// is given a context that has ended.
 func (o *ownership) end(held *grant) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -152,25 +154,30 @@ func ended(cause error) *term {
 	return &term{&punctual{ctx, func() {}}, cancel}
 }
 
+// cause tells why the term has ended.
 func (t *term) cause() error { return context.Cause(t.ctx) }
 
 // follow starts the term of a grant. It ends with the session, and with the deletion of the
-// key, which it watches for.
+// key, which it watches for. A deletion by another handle of the session is known before it
+// is sent.
 func (q queue) follow(g *grant) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
+	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
 	l.background(func(life context.Context) {
+		defer detach()
 		err := q.standing(ctx, g.ticket)
 		if err == ErrSessionExpired {
 			l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
 		}
+		// A key that can't be read for a permanent reason ends the term as well.
 		cancel(err)
 		if err == ErrSessionExpired {
 			_ = q.askForLease(life) // because the whole lease may have been revoked
 		}
 	})
 	look := func() {
-		if l.expire(); g.over.Load() {
+		if l.expire(); g.over.Err() != nil {
 			cancel(ErrSessionExpired)
 		}
 	}
@@ -178,8 +185,8 @@ func (q queue) follow(g *grant) *term {
 }
 
 // standing returns [ErrSessionExpired] when the ticket is seen to be gone. It ends earlier
-// when ctx does, and with a permanent error that keeps it from reading the key: who
-// can't know does not own.
+// when ctx does. It also ends with a permanent error that keeps it from reading the key,
+// because a process that can't know does not own.
 func (q queue) standing(ctx context.Context, t ticket) error {
 	l := q.lease()
 	var w *watcher

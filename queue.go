@@ -2,11 +2,7 @@ package concurrency
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"strconv"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -15,75 +11,19 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// queue is the line under a prefix as one session stands in it. A session has one
-// place in a line, whichever handles use it, see [seat].
-type queue struct {
-	session *Session
-	prefix  string
-}
-
-func newQueue(s *Session, name string) queue {
-	if s == nil {
-		panic("concurrency: nil session")
-	}
-	return queue{session: s, prefix: name + "/"}
-}
-
-// key is the name of the session's place: upstream's, so that processes on either
-// package stand in one line.
-func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
-
-// made panics for the queue of a zero Mutex or Election.
-func (q queue) made() {
-	if q.session == nil {
-		panic("concurrency: a Mutex or Election that its constructor did not return")
-	}
-}
-
-func (q queue) joinTxn(value string) joinTxn {
-	q.made()
-	return newJoin(q.prefix, q.key(), value, q.session.id)
-}
-
-func (q queue) lease() *lease {
-	q.made()
-	if q.session.lease == nil {
-		panic("concurrency: a session that NewSession did not return")
-	}
-	return q.session.lease
-}
-
-func need(ctx context.Context) {
-	if ctx == nil {
-		panic("concurrency: nil context")
-	}
-}
-
-// ask makes a call that is of no use without the lease, see [repeat]. It ends without an
-// answer when ctx, the client or the lease has ended, with ctx's error or that of
-// [lease.loss].
-func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
-	answer, err := repeat(ctx, l.lost, l.timeToLive(), call)
-	switch {
-	case err == nil:
-	case ctx.Err() != nil:
-		err = ctx.Err()
-	case l.loss() != nil:
-		err = l.loss()
-	case errors.Is(err, rpctypes.ErrLeaseNotFound):
-		l.gone()
-	}
-	return answer, err
-}
-
-// acquire joins the line and waits for the turn. The grant that it returns was proven by a
-// read of the revision in the header. An acquisition that fails leaves the line, unless
-// other handles of the session stand there with the same ticket or were granted it.
+// acquire joins the line and waits for the turn. A read at the revision of the header has
+// proven the grant that it returns. An acquisition that fails leaves the line, unless other
+// handles of the session stand there with the same ticket or were granted it.
 //
-// Its other errors: rpctypes.ErrLeaseNotFound when the lease was gone before;
-// [ErrSessionExpired] when the ticket or the lease is lost under way; [ErrLocked] for a join
-// that does not wait; ctx's own; and permanent ones of etcd, bare. When an error says
-// that the lease is gone, the session has ended.
+// Its other errors are
+//
+//   - rpctypes.ErrLeaseNotFound when the lease was gone before;
+//   - [ErrSessionExpired] when the ticket or the lease is lost under way;
+//   - [ErrLocked] for a join that does not wait;
+//   - ctx's own;
+//   - permanent ones of etcd, bare.
+//
+// When an error says that the lease is gone, the session has ended.
 func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()
@@ -97,6 +37,8 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 		return nil, nil, err
 	}
 	q.enter(join)
+	// From here on a key may stand in etcd. Whatever happens, exit comes after enter and
+	// takes care of the key.
 	g, v, err := q.stand(ctx, join)
 	if err == nil {
 		err = l.loss()
@@ -119,13 +61,8 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	return g, v.header, nil
 }
 
-// cleanUpWait is how long a call that has failed waits for its own clean-up. A caller who
-// gives up then usually leaves no key behind when the call returns, and the call returns
-// within a second.
-const cleanUpWait = 500 * time.Millisecond
-
-// stand joins the line and waits until the ticket drawn is granted. Its view has that ticket
-// after an error too.
+// stand joins the line and waits until the ticket drawn is granted. Its view has that
+// ticket after an error too.
 func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
 	for {
 		v, err = q.join(ctx, join)
@@ -149,9 +86,10 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 	}
 }
 
-// join carries out the transaction and shows the ticket drawn or found, and one that
-// is ahead of it. If it must be alone it is [ErrLocked] if one is. After an error the view
-// has the ticket if one stands, without a revision if that is not known.
+// join carries out the transaction. Its view has the ticket that was drawn or found, and a
+// ticket ahead of that if there is one. join returns [ErrLocked] if the transaction must be
+// alone and there is one. After an error the view has the ticket if one stands, without a
+// revision if that is not known.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
 		var found *mvccpb.KeyValue
@@ -186,16 +124,16 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	}
 }
 
-// joinOnce sends the transaction until it is answered. One that replaces the value of the
-// session's key returns that key, if it has found it.
+// joinOnce sends the transaction until it is answered. A transaction that replaces the
+// value of the session's key also returns that key, if it has found it.
 func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		resp, err := l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
-		if err != nil && (ctx.Err() != nil || !definite(err)) { // called off, or not answered
-			// A server that had not read the call yet, or could not commit it yet, may carry
-			// it out much later, even when another one has been answered and the lock been
-			// released again.
+		if err != nil && !definite(err) { // called off, or not answered
+			// A server may carry out a call much later that it had not read yet, or could
+			// not commit yet. By then another call may have been answered and the lock have
+			// been released again.
 			l.seats.at(txn.key, func(s *seat) { s.doubt(time.Now().Add(l.timeToLive())) })
 		}
 		return resp, err
@@ -208,8 +146,8 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb
 }
 
 // setValue gives the session's key the value. It writes over what it has read and nothing
-// else, so that a write that arrives late overwrites nothing that was written meanwhile, by a
-// proclamation for one.
+// else. A write that arrives late therefore overwrites nothing that was written meanwhile,
+// for instance by a proclamation.
 func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, value string) (view, error) {
 	for l := q.lease(); string(found.Value) != value; {
 		resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
@@ -229,15 +167,19 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 		if !v.mine.firstOf(kvs) {
 			return v, ErrSessionExpired
 		}
+		// Somebody else has given the key another value. It is overwritten in the next
+		// round.
 		found = kvs[0]
 	}
 	return v, nil
 }
 
-// look shows, with one linearizable read, who stands directly ahead of mine. It is
-// [ErrSessionExpired] if mine does not stand in line any more. A serializable read would do
-// where an event has told of a revision, but the server tells of it a moment before it
-// shows it (End in server/storage/mvcc/watchable_store_txn.go).
+// look shows, with one linearizable read, who stands directly ahead of mine. It returns
+// [ErrSessionExpired] if mine does not stand in line any more.
+//
+// A serializable read at the revision of an event would not do. The server tells of a
+// revision a moment before it shows that revision (End in
+// server/storage/mvcc/watchable_store_txn.go).
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
 	if err != nil {
@@ -250,20 +192,26 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	return v, nil
 }
 
-// ownWatchDelay is how long a wait lasts before it watches its own key as well.
-// Quick hand-overs are spared that watch; a lost key is heard of this much later.
+// ownWatchDelay is how long a wait lasts before it watches its own key as well. Quick
+// hand-overs are spared that watch. A lost key is heard of this much later.
 const ownWatchDelay = 100 * time.Millisecond
 
-// wait returns the first view that shows nobody ahead. It ends earlier for three
-// reasons only: the ticket is gone, which is [ErrSessionExpired]; ctx, the client or the lease
-// has ended; a look met a permanent error. Whatever else happens, it looks again.
+// wait returns the first view that shows nobody ahead. It ends earlier for three reasons
+// only:
 //
-// It watches two keys for their deletion. The one ahead is watched from now on,
-// because the server serves a watch that starts in the past only every 100 ms
-// (server/storage/mvcc/watchable_store.go). A deletion between the last look and
-// the watch's beginning would be missed, so that a beginning newer than the last
-// look calls for another look. The own key is watched from the revision after a
-// look that has shown it, which leaves no gap; there, 100 ms don't matter.
+//   - the ticket is gone, and wait returns [ErrSessionExpired];
+//   - ctx, the client or the lease has ended;
+//   - a look met a permanent error.
+//
+// Whatever else happens, it looks again. It watches two keys for their deletion.
+//
+// The key ahead is watched from now on, because the server serves a watch that starts in
+// the past only every 100 ms (server/storage/mvcc/watchable_store.go). A deletion between
+// the last look and the beginning of the watch would be missed. So a beginning that is
+// newer than the last look calls for another look.
+//
+// The own key is watched from the revision after a look that has shown it. That leaves no
+// gap. The 100 ms don't matter there.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l, delay := q.lease(), time.NewTimer(ownWatchDelay)
 	defer delay.Stop()
@@ -294,6 +242,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case <-l.lost.Done():
 			return v, l.loss()
 		}
+		// News at or before the revision of the last look tell nothing new.
 		if missed(news, v.header.Revision) {
 			if v, err = q.look(ctx, v.mine); err != nil {
 				return v, err
@@ -303,8 +252,8 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	return v, nil
 }
 
-// watchAhead watches the key ahead from now on, or goes on with the kept watch. The watch may
-// be kept itself, and doesn't end with ctx.
+// watchAhead watches the key ahead from now on, or goes on with the kept watch. The watch
+// may be kept itself, and so does not end with ctx.
 func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	l := q.lease()
 	if w := l.kept.take(v.ahead.key, v.header.Revision); w != nil {
@@ -313,10 +262,10 @@ func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	return watch(context.WithoutCancel(ctx), l.client, l.timeToLive(), v.ahead.key, 0, v3.WithFilterPut())
 }
 
-// leave gives the turn back: it deletes the ticket, which nobody is granted again. It is
-// [ErrSessionExpired] when the turn was lost before: the ticket was gone, or the lease is
-// known to be lost, which leaves no header. After any other error, the clean-up goes on to
-// delete the ticket, because everybody behind it waits.
+// leave gives the turn back. It deletes the ticket, which nobody is granted again. It
+// returns [ErrSessionExpired] when the turn was lost before. Then the ticket was gone, or
+// the lease is known to be lost, which leaves no header. After any other error the clean-up
+// goes on to delete the ticket, because everybody behind it waits.
 func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	need(ctx)
 	l := q.lease()
@@ -335,150 +284,4 @@ func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) 
 		q.clean(t)
 	}
 	return header, err
-}
-
-// remove deletes the ticket, and never a later one of the same name. Its deletion was
-// decided before. A call that finds the ticket gone has done its work if an earlier call may
-// have deleted it; otherwise it is [ErrSessionExpired].
-func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
-	l := q.lease()
-	var calls atomic.Int64
-	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
-		calls.Add(1)
-		return l.client.Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
-	})
-	switch {
-	case err != nil:
-		return nil, err
-	case !resp.Succeeded && calls.Load() == 1:
-		return resp.Header, ErrSessionExpired
-	}
-	return resp.Header, nil
-}
-
-// enter notes that an acquisition begins.
-func (q queue) enter(join joinTxn) {
-	q.lease().seats.at(join.key, func(s *seat) {
-		s.users++
-		if !join.alone {
-			s.waiting++
-		}
-	})
-}
-
-// exit notes that an acquisition has ended, with the ticket t, and starts the clean-up if
-// there is something to clean away. It returns a channel that is closed when the key was
-// seen to be wanted or gone.
-func (q queue) exit(join joinTxn, t ticket, err error) <-chan struct{} {
-	dirty := false
-	q.lease().seats.at(join.key, func(s *seat) {
-		s.users--
-		if !join.alone {
-			s.waiting--
-		}
-		if err != nil && t != (ticket{}) {
-			s.doubt(time.Now())
-		}
-		dirty = s.dirty()
-	})
-	if dirty {
-		return q.clean(ticket{join.key, t.rev})
-	}
-	return nothing
-}
-
-// nothing is what there is to wait for after nothing.
-var nothing = func() <-chan struct{} {
-	done := make(chan struct{})
-	close(done)
-	return done
-}()
-
-// clean takes a ticket that no handle of the session wants out of the line. It looks at the
-// key, and deletes the ticket if it may. It goes on, whatever error a call meets, with a
-// pause that grows, until no such ticket can come to stand any more or the lease is lost: a
-// key that nobody owns would keep all others out. A ticket without a revision is looked for.
-//
-// The channel is closed when a look, and the deletion after it, have met no error. The work
-// has a context of its own, because the caller's has usually ended.
-func (q queue) clean(t ticket) <-chan struct{} {
-	l, tidied := q.lease(), make(chan struct{})
-	tell := sync.OnceFunc(func() { close(tidied) })
-	ended := l.background(func(ctx context.Context) {
-		defer tell()
-		defer l.seats.at(t.key, func(s *seat) { s.endCleaning(tidied) })
-		for n := 0; l.loss() == nil; n++ {
-			began, again := time.Now(), false
-			err := q.tidy(ctx, t)
-			if err == nil {
-				tell()
-			}
-			if l.seats.at(t.key, func(s *seat) { again = s.cleanAgain(tidied, began, err) }); !again {
-				return
-			}
-			sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
-			t.rev = 0
-		}
-	})
-	select {
-	case <-ended: // at once if the session was closed
-		return ended
-	default:
-		return tidied
-	}
-}
-
-// tidy deletes the ticket if no handle wants it. A ticket without a revision is looked for.
-func (q queue) tidy(ctx context.Context, t ticket) (err error) {
-	if t.rev == 0 {
-		if t, err = q.find(ctx, t.key); err != nil || t == (ticket{}) {
-			return err
-		}
-	}
-	doomed := false
-	q.lease().seats.at(t.key, func(s *seat) { doomed = s.doomUnwanted(t) })
-	if !doomed {
-		return nil
-	}
-	if _, err = q.remove(ctx, t); err == ErrSessionExpired {
-		err = nil
-	}
-	return err
-}
-
-// find returns the ticket that stands under the key, or none.
-func (q queue) find(ctx context.Context, key string) (ticket, error) {
-	resp, err := q.get(ctx, key, v3.WithKeysOnly())
-	if err != nil || len(resp.Kvs) == 0 {
-		return ticket{}, err
-	}
-	return ticketOf(resp.Kvs[0]), nil
-}
-
-// get is a linearizable read.
-func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (*v3.GetResponse, error) {
-	l := q.lease()
-	return ask(ctx, l, func(ctx context.Context) (*v3.GetResponse, error) {
-		return l.client.Get(ctx, key, opts...)
-	})
-}
-
-// askForLease finds out whether the lease lives, after its key was seen to be gone. If the
-// lease is gone too, the session has ended when askForLease returns [ErrSessionExpired]. It
-// returns ctx's error if ctx ends before the answer comes.
-func (q queue) askForLease(ctx context.Context) error {
-	l := q.lease()
-	if l.loss() != nil {
-		return ErrSessionExpired
-	}
-	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
-		return l.client.TimeToLive(ctx, l.id)
-	})
-	switch {
-	case err == nil && resp.TTL < 0: // what the server says of a lease that it does not have
-		l.gone()
-	case ctx.Err() != nil:
-		return ctx.Err()
-	}
-	return ErrSessionExpired
 }

@@ -25,8 +25,8 @@ const defaultPart = 128
 // configured. A larger answer is asked for again in smaller parts, see [attempt.smaller].
 const defaultChunk = 4096
 
-// fetch adds the keys to the read set: from the snapshot of the last conflict where
-// that knows them, and from the servers otherwise.
+// fetch adds the keys to the read set. It takes them from the snapshot of the last conflict
+// if that has them, and from the servers otherwise.
 func (a *attempt) fetch(keys []string) { a.load(a.missing(keys), 0, &a.reads) }
 
 // missing takes what the snapshot knows of the keys, and returns what has to be read.
@@ -41,25 +41,6 @@ func (a *attempt) missing(keys []string) (wants []want) {
 		}
 	}
 	return wants
-}
-
-// prefetch reads all that the options ask for, together. The rest of a long range follows
-// at the same revision.
-func (a *attempt) prefetch() {
-	wants := a.missing(a.options.prefetch)
-	for _, iv := range a.options.prefetchRanges {
-		if a.known.spanAt(iv.begin) == nil {
-			wants = append(wants, want{interval: iv})
-		}
-	}
-	a.load(wants, 0, &a.reads)
-	for _, iv := range a.options.prefetchRanges {
-		rev := int64(0)
-		if s := a.reads.spanAt(iv.begin); s != nil {
-			rev = s.rev
-		}
-		a.scan(iv, 0, rev)
-	}
 }
 
 // load reads with as few calls as the limits allow: at the snapshot if the level has one,
@@ -120,8 +101,8 @@ func (a *attempt) smaller(part []want, err error) bool {
 	return true
 }
 
-// refresh replaces what the conflict's answer said, which has grown old in a pause, in one
-// call for all keys.
+// refresh replaces what the conflict's answer said, which has grown old in a pause. It
+// costs one call for all keys.
 func (a *attempt) refresh() {
 	var wants []want
 	for _, key := range slices.Sorted(maps.Keys(a.known.keys)) {
@@ -134,10 +115,11 @@ func (a *attempt) refresh() {
 	a.load(wants, 0, &a.known)
 }
 
-// read reads at a revision from whichever member is asked: serializable. A member that has
-// not come so far refuses ("future revision"), and then the linearizable read at the same
-// revision makes it catch up. What is not pinned to a revision is read linearizably. A
-// revision that was compacted away is of no more use, which is a conflict.
+// read reads at a revision, if one is given, from whichever member is asked. Such a read is
+// serializable. A member that has not come so far refuses it ("future revision"). Then a
+// linearizable read at the same revision makes the member catch up. What is not pinned to a
+// revision is read linearizably. A revision that was compacted away is of no more use, and
+// counts as a conflict.
 func (a *attempt) read(wants []want, at int64) (*pb.ResponseHeader, []*pb.RangeResponse, error) {
 	if at == 0 {
 		return a.get(wants)
@@ -187,8 +169,8 @@ func ranges(answers []*pb.ResponseOp) []*pb.RangeResponse {
 const rounds = 10
 
 // patiently makes a call that changes nothing, and repeats it while its fault passes. The
-// client repeats a Get by itself, but no transaction. So a Get of a key of the call's
-// comes first each time, and rides out the fault for as long as the client is configured to.
+// client repeats a Get by itself, but no transaction. So a Get of a key of the call comes
+// first each time. It rides out the fault for as long as the client is configured to.
 func (a *attempt) patiently(key string, call func() (*v3.TxnResponse, error)) (*v3.TxnResponse, error) {
 	for n := 1; ; n++ {
 		resp, err := call()

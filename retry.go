@@ -15,22 +15,22 @@ import (
 )
 
 // repeat makes a call until it is answered. The answer is a result, or an error that will
-// not change. A fault that passes makes repeat call again, after a pause.
+// not change. After a fault that passes, repeat calls again, after a pause.
 //
-// While a call has no answer, it is sent again beside the first: after a third of the
-// patience, then at intervals that double. The first answer counts, and the others are
-// called off. If nothing were sent again, a silent member would hold its caller up, although
-// other members answer. If the second call replaced the first, a slow server would never
-// answer in time.
+// While a call has no answer, it is sent again beside the first. That happens after a third
+// of the patience, then at intervals that double. The first answer counts, and the others
+// are called off. If nothing were sent again, a silent member would hold its caller up,
+// although other members answer. If the second call replaced the first, a slow server would
+// never answer in time.
 //
-// It is sent twice each time, without a pause, because the members take turns. One of the
-// two then reaches another member than the silent one, whatever calls of others have come
-// in between since the first.
+// The call is sent twice each time, without a pause, because the members take turns. One of
+// the two then reaches another member than the silent one, whatever calls of others have
+// come in between since the first.
 //
 // A call may have been carried out although it was not answered. So only calls that may be
 // repeated belong here.
 //
-// repeat ends without an answer when ctx or until ends, with ctx's error or
+// repeat ends without an answer when ctx or until ends. It then returns ctx's error or
 // [context.Canceled].
 func repeat[R any](
 	ctx, until context.Context, patience time.Duration, call func(context.Context) (R, error),
@@ -135,8 +135,10 @@ func pause(ctx, until context.Context, n int) {
 	sleep(ctx, until, jitter(min(10*time.Millisecond<<min(n, 10), longestPause)))
 }
 
+// jitter leaves up to a half of the time out.
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/2+1) }
 
+// sleep waits for the time, or until one of the contexts ends.
 func sleep(ctx, until context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -150,9 +152,9 @@ func sleep(ctx, until context.Context, d time.Duration) {
 // forever is the until of what ends with its ctx alone.
 var forever = context.Background()
 
-// transient tells a fault that passes, such as a lost connection or an election
-// among the servers, from an answer that will not change. The caller asks about
-// its own context first: a timeout that is not its own is the server's.
+// transient tells a fault that passes, such as a lost connection or an election among the
+// servers, from an answer that will not change. The caller asks about its own context
+// first. A timeout that is not the caller's is the server's.
 func transient(err error) bool {
 	var answer rpctypes.EtcdError
 	if errors.As(err, &answer) {
@@ -171,9 +173,9 @@ func transient(err error) bool {
 	return strings.HasSuffix(err.Error(), "raft proposal dropped")
 }
 
-// definite reports whether err is an answer of etcd's that rules out that the
-// call was carried out. A server that has just run out of space carries it out and
-// complains then (server/etcdserver/apply/quota.go).
+// definite reports whether err is an answer of etcd's that rules out that the call was
+// carried out. A server that has just run out of space carries the call out and complains
+// then (server/etcdserver/apply/quota.go).
 func definite(err error) bool {
 	var answer rpctypes.EtcdError
 	return errors.As(err, &answer) && answer.Code() != codes.Unavailable && !errors.Is(err, rpctypes.ErrNoSpace)

@@ -1,8 +1,8 @@
 package concurrency
 
 import (
+	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -30,12 +30,19 @@ type seat struct {
 // grant is the turn that a ticket was given. All handles that were given it share it.
 type grant struct {
 	ticket
-	over atomic.Bool // its ticket is being deleted, or was seen to be gone
+	over    context.Context // ends when the ticket is being deleted, or was seen to be gone
+	setOver context.CancelFunc
+}
+
+func newGrant(t ticket) *grant {
+	g := &grant{ticket: t}
+	g.over, g.setOver = context.WithCancel(context.Background())
+	return g
 }
 
 // seats are those of one lease on one client.
 type seats struct {
-	shared *shared // lives as long as its seats do: else the lease would get others
+	keeps any // what finds the seats of a lease: while it lives, the lease gets no others
 
 	mu sync.Mutex       // guards of and all seats; never held across a call
 	of map[string]*seat // by key
@@ -57,6 +64,7 @@ func (s *seats) at(key string, f func(*seat)) {
 	}
 }
 
+// idle reports whether nothing rests on the seat.
 func (s *seat) idle() bool { return s.users == 0 && s.granted == nil && s.unsure.IsZero() }
 
 // grant gives t the turn. It returns nil if the deletion of t was decided, or a newer ticket
@@ -67,7 +75,7 @@ func (s *seat) grant(t ticket) *grant {
 		return nil
 	case s.granted == nil || s.granted.rev < t.rev:
 		s.lose(t.rev)
-		s.granted = &grant{ticket: t}
+		s.granted = newGrant(t)
 	}
 	return s.granted
 }
@@ -76,7 +84,7 @@ func (s *seat) grant(t ticket) *grant {
 func (s *seat) doom(t ticket) {
 	s.doomed = max(s.doomed, t.rev)
 	if s.granted != nil && s.granted.rev <= t.rev {
-		s.granted.over.Store(true)
+		s.granted.setOver()
 	}
 }
 
@@ -96,7 +104,7 @@ func (s *seat) doomUnwanted(t ticket) bool {
 // lose notes that the tickets up to the revision are gone, or left to the clean-up.
 func (s *seat) lose(rev int64) {
 	if s.granted != nil && s.granted.rev <= rev {
-		s.granted.over.Store(true)
+		s.granted.setOver()
 		s.granted = nil
 	}
 }
@@ -125,6 +133,7 @@ func (s *seat) cleanAgain(cleaner <-chan struct{}, began time.Time, err error) b
 	return true
 }
 
+// endCleaning leaves the place of the clean-up to the next one.
 func (s *seat) endCleaning(cleaner <-chan struct{}) {
 	if s.cleaner == cleaner {
 		s.cleaner = nil

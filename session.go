@@ -10,12 +10,12 @@ import (
 // defaultTTL is the TTL in seconds of a session that asks for none.
 const defaultTTL = 60
 
-// Session is a lease that is kept alive. Locks and candidacies are bound to it:
-// they end with it at the latest.
+// Session is a lease that is kept alive. Locks and candidacies are bound to the lease, and
+// end with it at the latest.
 //
 // A Session may be copied, and the copies are one session. The zero Session is a
-// placeholder that no lock or election can use; its Ctx and Done are nil.
-// All methods may be called from any goroutine.
+// placeholder that no lock or election can use. Its Ctx and Done are nil. All methods may
+// be called from any goroutine.
 type Session struct {
 	client *v3.Client
 	id     v3.LeaseID
@@ -27,17 +27,10 @@ type Session struct {
 // SessionOption configures [NewSession].
 type SessionOption func(*sessionOptions)
 
-type sessionOptions struct {
-	ttl     int
-	leaseID v3.LeaseID
-	ctx     context.Context
-	margin  time.Duration
-}
-
-// WithTTL sets the time to live, in seconds, of the lease that [NewSession]
-// asks for. It is the time for which a session that has died keeps others out.
-// The server may grant more: never less than one and a half of its election
-// timeout. A ttl of zero or less asks for the default of 60 seconds.
+// WithTTL sets the time to live, in seconds, of the lease that [NewSession] asks for. A
+// session that has died keeps others out for that time. The server may grant more, because
+// it grants never less than one and a half of its election timeout. A ttl of zero or less
+// asks for the default of 60 seconds.
 func WithTTL(ttl int) SessionOption {
 	return func(o *sessionOptions) {
 		if ttl > 0 {
@@ -48,9 +41,9 @@ func WithTTL(ttl int) SessionOption {
 	}
 }
 
-// WithLease makes the session keep an existing lease alive, for instance that of
-// a process which led before it was restarted, instead of a new one. Its TTL is
-// the one with which it was granted. Sessions on one lease are one participant; those of
+// WithLease makes the session keep an existing lease alive, and not a new one. A process
+// that was restarted can so go on with the lease of the time before. The TTL is the one
+// with which the lease was granted. Sessions on one lease are one participant. Sessions of
 // different clients or processes don't know what the others are doing, and must not use one
 // name at the same time.
 //
@@ -60,10 +53,9 @@ func WithLease(leaseID v3.LeaseID) SessionOption {
 	return func(o *sessionOptions) { o.leaseID = leaseID }
 }
 
-// WithContext bounds the session by ctx instead of by the client's context.
-// When ctx ends, NewSession gives up, and an open session ends as if it had been
-// orphaned, with the cause of ctx; [Session.Close] then abandons the lease,
-// which expires by itself, instead of revoking it.
+// WithContext bounds the session by ctx, and not by the client's context. When ctx ends,
+// NewSession gives up. An open session ends as if it had been orphaned, with the cause of
+// ctx. [Session.Close] does not revoke the lease then. The lease expires by itself.
 func WithContext(ctx context.Context) SessionOption {
 	if ctx == nil {
 		panic("concurrency: WithContext: nil context")
@@ -71,34 +63,35 @@ func WithContext(ctx context.Context) SessionOption {
 	return func(o *sessionOptions) { o.ctx = ctx }
 }
 
-// WithSafetyMargin makes the session give up this much before its lease could end: it
-// is the time that a holder who hears of the loss has to stop, and what clocks may
-// differ and processes pause without two owning at once. It shortens by as much the
-// time over which faults are ridden out.
+// WithSafetyMargin makes the session give up this much before its lease could end. A holder
+// who hears of the loss has the margin to stop. Clocks may differ, and processes may pause,
+// by as much without two owning at once. The margin shortens the time over which faults are
+// ridden out by as much.
 func WithSafetyMargin(d time.Duration) SessionOption {
 	return func(o *sessionOptions) { o.margin = d }
 }
 
-// NewSession opens a session: it has a lease granted, in one call, and keeps it
-// alive in the background until the session is closed or orphaned, the client is
-// closed, or the lease is lost.
+// NewSession opens a session. It has a lease granted, in one call, and keeps the lease
+// alive in the background. It does so until the session is closed or orphaned, the client
+// is closed, or the lease is lost.
 //
-// It blocks until a server answers, and at most for the TTL asked for (60 s if none was,
-// with [WithLease] too). If that answer took more than half of the lease's life, it also
-// waits for the first renewal, at most for the TTL once more, and a second for giving the
-// lease back. It ends with the context given with [WithContext].
+// It blocks until a server answers, and at most for the TTL asked for. That is 60 s if none
+// was, with [WithLease] too. If the answer took more than half of the lease's life,
+// NewSession also waits for the first renewal, at most for the TTL once more. Giving the
+// lease back may then take another second. NewSession ends with the context given with
+// [WithContext].
 //
 // Its errors are those of the environment:
 //
-//   - the context's, exactly; [context.Canceled] when the client is closed;
+//   - the context's, exactly, and [context.Canceled] when the client is closed;
 //   - one that names the endpoints and wraps [context.DeadlineExceeded], if no server has
 //     answered in time;
 //   - etcd's, of which rpctypes.ErrLeaseNotFound says that the lease given with [WithLease]
 //     does not exist.
 //
-// A safety margin that is negative, or not shorter than the TTL, is an error too. A failed
-// NewSession revokes a lease that it was granted. If the grant was never answered, a lease
-// without keys may be left, which expires by itself.
+// A safety margin that is negative, or not shorter than the TTL, is an error too. A
+// NewSession that fails revokes the lease that it was granted. If the grant was never
+// answered, a lease without keys may be left, which expires by itself.
 //
 // NewSession panics if client or an option is nil.
 func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {
@@ -120,7 +113,7 @@ func optionsOf(client *v3.Client, opts []SessionOption) sessionOptions {
 	return o
 }
 
-// open opens a session that lives at most as long as o.ctx; ctx bounds the opening.
+// open opens a session that lives at most as long as o.ctx. ctx bounds the opening.
 func open(ctx context.Context, client *v3.Client, o sessionOptions) (*Session, error) {
 	if client.Ctx().Err() != nil {
 		return nil, context.Canceled
@@ -149,22 +142,28 @@ func (s *Session) Client() *v3.Client { return s.client }
 // Lease returns the ID of the session's lease.
 func (s *Session) Lease() v3.LeaseID { return s.id }
 
-// Ctx returns a context that is cancelled when the session ends, just before
-// [Session.Done] closes. [context.Cause] tells why: [ErrSessionExpired] when the
-// lease was lost; [context.Canceled] after Close, Orphan or the closing of the
-// client; and otherwise the cause of the context given with [WithContext].
+// Ctx returns a context that is cancelled when the session ends, just before [Session.Done]
+// closes. [context.Cause] tells why:
 //
-// Its Err looks at the clock, so that a process that was stopped beyond the deadline learns
-// it with its first look, before any timer has run. A context that is derived from it learns
-// it a moment later, when the timer has run.
+//   - [ErrSessionExpired] when the lease was lost;
+//   - [context.Canceled] after Close, Orphan or the closing of the client;
+//   - the cause of the context given with [WithContext], when that has ended.
+//
+// Err of the context looks at the clock. A process that was stopped beyond the deadline
+// learns of it with its first look, before any timer has run. A context that is derived
+// from it learns of it a moment later, when the timer has run.
 func (s *Session) Ctx() context.Context { return s.ctx }
 
-// Done returns a channel that is closed when the session ends: it is closed,
-// orphaned, or its lease is lost. A lease is lost when the server says so, to a renewal or to
-// any other call of the session, or when its TTL, less the margin given with
-// [WithSafetyMargin], has passed since the last answered renewal was sent. A renewal is sent
-// every third of that time, and its answer counts however late it comes. No other client can be given what the lease guards before that time,
-// provided that the clocks of this process and of the servers run at the same rate.
+// Done returns a channel that is closed when the session ends: it is closed or orphaned, or
+// its lease is lost. A lease is lost in two cases:
+//
+//   - The server says so, in answer to a renewal or to any other call of the session.
+//   - The TTL has passed since the last answered renewal was sent, less the margin given
+//     with [WithSafetyMargin].
+//
+// A renewal is sent every third of that time, and its answer counts however late it comes.
+// No other client can be given what the lease guards before Done closes, provided that the
+// clocks of this process and of the servers run at the same rate.
 func (s *Session) Done() <-chan struct{} {
 	if s.lease != nil {
 		s.lease.expire()
@@ -172,9 +171,9 @@ func (s *Session) Done() <-chan struct{} {
 	return s.done
 }
 
-// TTL returns the time to live of the session's lease as the server granted it, which
-// may be more than was asked for; 0 for the zero Session. That of a lease that cannot exist is
-// the one asked for.
+// TTL returns the time to live of the session's lease. The server may have granted more
+// than was asked for. TTL is 0 for the zero Session. For a lease that cannot exist, TTL is
+// what was asked for.
 func (s *Session) TTL() time.Duration {
 	if s.lease == nil {
 		return 0
@@ -183,8 +182,8 @@ func (s *Session) TTL() time.Duration {
 }
 
 // Deadline returns the time at which the session will end unless a renewal is answered
-// before: the sending of the last answered one, plus the TTL, less the margin given with
-// [WithSafetyMargin]. That of a session which has ended means nothing.
+// before. It is the sending of the last answered renewal, plus the TTL, less the margin
+// given with [WithSafetyMargin]. The deadline of a session that has ended means nothing.
 func (s *Session) Deadline() time.Time {
 	if s.lease == nil {
 		return time.Time{}
@@ -192,10 +191,10 @@ func (s *Session) Deadline() time.Time {
 	return s.lease.clock.until()
 }
 
-// Orphan ends the session but leaves the lease, which expires after at most its
-// TTL unless somebody else renews it. Locks and elections of an orphaned session
-// go on working, for as long as the lease lives. No goroutine that renews is left
-// when Orphan returns; it makes no call.
+// Orphan ends the session but leaves the lease. The lease expires after at most its TTL
+// unless somebody else renews it. Locks and elections of an orphaned session go on working
+// for as long as the lease lives. Orphan makes no call. No goroutine that renews is left
+// when it returns.
 func (s *Session) Orphan() {
 	if s.lease != nil {
 		s.lease.finish(orphaned)
@@ -203,15 +202,14 @@ func (s *Session) Orphan() {
 	}
 }
 
-// Close ends the session and revokes its lease, whereby etcd deletes the keys of
-// all its locks and candidacies, in one call. Waiting calls on the session return
-// [ErrSessionExpired].
+// Close ends the session and revokes its lease, in one call. etcd then deletes the keys of
+// all its locks and candidacies. Waiting calls on the session return [ErrSessionExpired].
 //
-// It blocks until the revocation is answered, repeats it over transient faults,
-// and ends with the context given with [WithContext], or when the lease must
-// have expired by itself: with the context's error, in both cases. A lease that
-// is gone already is no error, so that Close may be called twice. Nothing of the
-// session runs when Close has returned.
+// It blocks until the revocation is answered, and repeats it over transient faults. It
+// gives up when the context given with [WithContext] ends, or when the lease must have
+// expired by itself, and returns the error of the context that has ended. A lease that is
+// gone already is no error, so Close may be called twice. Nothing of the session runs when
+// Close has returned.
 func (s *Session) Close() error {
 	if s.lease == nil {
 		return nil

@@ -7,8 +7,8 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// shared is what the sessions and the transactions of one client have in common. It
-// lives for as long as a session or a running transaction of the client refers to it.
+// shared is what the sessions and the transactions of one client have in common. It lives
+// for as long as a session or a running transaction of the client refers to it.
 type shared struct {
 	renewals   renewals
 	contention contention // of the transactions
@@ -24,6 +24,7 @@ var registry struct {
 	of weakMap[weak.Pointer[v3.Client], shared]
 }
 
+// sharedOf finds what the client shares, or begins it.
 func sharedOf(client *v3.Client) *shared {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
@@ -33,38 +34,8 @@ func sharedOf(client *v3.Client) *shared {
 // seatsOf returns the seats of a lease. Sessions that were opened on one lease, such as
 // the session of a resumed election and the orphaned one before it, share them. Otherwise
 // one session would take a ticket of the other for its own leftover.
-func (s *shared) seatsOf(lease v3.LeaseID) *seats {
+func (s *shared) seatsOf(id v3.LeaseID) *seats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.seats.get(lease, func() *seats { return &seats{shared: s, of: map[string]*seat{}} })
-}
-
-// weakMap has values for as long as somebody else refers to them. The caller guards it.
-type weakMap[K comparable, V any] struct {
-	of    map[K]weak.Pointer[V]
-	limit int // of entries, at which those without a value are swept out
-}
-
-// get returns the value of the key, and makes it if nobody refers to one any more. There
-// is no callback that removes a dead entry, because the runtime would run it on a
-// goroutine that outlives the program's own. The map sweeps itself whenever its size has
-// doubled, so that an entry costs a constant time.
-func (m *weakMap[K, V]) get(key K, fresh func() *V) *V {
-	if v := m.of[key].Value(); v != nil {
-		return v
-	}
-	if len(m.of) >= m.limit {
-		for k, p := range m.of {
-			if p.Value() == nil {
-				delete(m.of, k)
-			}
-		}
-		m.limit = 2*len(m.of) + 8
-	}
-	if m.of == nil {
-		m.of = map[K]weak.Pointer[V]{}
-	}
-	v := fresh()
-	m.of[key] = weak.Make(v)
-	return v
+	return s.seats.get(id, func() *seats { return &seats{keeps: s, of: map[string]*seat{}} })
 }

@@ -3,38 +3,44 @@ package concurrency
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// NewSTM runs apply as a transaction: its reads through the [STM] are isolated from
-// other transactions and its writes take effect together, when it has returned nil.
-// When the commit conflicts, apply is run again, on newer values, until it commits. So
-// apply may run many times, and should have no effects but those through its STM. It
-// runs on the caller's goroutine, where a panic in it, or runtime.Goexit, does what it
-// does anywhere, and nothing is committed.
+// NewSTM runs apply as a transaction. The reads of apply through the [STM] are isolated
+// from other transactions. Its writes take effect together when it has returned nil. When
+// the commit conflicts, apply is run again, on newer values, until it commits. So apply may
+// run many times, and should have no effects but those through its STM. It runs on the
+// caller's goroutine, where a panic in it, or runtime.Goexit, does what it does anywhere.
+// Nothing is committed then.
 //
-// The response is that of the commit; the responses to the writes stand in the
-// order in which their keys were first written. A transaction that only read needs no
-// commit, except at [RepeatableReads] and with [WithGuard]: its response is a
-// successful one with the header of its reads.
+// The response is that of the commit. The responses to the writes stand in the order in
+// which their keys were first written. A transaction that only read needs no commit, except
+// at [RepeatableReads] and with [WithGuard]. Its response is a successful one with the
+// header of its reads.
 //
 // Errors, with which nothing is committed unless said otherwise:
 //   - what apply returned, as it is;
-//   - the error of the abort context, as it is, unless it ended during the commit;
-//     context.Canceled if the client was closed before;
+//   - the error of the abort context, as it is, unless the context ended during the commit;
+//   - context.Canceled if the client was closed before;
 //   - [ErrGuardFailed];
-//   - etcd's, as they are: rpctypes.ErrTooManyOps if the commit is over the servers'
-//     limit of operations, rpctypes.ErrRequestTooLarge if it is over their limit of
+//   - rpctypes.ErrTooManyOps, as it is, if the commit is over the servers' limit of
+//     operations;
+//   - rpctypes.ErrRequestTooLarge, as it is, if the commit is over the servers' limit of
 //     bytes, and the client's own error if it is over the client's;
 //   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
-//   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered,
-//     and the error of the abort context if that has ended. Such a commit may have been
-//     carried out. It is not repeated.
+//   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered. It
+//     also wraps the error of the abort context if that has ended. Such a commit may have
+//     been carried out. It is not repeated.
 //
-// Reads, and commits that write nothing, ride out a lost connection or leader for as
-// long as a Get of the client does. A transaction costs one call for each Get or Rev
-// that fetches, and one for the commit. NewSTM panics if c or apply is nil.
+// Reads, and commits that write nothing, ride out a lost connection or leader for as long
+// as a Get of the client does. A transaction costs one call for each Get or Rev that
+// fetches, and one for the commit. NewSTM panics if c or apply is nil.
 func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnResponse, error) {
 	if c == nil {
 		panic("concurrency: NewSTM: nil client")
@@ -46,13 +52,17 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 	for _, opt := range so {
 		opt(&o)
 	}
-	next := carried{part: cmp.Or(o.maxOps, defaultPart), chunk: defaultChunk, contender: newContender(c)}
+	next := carried{part: cmp.Or(o.maxOps, defaultPart), chunk: defaultChunk, contender: sharedOf(c).contention.newContender()}
 	for {
 		a := &attempt{client: c, options: o, level: levels[o.isolation], carried: next}
 		if err := a.ended(); err != nil {
 			return nil, err
 		}
-		resp, err := a.run(apply)
+		err := a.run(apply)
+		var resp *v3.TxnResponse
+		if err == nil {
+			resp, err = a.commit()
+		}
 		switch err = a.account(err); err {
 		case errConflict:
 			next = a.rest()
@@ -85,4 +95,69 @@ func NewSTMSerializable(ctx context.Context, c *v3.Client, apply func(STM) error
 // Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
 func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
 	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(ReadCommitted))
+}
+
+// account counts the attempt, which has ended with err, and tells the observer. It returns
+// the error that is to be returned instead if that was the last attempt allowed.
+func (a *attempt) account(err error) error {
+	a.attempts++
+	if err == errConflict {
+		a.conflicts++
+	}
+	last := err == errConflict && a.conflicts == a.options.maxConflicts
+	if a.options.observer == nil && !last {
+		return err
+	}
+	var keys []string
+	if err == errConflict {
+		keys = a.conflicting()
+	}
+	if a.options.observer != nil {
+		a.met.Number, a.met.Err, a.met.Keys = a.attempts, err, keys
+		a.met.Paused += a.paused
+		switch err {
+		case errConflict:
+			a.met.Err = ErrConflict
+		case errRetry:
+			a.met.Err = ErrBlocked
+		}
+		a.options.observer(a.met)
+	}
+	if last {
+		return fmt.Errorf("%w: %d attempts, the last one over %s", ErrConflict, a.conflicts, list(keys))
+	}
+	return err
+}
+
+// conflicting are the keys over which the attempt has conflicted, as far as the snapshot of
+// the next one tells.
+func (a *attempt) conflicting() (keys []string) {
+	switch {
+	case errors.Is(a.err, errConflict): // a read found its snapshot compacted
+		return nil
+	case a.header == nil:
+		for _, s := range a.reads.spans {
+			keys = append(keys, s.name())
+		}
+		keys = append(keys, slices.Collect(maps.Keys(a.reads.keys))...)
+	default:
+		keys = differences(&a.reads, &a.known)
+	}
+	if len(keys) == 0 { // what was read has not changed
+		for _, w := range a.writes {
+			keys = append(keys, w.key)
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// list is the text of some names, of which many are only counted.
+func list(names []string) string {
+	const shown = 10
+	text := strings.Join(names[:min(shown, len(names))], ", ")
+	if more := len(names) - shown; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }

@@ -1,0 +1,106 @@
+package concurrency
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// cleanUpWait is how long a call that has failed waits for its own clean-up. A caller who
+// gives up then usually leaves no key behind when the call returns. The call still returns
+// within a second.
+const cleanUpWait = 500 * time.Millisecond
+
+// enter notes that an acquisition begins. A join that must be alone does not wait with a
+// ticket. It keeps no clean-up of an earlier acquisition from its work.
+func (q queue) enter(join joinTxn) {
+	q.lease().seats.at(join.key, func(s *seat) {
+		s.users++
+		if !join.alone {
+			s.waiting++
+		}
+	})
+}
+
+// exit notes that an acquisition has ended, with the ticket t. It starts the clean-up if
+// there is something to clean away. The channel that it returns is closed when the key was
+// seen to be wanted or gone.
+func (q queue) exit(join joinTxn, t ticket, err error) <-chan struct{} {
+	dirty := false
+	q.lease().seats.at(join.key, func(s *seat) {
+		s.users--
+		if !join.alone {
+			s.waiting--
+		}
+		if err != nil && t != (ticket{}) {
+			s.doubt(time.Now())
+		}
+		dirty = s.dirty()
+	})
+	if dirty {
+		return q.clean(ticket{join.key, t.rev})
+	}
+	return nothing
+}
+
+// nothing is what there is to wait for after nothing.
+var nothing = func() <-chan struct{} {
+	done := make(chan struct{})
+	close(done)
+	return done
+}()
+
+// clean takes a ticket that no handle of the session wants out of the line. It looks at the
+// key, and deletes the ticket if it may. It goes on, whatever error a call meets, with a
+// pause that grows. It ends when no such ticket can come to stand any more, or when the
+// lease is lost. A key that nobody owns would keep all others out. A ticket without a
+// revision is looked for.
+//
+// The channel is closed when a look, and the deletion after it, have met no error. The work
+// has a context of its own, because the caller's has usually ended.
+func (q queue) clean(t ticket) <-chan struct{} {
+	l, tidied := q.lease(), make(chan struct{})
+	tell := sync.OnceFunc(func() { close(tidied) })
+	ended := l.background(func(ctx context.Context) {
+		defer tell()
+		defer l.seats.at(t.key, func(s *seat) { s.endCleaning(tidied) })
+		for n := 0; l.loss() == nil; n++ {
+			began, again := time.Now(), false
+			err := q.tidy(ctx, t)
+			if err == nil {
+				tell()
+			}
+			if l.seats.at(t.key, func(s *seat) { again = s.cleanAgain(tidied, began, err) }); !again {
+				return
+			}
+			sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
+			// The ticket that stands next time may be a later one, of a join that was not
+			// answered.
+			t.rev = 0
+		}
+	})
+	select {
+	case <-ended: // at once if the session was closed
+		return ended
+	default:
+		return tidied
+	}
+}
+
+// tidy deletes the ticket if no handle wants it. A ticket without a revision is looked for.
+func (q queue) tidy(ctx context.Context, t ticket) (err error) {
+	if t.rev == 0 {
+		if t, err = q.find(ctx, t.key); err != nil || t == (ticket{}) {
+			return err
+		}
+	}
+	doomed := false
+	q.lease().seats.at(t.key, func(s *seat) { doomed = s.doomUnwanted(t) })
+	if !doomed {
+		return nil
+	}
+	if _, err = q.remove(ctx, t); err == ErrSessionExpired {
+		err = nil
+	}
+	return err
+}

@@ -1,0 +1,205 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// sessionOptions are what a session is opened with.
+type sessionOptions struct {
+	ttl     int
+	leaseID v3.LeaseID
+	ctx     context.Context
+	margin  time.Duration
+}
+
+// openLease has a lease granted or takes over the one in o, and keeps it alive.
+func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease, error) {
+	asked := seconds(min(int64(o.ttl), math.MaxInt32))
+	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
+		return nil, marginError(o.margin, asked)
+	}
+	l := &lease{client: client, id: o.leaseID, parent: o.ctx}
+	l.done = make(chan struct{})
+	l.clock.ttl, l.clock.margin = asked, o.margin
+	l.ctx, l.end = context.WithCancelCause(o.ctx)
+	l.ctx = &punctual{l.ctx, l.expire}
+	l.lost, l.setLost = context.WithCancel(context.Background())
+	if l.id >= v3.NoLease {
+		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
+			l.end(err)
+			return nil, err
+		}
+	}
+	l.seats = sharedOf(client).seatsOf(l.id)
+	if l.id < v3.NoLease { // no lease can have this ID
+		l.gone()
+		return l, nil
+	}
+	l.clock.start(l.expire)
+	l.use()
+	// The end of ctx comes here, whatever ended it. This is where the context given with
+	// WithContext, or the client's, ends the session.
+	context.AfterFunc(l.ctx, func() {
+		if client.Ctx().Err() != nil {
+			l.finish(clientClosed)
+		}
+		l.finish(contextEnded)
+		l.unuse()
+	})
+	return l, nil
+}
+
+// obtain has a lease granted, or asks what is left of the one given, and begins to renew
+// it.
+//
+// The answer may have taken so long that another one would come after the deadline. Then
+// obtain waits for the answer to a renewal. All later answers come a third of a life apart,
+// however long each of them takes.
+func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) error {
+	begun, given := time.Now(), l.id != v3.NoLease
+	left, err := l.ask(ctx, ttl, asked)
+	if err != nil {
+		return err
+	}
+	l.clock.deadline = begun.Add(left - l.clock.margin)
+	took := time.Since(begun)
+	renewed := make(chan struct{}, 1)
+	l.renewal = l.newRenewal(func(sent time.Time, ttl time.Duration) {
+		l.answered(sent, ttl)
+		select {
+		case renewed <- struct{}{}:
+		default:
+		}
+	})
+	third := l.renewal.interval
+	l.renewal.due = begun.Add(third - rand.N(third/10+1)) // sessions opened together part
+	if given {                                            // less than a third of its life may be left
+		l.renewal.due = begun
+	}
+	l.renewal.keep(l.client)
+	if time.Until(l.clock.until()) > took {
+		return nil
+	}
+	if err = l.firstRenewal(ctx, renewed); err == nil {
+		return nil
+	}
+	// The lease can't be kept alive. What renews it ends before the lease is given back.
+	l.renewal.leave()
+	l.renewal.wait()
+	if given {
+		return err
+	}
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // of a lease that was granted just now
+		err = noAnswer(l.client, l.clock.ttl, "renew its lease in time", context.DeadlineExceeded)
+	}
+	if !l.revoked.Load() {
+		l.giveBack()
+	}
+	return err
+}
+
+// firstRenewal waits for the first answer to a renewal that comes in time.
+func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error {
+	bound, cancel := context.WithTimeout(ctx, l.clock.ttl)
+	defer cancel()
+	for {
+		select {
+		case <-renewed:
+			if time.Now().Before(l.clock.until()) {
+				return nil
+			}
+		case <-l.ctx.Done():
+			return rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
+		case <-bound.Done():
+			err := bound.Err()
+			if trouble := l.renewal.trouble(); trouble != nil {
+				err = fmt.Errorf("%w, after %w", err, trouble)
+			}
+			return noAnswer(l.client, l.clock.ttl, "renew its lease", err)
+		}
+	}
+}
+
+// ask returns the remaining life of the lease when the call was begun. It tells a server
+// that did not answer from the end of ctx.
+func (l *lease) ask(ctx context.Context, ttl int64, within time.Duration) (left time.Duration, err error) {
+	bound, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	what := "grant a lease"
+	if l.id == v3.NoLease {
+		left, err = l.create(bound, ttl)
+	} else {
+		what = "tell of the lease"
+		left, err = l.adopt(bound)
+	}
+	if err != nil && bound.Err() != nil {
+		err = noAnswer(l.client, within, what, bound.Err())
+	}
+	return left, err
+}
+
+// create asks for a lease of ttl seconds and returns its remaining life. An answer that
+// comes too late is as good as none, and that lease is given back.
+func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err error) {
+	resp, err := l.client.Grant(ctx, ttl)
+	if err != nil {
+		return 0, err
+	}
+	l.id, l.clock.ttl = resp.ID, seconds(resp.TTL)
+	if err := ctx.Err(); err != nil {
+		l.giveBack()
+		return 0, err
+	}
+	return l.clock.ttl, nil
+}
+
+// adopt asks for the remaining life of a lease that exists. The server tells it in whole
+// seconds, rounded down.
+func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
+	resp, err := l.client.TimeToLive(ctx, l.id)
+	if err != nil {
+		return 0, err
+	}
+	l.clock.ttl, left = seconds(resp.GrantedTTL), seconds(resp.TTL)
+	switch {
+	case left < 0: // what the server says of a lease it does not have
+		return 0, rpctypes.ErrLeaseNotFound
+	case l.clock.margin >= l.clock.ttl:
+		return 0, marginError(l.clock.margin, l.clock.ttl)
+	}
+	return left, nil
+}
+
+// giveBack revokes a lease that was granted for nothing. Its own error is not told, because
+// the first error is the one to tell.
+func (l *lease) giveBack() {
+	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
+	defer cancel()
+	_, _ = l.client.Revoke(ctx, l.id)
+}
+
+// newRenewal renews every third of the session's life. A round trip of half the TTL is then
+// enough to keep the lease. Clients without streams of their own renew by calls, one beside
+// the other.
+func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) keeper {
+	life := l.clock.ttl - l.clock.margin
+	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}
+	if !ownStreams(l.client) {
+		k.once = func(ctx context.Context) (time.Duration, error) {
+			resp, err := l.client.KeepAliveOnce(ctx, l.id)
+			if err != nil {
+				return 0, err
+			}
+			return seconds(resp.TTL), nil
+		}
+	}
+	return keeper{&sharedOf(l.client).renewals, k}
+}

@@ -1,0 +1,202 @@
+package concurrency
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// renewal is one lease that is kept alive.
+type renewal struct {
+	id       v3.LeaseID
+	interval time.Duration // between two sendings: a third of the session's life
+	ctx      context.Context
+
+	// answer is told when a renewal that was answered had been sent, and how long the lease
+	// lives from then on: zero if the server does not have it. It is called without locks.
+	answer func(sent time.Time, ttl time.Duration)
+
+	// once renews the lease by a call of its own; nil: on a stream. An answer is of no use
+	// after useful.
+	once   func(ctx context.Context) (ttl time.Duration, err error)
+	useful time.Duration
+
+	// The renewals of the client guard what follows.
+	due      time.Time
+	proven   time.Time // when the newest renewal was sent that was answered
+	failures int       // calls that failed in a row
+	suspect  bool      // the first that a stream had not answered when it broke
+	over     bool      // nothing is to be sent any more
+
+	calls sync.WaitGroup  // by once
+	last  *sync.WaitGroup // what ran for all leases of the client, if this was the last
+}
+
+// soon is when k may be sent together with others, a tenth of its interval before it is
+// due.
+func (k *renewal) soon() time.Time {
+	if k.failures > 0 { // the pause is not to be cut short
+		return k.due
+	}
+	return k.due.Add(-k.interval / 10)
+}
+
+// wait returns when nothing runs that renews k, after it has left.
+func (k *renewal) wait() {
+	if k == nil {
+		return
+	}
+	k.calls.Wait()
+	if k.last != nil {
+		k.last.Wait()
+	}
+}
+
+// stream is a stream of renewals to one member.
+type stream struct {
+	opened int // for the nth renewal of the client
+	cancel context.CancelFunc
+	wake   chan struct{} // the sender has work
+
+	// The renewals of the client guard what follows.
+	queue []sending                // to be sent, in this order
+	owed  map[v3.LeaseID][]sending // not answered, in the order of sending; the queue is part of it
+}
+
+// sending is a renewal that is or will be sent, at this time or later.
+type sending struct {
+	of  *renewal
+	at  time.Time
+	nth int // of all renewals of the client
+}
+
+// add puts a renewal into the queue. This time is what counts. From then on an answer is
+// owed, and the session lives from then on if the answer comes.
+func (s *stream) add(x sending) {
+	s.queue = append(s.queue, x)
+	s.owed[x.of.id] = append(s.owed[x.of.id], x)
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// next takes the next lease to be renewed from the queue, or none. A lease that nobody keeps
+// alive any more is left out.
+func (s *stream) next() v3.LeaseID {
+	for len(s.queue) > 0 {
+		x := s.queue[0]
+		if s.queue = s.queue[1:]; len(s.queue) == 0 {
+			s.queue = nil
+		}
+		if !x.of.over {
+			return x.of.id
+		}
+		s.remove(x)
+	}
+	return v3.NoLease
+}
+
+// answered returns the renewal to which the next answer for a lease belongs.
+func (s *stream) answered(id v3.LeaseID) (sending, bool) {
+	if len(s.owed[id]) == 0 {
+		return sending{}, false
+	}
+	x := s.owed[id][0]
+	s.remove(x)
+	return x, true
+}
+
+// remove forgets a renewal that was answered, or is not sent.
+func (s *stream) remove(x sending) {
+	id := x.of.id
+	s.owed[id] = slices.DeleteFunc(s.owed[id], func(other sending) bool { return other.nth == x.nth })
+	if len(s.owed[id]) == 0 {
+		delete(s.owed, id)
+	}
+}
+
+// owes reports whether a renewal of the lease is not answered that was sent at the time or
+// before.
+func (s *stream) owes(id v3.LeaseID, at time.Time) bool {
+	return len(s.owed[id]) > 0 && !s.owed[id][0].at.After(at)
+}
+
+// owesAlone reports whether the stream owes an answer that still counts and that other cannot
+// give, because other was opened after the renewal was sent.
+func (s *stream) owesAlone(other *stream) bool {
+	for _, sent := range s.owed {
+		for _, x := range sent {
+			if x.nth < other.opened && x.at.After(x.of.proven) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// first is the lease whose renewal was sent first of those that are not answered.
+func (s *stream) first() *renewal {
+	var first sending
+	for _, sent := range s.owed {
+		if first.of == nil || sent[0].nth < first.nth {
+			first = sent[0]
+		}
+	}
+	return first.of
+}
+
+// mostStreams bounds the streams of a client. A lease lives for three intervals. In silence it
+// opens a stream at the beginning, after one interval, and after each half of those that follow.
+const mostStreams = 6
+
+// another says whether k needs another stream, and which one is to be closed for it.
+//
+// A stream that owes k an answer for a step, see renewals.step, may be slow or dead. Nobody
+// can tell. So it stays, and another stream is opened beside it, for which gRPC picks the
+// next member. All renewals are then sent on all streams, until one is quicker, see
+// [slower].
+//
+// No stream is closed because it is too slow for k. It may be in time for the other leases,
+// which live longer. Only if there are too many streams, one that has owed k an answer for
+// its whole life makes room.
+func another(streams []*stream, k *renewal, step time.Duration, now time.Time) (open bool, instead *stream) {
+	owes := func(s *stream, span time.Duration) bool { return s.owes(k.id, now.Add(-span*9/10)) }
+	for i, s := range streams {
+		span := 2 * step
+		if i == len(streams)-1 {
+			span = step // the newest was opened that much later
+		}
+		if !owes(s, span) {
+			return false, nil
+		}
+	}
+	if len(streams) < mostStreams {
+		return true, nil
+	}
+	i := slices.IndexFunc(streams, func(s *stream) bool { return owes(s, 3*k.interval) })
+	if i < 0 {
+		return false, nil
+	}
+	return true, streams[i]
+}
+
+// slower are the streams to be closed now that s has answered x. They owe the answer to x too,
+// so s is quicker. A stream stays if it owes an answer that s cannot give. A lease may have
+// nothing else to hope for.
+func slower(streams []*stream, s *stream, x sending) []*stream {
+	if !slices.Contains(streams, s) {
+		return nil // it was closed
+	}
+	var slow []*stream
+	for _, other := range streams {
+		owes := slices.ContainsFunc(other.owed[x.of.id], func(y sending) bool { return y.nth == x.nth })
+		if owes && !other.owesAlone(s) {
+			slow = append(slow, other)
+		}
+	}
+	return slow
+}
