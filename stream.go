@@ -27,9 +27,9 @@ type renewal struct {
 	// The renewals of the client guard what follows.
 	due      time.Time
 	proven   time.Time // when the newest renewal was sent that was answered
-	failures int  // calls that failed in a row
-	suspect  bool // the first that a stream had not answered when it broke
-	over     bool // nothing is to be sent any more
+	failures int       // calls that failed in a row
+	suspect  bool      // the first that a stream had not answered when it broke
+	over     bool      // nothing is to be sent any more
 
 	calls sync.WaitGroup  // by once
 	last  *sync.WaitGroup // what ran for all leases of the client, if this was the last
