@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -115,8 +116,9 @@ func (b *Bubble) beat(w *watchdog) (stop func()) {
 		for {
 			select {
 			case <-ticker.C:
-				w.beats.Add(1)
-				collect()
+				if w.beats.Add(1)%int64(collected/time.Second) == 0 {
+					runtime.GC()
+				}
 			case <-done:
 				return
 			}

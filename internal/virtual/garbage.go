@@ -3,14 +3,14 @@ package virtual
 import (
 	"runtime"
 	"runtime/debug"
-	"runtime/metrics"
 	"time"
 )
 
 const (
-	// garbage is the size of the heap, in bytes, from which it is collected.
-	garbage = 32 << 20
-	// limit is the size from which Go does so by itself.
+	// collected is how often garbage is collected, in virtual time. It does not depend on the size of
+	// the heap, which is not the same in each run: a collection empties the pools of sync.Pool.
+	collected = time.Minute
+	// limit is the size of the heap in bytes from which Go collects by itself.
 	limit = 4 << 30
 	// aside is a part of a second at which no timer of the server is due.
 	aside = 123457 * time.Nanosecond
@@ -19,20 +19,11 @@ const (
 // holdGarbage keeps Go from collecting garbage by itself, until release is called: it would stop
 // goroutines in the middle of what they do, and others would come first.
 func holdGarbage() (release func()) {
+	percent, most := debug.SetGCPercent(-1), debug.SetMemoryLimit(limit)
 	prepareHeap()
 	runtime.GC() // so that it is free
-	percent, most := debug.SetGCPercent(-1), debug.SetMemoryLimit(limit)
 	return func() {
 		debug.SetGCPercent(percent)
 		debug.SetMemoryLimit(most)
-	}
-}
-
-// collect collects garbage if there may be enough.
-func collect() {
-	sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
-	metrics.Read(sample)
-	if sample[0].Value.Uint64() > garbage {
-		runtime.GC()
 	}
 }

@@ -11,8 +11,8 @@ const hugePages = 14
 // prepareHeap has the heap of a short process made of huge pages. Without them a third of the
 // time of a world is spent on the first touch of each small page.
 func prepareHeap() {
-	const page = 4 << 10
-	heap := make([]byte, garbage+garbage/2)
+	const size, page = 48 << 20, 4 << 10
+	heap := make([]byte, size)
 	if syscall.Madvise(heap, hugePages) != nil {
 		return // a kernel without them
 	}

@@ -155,7 +155,7 @@ const (
 func (c command) playOne(seed uint64) *Report {
 	var out bytes.Buffer
 	cmd := exec.CommandContext(context.Background(), os.Args[0], "-test.run=^TestWorld$", "-test.timeout=15m")
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1", "GOGC=400",
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1,gcstoptheworld=2",
 		seedEnv+"="+strconv.FormatUint(seed, 10), worldEnv+"="+c.Work, evidenceEnv+"="+c.evidence)
 	if c.upstream() {
 		cmd.Env = append(cmd.Env, upstreamEnv+"=1")
