@@ -36,12 +36,14 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 		loss := context.Cause(owned)
 		detach()
 		cancel(o.released.cause())
+		// The release is sent even if ctx has ended, because the others wait for it.
 		bound, release := lingering(ctx)
 		defer release()
 		_, released := o.release(bound, held)
 		switch {
 		case released == ErrSessionExpired && loss != nil:
 			released = nil // told by its cause
+		// The release was called off because ctx had ended. The clean-up goes on with it.
 		case released != nil && ctx.Err() != nil && bound.Err() != nil:
 			released = ctx.Err()
 		}

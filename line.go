@@ -100,6 +100,8 @@ func (q queue) find(ctx context.Context, key string) (ticket, error) {
 // remove returns [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	l := q.lease()
+	// calls counts also those that were sent beside the first, because each may have
+	// deleted the ticket.
 	var calls atomic.Int64
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		calls.Add(1)
@@ -122,6 +124,7 @@ func (q queue) askForLease(ctx context.Context) error {
 	if l.loss() != nil {
 		return ErrSessionExpired
 	}
+	// The answer may also be ErrLeaseNotFound, of which ask takes care.
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
 		return l.client.TimeToLive(ctx, l.id)
 	})

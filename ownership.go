@@ -90,6 +90,7 @@ func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 // that the ownership is over. The ticket was released, by whichever handle, or it was seen
 // to be gone, or the lease is lost.
 func (o *ownership) owns(held *grant) bool {
+	// The closing of the client is no loss. The handle may still own, and its key stands.
 	return held != nil && !held.over.Load() && o.queue.lease().loss() != ErrSessionExpired
 }
 
@@ -107,6 +108,8 @@ func (o *ownership) stands() v3.Cmp {
 		return held.stands()
 	}
 	o.queue.made()
+	// No create revision is negative, so this is false. The server refuses a comparison
+	// without a key.
 	return v3.Compare(v3.CreateRevision(o.queue.key()), "<", 0)
 }
 
@@ -119,6 +122,7 @@ func (o *ownership) context() context.Context {
 	switch {
 	case o.held == nil:
 		return o.released.ctx
+	// The loss is known before anybody asked. Nothing has to be watched.
 	case o.term == nil && o.held.over.Load():
 		o.term = ended(ErrSessionExpired)
 	case o.term == nil:
@@ -162,6 +166,7 @@ func (t *term) cause() error { return context.Cause(t.ctx) }
 func (q queue) follow(g *grant) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
+	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		err := q.standing(ctx, g.ticket)
 		if err == ErrSessionExpired {
@@ -173,6 +178,7 @@ func (q queue) follow(g *grant) *term {
 			_ = q.askForLease(life) // because the whole lease may have been revoked
 		}
 	})
+	// The session's deadline may have passed, or a sibling may have released the ticket.
 	look := func() {
 		if l.expire(); g.over.Load() {
 			cancel(ErrSessionExpired)
@@ -198,6 +204,8 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 		case w == nil: // from the revision after one at which it stood: no gap
 			w = watch(ctx, l.client, l.timeToLive(), t.key, resp.Header.Revision+1, v3.WithFilterPut())
 		}
+		// The watch tells of deletions of this key only. Any event is the end of the
+		// ticket, because the watch began at a revision at which the ticket stood.
 		for news := (v3.WatchResponse{}); !missed(news, resp.Header.Revision); {
 			select {
 			case news = <-w.heard():

@@ -65,6 +65,7 @@ func (k keeper) keep(client *v3.Client) {
 	r := k.all
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// The first lease of the client starts the timer, and the last one stops it.
 	if len(r.kept) == 0 {
 		r.client, r.kept, r.running, r.heard = client, map[*renewal]struct{}{}, &sync.WaitGroup{}, time.Now()
 		r.wake = k.due
@@ -94,6 +95,7 @@ func (k keeper) leave() {
 	for _, s := range r.streams {
 		s.cancel()
 	}
+	// Nothing is renewed any more. The next lease finds everything as at the beginning.
 	k.last, r.streams, r.broken, r.again = r.running, nil, 0, time.Time{}
 }
 
@@ -118,6 +120,7 @@ func (r *renewals) send() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
+	// The loop below sets the timer to the earliest that is due.
 	r.wake = now.Add(time.Hour)
 	r.timer.Reset(time.Hour)
 	var suspects []*renewal
@@ -202,6 +205,9 @@ func afterFailures(n int) time.Duration {
 
 // open opens a stream, last in r.streams, because k needs it.
 func (r *renewals) open(k *renewal, now time.Time) {
+	// The stream outlives the session that needs it, because the others use it too. A
+	// member without a leader refuses the stream, and so does not keep the sessions
+	// waiting.
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
 	s := &stream{
 		patience: k.interval, opened: k.nth, owed: map[v3.LeaseID][]sending{},
@@ -221,6 +227,7 @@ func (r *renewals) open(k *renewal, now time.Time) {
 
 // run sends and receives until the stream breaks or is closed, and returns the reason.
 func (r *renewals) run(ctx context.Context, s *stream, remote pb.Lease_LeaseKeepAliveClient) error {
+	// Sending may block where receiving goes on, so each has a goroutine.
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	defer s.cancel()
@@ -319,6 +326,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(k.useful))
 	defer cancel()
 	ttl, err := k.once(&impatient{Context: ctx, cancel: cancel})
+	// This is an answer: the server does not have the lease.
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		ttl, err = 0, nil
 	}
@@ -326,6 +334,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	if err != nil {
 		k.failures++
 		r.trouble = err
+		// The failed call is made again soon, but never later than the next one would be.
 		if again := time.Now().Add(afterFailures(k.failures)); !k.over && again.Before(k.due) {
 			k.due = again
 			r.schedule(again)
