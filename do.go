@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// during waits for the turn with acquire, and runs work while the turn lasts. The context
-// of work ends with the term or with ctx, and in any case before the turn is given back.
+// during acquires the ownership and runs work while it lasts. The context of work ends with
+// the term or with ctx, and in any case before the ownership is given back.
 func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), work func(context.Context) error) (err error) {
 	if work == nil {
 		panic("concurrency: nil function")

@@ -162,7 +162,7 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 
 // step is the time between two renewals of k on streams. It is the interval, or half of it
 // while no member answers anything. The next stream may then go to a silent member again,
-// because gRPC picks the members in turn and other calls come in between. A step less means
+// because gRPC picks one member after the other and other calls come in between. A step less means
 // that more members are asked while the lease lives.
 func (r *renewals) step(k *renewal, now time.Time) time.Duration {
 	if now.Sub(r.heard) < k.interval*9/10 {
