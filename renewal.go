@@ -47,7 +47,7 @@ type renewals struct {
 
 	streams []*stream // the one in use and those beside it, see another; the oldest first
 	sent    int       // renewals
-	heard   time.Time // when a stream has last answered; at first, when the first lease came
+	heard   time.Time // when a stream has last answered
 	broken  int       // streams that broke in a row
 	trouble error     // the reason of the last one that did
 	again   time.Time // no stream is opened before
@@ -67,7 +67,8 @@ func (k keeper) keep(client *v3.Client) {
 	defer r.mu.Unlock()
 	// The first lease of the client starts the timer, and the last one stops it.
 	if len(r.kept) == 0 {
-		r.client, r.kept, r.running, r.heard = client, map[*renewal]struct{}{}, &sync.WaitGroup{}, time.Now()
+		r.client, r.kept, r.running = client, map[*renewal]struct{}{}, &sync.WaitGroup{}
+		r.heard = time.Now().Add(-k.interval) // no stream has answered yet
 		r.wake = k.due
 		r.timer = time.AfterFunc(time.Until(k.due), r.send)
 	}
@@ -162,10 +163,13 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 
 // step is the time between two renewals of k on streams. It is the interval, or half of it
 // while no member answers anything. The next stream may then go to a silent member again,
-// because gRPC picks one member after the other and other calls come in between. A step less means
-// that more members are asked while the lease lives.
+// because gRPC picks one member after the other and other calls come in between. A step less
+// means that more members are asked while the lease lives.
+//
+// A member that answers is last heard just after the renewal before this one was sent, which is
+// an interval ago. A member that has not answered that renewal was last heard two intervals ago.
 func (r *renewals) step(k *renewal, now time.Time) time.Duration {
-	if now.Sub(r.heard) < k.interval*9/10 {
+	if now.Sub(r.heard) < k.interval*3/2 {
 		return k.interval
 	}
 	return k.interval / 2
