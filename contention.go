@@ -172,6 +172,7 @@ func (c *contender) read(took time.Duration) {
 	if c.least == 0 || took < c.least {
 		c.least = max(took, 1)
 	}
+	// The least rises slowly, so that it fits a connection that has become slower for good.
 	c.least += (took - c.least) / forgotten
 	c.slowness += (float64(took)/float64(c.least) - c.slowness) / recent
 }
@@ -180,6 +181,7 @@ func (c *contender) read(took time.Duration) {
 // lock.
 func (c *contender) answered(news func() any) (took time.Duration) {
 	took = time.Since(c.began)
+	// A transaction that commits beside the contest tells it nothing.
 	if c.inside {
 		c.contest.news, c.contest.took = news(), took
 	}

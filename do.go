@@ -12,6 +12,7 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 	if work == nil {
 		panic("concurrency: nil function")
 	}
+	// A second Do of this handle would release the ownership under the first one.
 	if !o.reserve() {
 		return ErrHeld
 	}
@@ -32,9 +33,13 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 	detach := context.AfterFunc(owned, lost)
 	// Deferred, so that a panic of work's passes through after the release.
 	defer func() {
+		// The term may have ended although no timer has run yet. What is found now counts
+		// as a loss, and not as the release that follows.
 		lost()
 		loss := context.Cause(owned)
 		detach()
+		// The context of work ends before the release is sent. What still runs on it stops
+		// in time.
 		cancel(o.released.cause())
 		// The release is sent even if ctx has ended, because the others wait for it.
 		bound, release := lingering(ctx)
@@ -58,7 +63,8 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 }
 
 // lingering returns a context that ends soon after ctx, for a release that is to be sent
-// even if ctx has ended.
+// even if ctx has ended. The release gets a moment, so that it has usually been carried out
+// when Do returns.
 func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	bound, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	detach := context.AfterFunc(ctx, func() { time.AfterFunc(cleanUpWait, cancel) })
@@ -68,7 +74,8 @@ func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// joinErrors is errors.Join, but a single error stays as it is and is told once.
+// joinErrors is errors.Join, but a single error stays as it is and is told once. Programs
+// compare the errors of this package with ==.
 func joinErrors(errs ...error) error {
 	var all []error
 	for _, err := range errs {

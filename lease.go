@@ -99,6 +99,7 @@ func (l *lease) gone() { l.finish(toldGone) }
 func (l *lease) loss() error {
 	l.expire()
 	switch {
+	// The closing of the client is no loss, and comes first.
 	case l.client.Ctx().Err() != nil:
 		return context.Canceled
 	case l.lost.Err() != nil:

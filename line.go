@@ -69,6 +69,7 @@ func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, er
 	case err == nil:
 	case ctx.Err() != nil:
 		err = ctx.Err()
+	// The loss is told, and not the error that the call has met because of it.
 	case l.loss() != nil:
 		err = l.loss()
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):

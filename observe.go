@@ -110,6 +110,8 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 			}
 			stale = false
 		}
+		// A send on a nil channel never happens. So nothing is told while nothing is
+		// pending.
 		var tell chan<- *v3.GetResponse
 		if o.pending != nil {
 			// While nothing is to be told, the channel is nil, and a send on it never

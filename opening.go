@@ -35,6 +35,7 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	l.ctx, l.end = context.WithCancelCause(o.ctx)
 	l.ctx = &punctual{l.ctx, l.expire}
 	l.lost, l.setLost = context.WithCancel(context.Background())
+	// No lease has a negative ID. Such a session makes no call.
 	if l.id >= v3.NoLease {
 		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
 			l.end(err)
@@ -47,6 +48,8 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 		l.gone()
 		return l, nil
 	}
+	// From here on three things end the session by themselves: the deadline, the end of the
+	// context given, and the end of the client.
 	l.clock.start(l.expire)
 	l.use()
 	// The end of ctx comes here, whatever ended it. This is where the context given with
@@ -124,11 +127,14 @@ func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error
 	for {
 		select {
 		case <-renewed:
+			// The answer to a renewal that was sent too long ago leaves no life. Only one
+			// that leaves some counts.
 			if time.Now().Before(l.clock.until()) {
 				return nil
 			}
 		case <-l.ctx.Done():
 			return rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
+		// A member answers, but no renewal. What the last renewal met is told along.
 		case <-bound.Done():
 			err := bound.Err()
 			if trouble := l.renewal.trouble(); trouble != nil {
@@ -195,6 +201,7 @@ func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 // giveBack revokes a lease that was granted for nothing. Its own error is not told, because
 // the first error is the one to tell.
 func (l *lease) giveBack() {
+	// The caller's context may have ended, so this has a bound of its own.
 	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
 	defer cancel()
 	_, _ = l.client.Revoke(ctx, l.id)
@@ -208,6 +215,7 @@ func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) keepe
 	life := l.clock.ttl - l.clock.margin
 	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}
 	if !ownStreams(l.client) {
+		// A client whose Lease is wrapped sees each renewal as a call of its own.
 		k.once = func(ctx context.Context) (time.Duration, error) {
 			resp, err := l.client.KeepAliveOnce(ctx, l.id)
 			if err != nil {

@@ -24,6 +24,7 @@ type ownership struct {
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
+	// A failure tells that this ownership is lost, and tells nothing of a newer one.
 	before, _ := o.state()
 	g, header, err := o.queue.acquire(ctx, join)
 	switch err {
@@ -42,6 +43,8 @@ func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
 // For its results see [queue.leave]. It may be repeated after an error.
 func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeader, error) {
 	need(ctx)
+	// Whatever becomes of the call, who asks from here on learns that the ownership is
+	// over.
 	o.end(held)
 	header, err := o.queue.leave(ctx, held.ticket)
 	if err == nil || err == ErrSessionExpired {
@@ -50,7 +53,7 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 	return header, err
 }
 
-// lose notes that held was seen to be gone; nil is nothing.
+// lose notes that held was seen to be gone, for the siblings too. nil is nothing.
 func (o *ownership) lose(held *grant) {
 	if held != nil {
 		o.queue.lease().seats.at(held.key, func(s *seat) { s.lose(held.rev) })
@@ -102,7 +105,7 @@ func (o *ownership) ticket() ticket {
 	return ticket{}
 }
 
-// stands is true in a transaction only while what this handle owns is owned by it.
+// stands is true in a transaction only while the handle owns what it owns now.
 func (o *ownership) stands() v3.Cmp {
 	if held := o.ticket(); held != (ticket{}) {
 		return held.stands()
@@ -126,6 +129,8 @@ func (o *ownership) context() context.Context {
 	case o.term == nil && o.held.over.Load():
 		o.term = ended(ErrSessionExpired)
 	case o.term == nil:
+		// A term is followed only when somebody asks, because a watch costs as much as a
+		// call.
 		o.term = o.queue.follow(o.held)
 	}
 	return o.term.ctx
@@ -195,6 +200,8 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 	var w *watcher
 	defer func() { w.stop() }()
 	for {
+		// A watch that broke, or fell silent, has told nothing of what happened meanwhile.
+		// A look does.
 		resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
 		switch {
 		case err != nil:

@@ -75,6 +75,7 @@ func (w *watcher) forward(ctx context.Context, client *v3.Client, silence time.D
 	defer silent.Stop()
 	defer w.begun.Store(false)
 	for resp := range client.Watch(ctx, w.key, opts...) {
+		// While the user takes the news, the watch is not silent.
 		silent.Stop()
 		w.begun.Store(true)
 		if resp.Err() != nil || !w.tell(ctx, resp) {
