@@ -44,7 +44,7 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	}
 	// The seats are found by the ID, which is known only now.
 	l.seats = sharedOf(client).seatsOf(l.id)
-	if l.id < v3.NoLease { // no lease can have this ID
+	if l.id < v3.NoLease {
 		l.gone()
 		return l, nil
 	}
@@ -76,8 +76,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if err != nil {
 		return err
 	}
-	// The server has counted from a moment after begun, whether it granted the lease or
-	// told what is left of it.
+	// The server has granted the lease, or told what is left of it, after begun.
 	l.clock.deadline = begun.Add(left - l.clock.margin)
 	took := time.Since(begun)
 	renewed := make(chan struct{}, 1)

@@ -15,7 +15,7 @@ import (
 // proven the grant that it returns. An acquisition that fails leaves the line, unless other
 // handles of the session stand there with the same ticket or were granted it.
 //
-// Its other errors are
+// Its errors are
 //
 //   - rpctypes.ErrLeaseNotFound when the lease was gone before;
 //   - [ErrSessionExpired] when the ticket or the lease is lost under way;
