@@ -94,7 +94,7 @@ func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 // to be gone, or the lease is lost.
 func (o *ownership) owns(held *grant) bool {
 	// The closing of the client is no loss. The handle may still own, and its key stands.
-	return held != nil && !held.over.Load() && o.queue.lease().loss() != ErrSessionExpired
+	return held != nil && held.over.Err() == nil && o.queue.lease().loss() != ErrSessionExpired
 }
 
 // ticket is the ticket by which the handle owns, or none.
@@ -126,7 +126,7 @@ func (o *ownership) context() context.Context {
 	case o.held == nil:
 		return o.released.ctx
 	// The loss is known before anybody asked. Nothing has to be watched.
-	case o.term == nil && o.held.over.Load():
+	case o.term == nil && o.held.over.Err() != nil:
 		o.term = ended(ErrSessionExpired)
 	case o.term == nil:
 		// A term is followed only when somebody asks, because a watch costs as much as a
@@ -167,12 +167,15 @@ func ended(cause error) *term {
 func (t *term) cause() error { return context.Cause(t.ctx) }
 
 // follow starts the term of a grant. It ends with the session, and with the deletion of the
-// key, which it watches for.
+// key, which it watches for. A deletion by another handle of the session is known before it
+// is sent.
 func (q queue) follow(g *grant) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
+	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
 	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
+		defer detach()
 		err := q.standing(ctx, g.ticket)
 		if err == ErrSessionExpired {
 			l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
@@ -185,7 +188,7 @@ func (q queue) follow(g *grant) *term {
 	})
 	// The session's deadline may have passed, or a sibling may have released the ticket.
 	look := func() {
-		if l.expire(); g.over.Load() {
+		if l.expire(); g.over.Err() != nil {
 			cancel(ErrSessionExpired)
 		}
 	}

@@ -520,6 +520,23 @@ func TestCtxAndTheRelease(t *testing.T) {
 	})
 }
 
+// Two handles of a session own by one ticket. The deletion is known here before it is sent.
+func TestCtxEndsWhenASiblingReleases(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l, h := taken(t, kind)
+		sibling := kind(l.session, l.name)
+		require.NoError(t, sibling.take(t.Context()))
+		ctx := h.Ctx()
+		sent := l.faults.Hold(fault.Txn, 1)
+		call := etcdtest.Go(func() error { return sibling.giveBack(t.Context()) })
+		ended(t, sent.Reached(), "the deletion is about to be sent")
+		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		l.stand(t, 1)
+		sent.Open()
+		require.NoError(t, call.Wait(t))
+	})
+}
+
 // What a call proves about the key ends the context, if the watch has not yet.
 func TestCtxEndsByWhatACallShows(t *testing.T) {
 	t.Parallel()

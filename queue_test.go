@@ -88,7 +88,7 @@ func (m *seatModel) ticket() ticket { return ticket{"name/1", m.rev} }
 // granted reports whether some handle owns by the ticket that stands.
 func (m *seatModel) granted() bool {
 	for _, g := range m.grants {
-		if g.ticket == m.ticket() && !g.over.Load() {
+		if g.ticket == m.ticket() && g.over.Err() == nil {
 			return true
 		}
 	}
@@ -122,7 +122,7 @@ func (m *seatModel) step(random *rand.Rand) {
 		m.dead[m.rev] = true
 		m.at(func(s *seat) { s.lose(m.rev) })
 		for _, g := range m.grants {
-			require.True(m.tb, g.over.Load(), "3")
+			require.True(m.tb, g.over.Err() != nil, "3")
 		}
 	case 6: // the session draws another ticket
 		if m.dead[m.rev] && m.waiting > 0 {
@@ -133,7 +133,7 @@ func (m *seatModel) step(random *rand.Rand) {
 	}
 	for _, g := range m.grants {
 		over := m.dead[g.rev] || m.doomed[g.rev]
-		if g.over.Load() {
+		if g.over.Err() != nil {
 			require.True(m.tb, over || g.rev < m.rev, "3: %v", g.ticket)
 		} else {
 			require.False(m.tb, m.doomed[g.rev], "3: %v", g.ticket)
@@ -147,7 +147,7 @@ func (m *seatModel) grant() {
 		require.Equal(m.tb, g == nil, m.doomed[m.rev], "1")
 		if g != nil {
 			require.Equal(m.tb, m.ticket(), g.ticket)
-			require.False(m.tb, g.over.Load())
+			require.False(m.tb, g.over.Err() != nil)
 			m.grants = append(m.grants, g)
 		}
 	})
@@ -275,8 +275,8 @@ func TestSeatGrantsNoOlderTicket(t *testing.T) {
 	first := s.grant(ticket{"name/1", 5})
 	require.Same(t, first, s.grant(ticket{"name/1", 5}), "all handles share a grant")
 	second := s.grant(ticket{"name/1", 7})
-	require.True(t, first.over.Load())
-	require.False(t, second.over.Load())
+	require.True(t, first.over.Err() != nil)
+	require.False(t, second.over.Err() != nil)
 	require.Nil(t, s.grant(ticket{"name/1", 5}))
 }
 
@@ -330,7 +330,7 @@ func TestOwnershipContextsLookAtTheClock(t *testing.T) {
 			defer l.clock.mu.Unlock()
 			l.clock.deadline = time.Now()
 		},
-		"the grant": func(_ *lease, g *grant) { g.over.Store(true) },
+		"the grant": func(_ *lease, g *grant) { g.setOver() },
 	} {
 		t.Run(how, func(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())

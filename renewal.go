@@ -144,13 +144,12 @@ func (r *renewals) send() {
 // renew sends one renewal, on all streams that are open.
 func (r *renewals) renew(k *renewal, now time.Time) {
 	r.sent++
-	k.nth = r.sent
 	switch {
 	case k.once != nil:
 		k.calls.Go(func() { r.call(k, now) })
 	case r.choose(k, now):
 		for _, s := range r.streams {
-			s.add(k, now)
+			s.add(sending{k, now, r.sent})
 		}
 		k.due = now.Add(r.step(k, now))
 		return
@@ -185,7 +184,7 @@ func (r *renewals) choose(k *renewal, now time.Time) bool {
 		r.drop(instead)
 	}
 	if open {
-		r.open(k, now)
+		r.open(now)
 	}
 	return true
 }
@@ -207,14 +206,14 @@ func afterFailures(n int) time.Duration {
 	return d + rand.N(d/8)
 }
 
-// open opens a stream, last in r.streams, because k needs it.
-func (r *renewals) open(k *renewal, now time.Time) {
+// open opens a stream, last in r.streams, for the renewal that is about to be sent.
+func (r *renewals) open(now time.Time) {
 	// The stream outlives the session that needs it, because the others use it too. A
 	// member without a leader refuses the stream, and so does not keep the sessions
 	// waiting.
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
 	s := &stream{
-		patience: k.interval, opened: k.nth, owed: map[v3.LeaseID][]sending{},
+		opened: r.sent, owed: map[v3.LeaseID][]sending{},
 		wake: make(chan struct{}, 1), cancel: cancel,
 	}
 	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
@@ -274,7 +273,10 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 		return
 	}
 	r.heard, r.broken, r.trouble, x.of.suspect = time.Now(), 0, nil, false
-	for _, other := range slower(r.streams, s, x, time.Now()) {
+	if x.at.After(x.of.proven) {
+		x.of.proven = x.at
+	}
+	for _, other := range slower(r.streams, s, x) {
 		r.drop(other)
 	}
 	r.mu.Unlock()

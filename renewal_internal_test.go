@@ -18,19 +18,32 @@ func kept(id v3.LeaseID) *renewal { return &renewal{id: id, interval: 10 * time.
 
 // streamOf is a stream on which renewals were sent at these moments, and none answered.
 func streamOf(k *renewal, thirds ...float64) *stream {
-	s := &stream{patience: k.interval, owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: func() {}}
+	s := &stream{owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: func() {}}
 	for _, t := range thirds {
-		s.add(k, at(t))
+		send(k, at(t), s)
 	}
 	return s
+}
+
+// sends counts the renewals of this file.
+var sends int
+
+// send puts one renewal into the queue of each stream.
+func send(k *renewal, at time.Time, streams ...*stream) sending {
+	sends++
+	x := sending{k, at, sends}
+	for _, s := range streams {
+		s.add(x)
+	}
+	return x
 }
 
 func TestAnswersBelongToTheOldestRenewalOfTheirLease(t *testing.T) {
 	one, two := kept(1), kept(2)
 	s := streamOf(one, 0)
-	s.add(two, at(0.5))
-	s.add(one, at(1))
-	s.add(one, at(1)) // a clock may stand still
+	send(two, at(0.5), s)
+	send(one, at(1), s)
+	send(one, at(1), s) // a clock may stand still
 	answer := func(id v3.LeaseID, of *renewal, sent time.Time) {
 		t.Helper()
 		x, ok := s.answered(id)
@@ -52,7 +65,7 @@ func TestAnswersBelongToTheOldestRenewalOfTheirLease(t *testing.T) {
 func TestSessionsOnOneLeaseGetTheirOwnAnswers(t *testing.T) {
 	former, resumed := kept(1), kept(1)
 	s := streamOf(former, 0)
-	s.add(resumed, at(0.1))
+	send(resumed, at(0.1), s)
 	x, _ := s.answered(1)
 	require.Same(t, former, x.of)
 	x, _ = s.answered(1)
@@ -62,9 +75,9 @@ func TestSessionsOnOneLeaseGetTheirOwnAnswers(t *testing.T) {
 func TestALeaseThatIsNotKeptIsNotRenewed(t *testing.T) {
 	one, two := kept(1), kept(2)
 	s := streamOf(one, 0)
-	s.add(two, at(0))
+	send(two, at(0), s)
 	again := kept(1)
-	s.add(again, at(0.1))
+	send(again, at(0.1), s)
 	one.over = true
 	require.EqualValues(t, 2, s.next())
 	require.EqualValues(t, 1, s.next())
@@ -129,31 +142,41 @@ func TestStepsInSilence(t *testing.T) {
 }
 
 func TestTheSlowerStreamIsClosed(t *testing.T) {
-	k := kept(1)
-	one, two := streamOf(k, 1, 2), streamOf(k, 2)
-	k.nth, two.opened = 2, 2
+	k, other := kept(1), kept(2)
+	one := streamOf(k)
+	early := send(k, at(1), one)
+	alone := send(other, at(2), one) // at the same instant, but before the second was opened
+	two := streamOf(k)
+	two.opened = alone.nth + 1
 	both := []*stream{one, two}
-	require.Empty(t, slower(both[:1], one, sending{of: k, at: at(1)}, at(2.5)), "a single one")
-	require.Empty(t, slower(both, one, sending{of: k, at: at(1)}, at(2.6)), "the first is slow, the second may be")
-	require.Equal(t, []*stream{two}, slower(both, one, sending{of: k, at: at(2)}, at(2.6)), "the first is quick again")
-	require.Equal(t, []*stream{one}, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the second was quicker")
-	other := kept(2)
-	other.nth = 1
-	one.add(other, at(2)) // at the same instant, but before the second was opened
-	require.Empty(t, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "another lease has only the first")
-	other.nth = 3
-	require.Equal(t, []*stream{one}, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "it was renewed on the second")
-	one.answered(1)
-	one.answered(1)
-	require.Empty(t, slower(both, two, sending{of: k, at: at(2)}, at(2.6)), "the first has answered before")
-	require.Empty(t, slower(both, streamOf(k), sending{of: k, at: at(2)}, at(2.1)), "one that was closed")
+	x := send(k, at(2), both...)
+	answers := func(s *stream, x sending) []*stream {
+		t.Helper()
+		s.remove(x)
+		defer func() { s.owed[x.of.id] = append([]sending{x}, s.owed[x.of.id]...) }()
+		return slower(both, s, x)
+	}
+	require.Empty(t, answers(one, early), "the first is slow, the second may be")
+	require.Equal(t, []*stream{two}, answers(one, x), "the first is quicker again")
+	require.Empty(t, answers(two, x), "two leases have only the first")
+	k.proven = x.at
+	require.Empty(t, answers(two, x), "one lease has only the first")
+	send(other, at(3), both...)
+	require.Empty(t, answers(two, x), "the lease was renewed on the second, but only the first owes an answer soon")
+	other.proven = alone.at
+	require.Equal(t, []*stream{one}, answers(two, x), "the second was quicker, and the first owes nothing that counts")
+	one.remove(x)
+	require.Empty(t, answers(two, x), "the first has answered before")
+	require.Empty(t, slower(both, streamOf(k), x), "one that was closed")
 }
 
 func TestAnAnswerClosesTheSlowerStream(t *testing.T) {
 	k := kept(1)
 	answered := time.Time{}
 	k.answer = func(sent time.Time, _ time.Duration) { answered = sent }
-	one, two := streamOf(k, 1, 2), streamOf(k, 2)
+	one, two := streamOf(k, 1), streamOf(k)
+	two.opened = sends + 1
+	send(k, at(2), one, two)
 	r := &renewals{streams: []*stream{one, two}}
 	r.answered(two, 1, time.Minute)
 	require.Equal(t, at(2), answered)
@@ -200,8 +223,8 @@ func TestWhatABrokenStreamOwedIsSentAgain(t *testing.T) {
 	r := &renewals{timer: time.AfterFunc(time.Hour, func() {}), wake: time.Now().Add(time.Hour)}
 	defer r.timer.Stop()
 	s := streamOf(ks[0], 0)
-	s.add(ks[1], at(0))
-	s.add(ks[2], at(0))
+	send(ks[1], at(0), s)
+	send(ks[2], at(0), s)
 	s.answered(1)
 	beside := streamOf(ks[2], 0)
 	r.streams = []*stream{s, beside}

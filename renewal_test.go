@@ -84,10 +84,16 @@ func TestTheSessionsOfAClientShareAStream(t *testing.T) {
 func TestASessionIsRenewedEveryThirdOfItsLife(t *testing.T) {
 	t.Parallel()
 	own, renewals := renewing(t)
+	began := time.Now()
 	s := session(t, own.Client(t), concurrency.WithTTL(3))
 	survives(t, s, 3)
-	// Nine thirds, of which each may be a tenth shorter.
-	require.LessOrEqual(t, renewals.Asked(), 11)
+	asked, streams := renewals.Asked(), renewals.Streams()
+	// A third of a life, which may be a tenth shorter, lies between any two.
+	apart := s.TTL() / 3 * 9 / 10
+	if streams > 1 { // On a busy machine answers are late: renewals go over all streams, twice as often.
+		apart /= 2
+	}
+	require.LessOrEqual(t, asked, streams*(1+int(time.Since(began)/apart)))
 }
 
 func TestRoundTrips(t *testing.T) {

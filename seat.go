@@ -1,8 +1,8 @@
 package concurrency
 
 import (
+	"context"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -30,7 +30,8 @@ type seat struct {
 // grant is the ownership that came with a ticket. All handles that were granted it share it.
 type grant struct {
 	ticket
-	over atomic.Bool // its ticket is being deleted, or was seen to be gone
+	over    context.Context // ends when the ticket is being deleted, or was seen to be gone
+	setOver context.CancelFunc
 }
 
 // seats are those of one lease on one client.
@@ -69,6 +70,7 @@ func (s *seat) grant(t ticket) *grant {
 	case s.granted == nil || s.granted.rev < t.rev:
 		s.lose(t.rev)
 		s.granted = &grant{ticket: t}
+		s.granted.over, s.granted.setOver = context.WithCancel(context.Background())
 	}
 	return s.granted
 }
@@ -77,7 +79,7 @@ func (s *seat) grant(t ticket) *grant {
 func (s *seat) doom(t ticket) {
 	s.doomed = max(s.doomed, t.rev)
 	if s.granted != nil && s.granted.rev <= t.rev {
-		s.granted.over.Store(true)
+		s.granted.setOver()
 	}
 }
 
@@ -97,7 +99,7 @@ func (s *seat) doomUnwanted(t ticket) bool {
 // lose notes that the tickets up to the revision are gone, or left to the clean-up.
 func (s *seat) lose(rev int64) {
 	if s.granted != nil && s.granted.rev <= rev {
-		s.granted.over.Store(true)
+		s.granted.setOver()
 		s.granted = nil
 	}
 }

@@ -26,10 +26,10 @@ type renewal struct {
 
 	// The renewals of the client guard what follows.
 	due      time.Time
-	nth      int  // of all renewals of the client, the latest of this lease
-	failures int  // calls that failed in a row
-	suspect  bool // the first that a stream had not answered when it broke
-	over     bool // nothing is to be sent any more
+	proven   time.Time // when the newest renewal was sent that was answered
+	failures int       // calls that failed in a row
+	suspect  bool      // the first that a stream had not answered when it broke
+	over     bool      // nothing is to be sent any more
 
 	calls sync.WaitGroup  // by once
 	last  *sync.WaitGroup // what ran for all leases of the client, if this was the last
@@ -57,29 +57,25 @@ func (k *renewal) wait() {
 
 // stream is a stream of renewals to one member.
 type stream struct {
-	patience time.Duration // the interval of the lease for which it was opened
-	opened   int           // for the nth renewal of the client
-	cancel   context.CancelFunc
-	wake     chan struct{} // the sender has work
+	opened int // for the nth renewal of the client
+	cancel context.CancelFunc
+	wake   chan struct{} // the sender has work
 
 	// The renewals of the client guard what follows.
-	sent  int                      // renewals that were put into the queue
 	queue []sending                // to be sent, in this order
 	owed  map[v3.LeaseID][]sending // not answered, in the order of sending; the queue is part of it
 }
 
 // sending is a renewal that is or will be sent, at this time or later.
 type sending struct {
-	of     *renewal
-	at     time.Time
-	number int // on its stream
+	of  *renewal
+	at  time.Time
+	nth int // of all renewals of the client
 }
 
 // add puts a renewal into the queue. This time is what counts. From then on an answer is
 // owed, and the session lives from then on if the answer comes.
-func (s *stream) add(k *renewal, at time.Time) {
-	s.sent++
-	x := sending{k, at, s.sent}
+func (s *stream) add(x sending) {
 	s.queue = append(s.queue, x)
 	s.owed[x.of.id] = append(s.owed[x.of.id], x)
 	select {
@@ -117,7 +113,7 @@ func (s *stream) answered(id v3.LeaseID) (sending, bool) {
 // remove forgets a renewal that was answered, or is not sent.
 func (s *stream) remove(x sending) {
 	id := x.of.id
-	s.owed[id] = slices.DeleteFunc(s.owed[id], func(other sending) bool { return other.number == x.number })
+	s.owed[id] = slices.DeleteFunc(s.owed[id], func(other sending) bool { return other.nth == x.nth })
 	if len(s.owed[id]) == 0 {
 		delete(s.owed, id)
 	}
@@ -129,12 +125,14 @@ func (s *stream) owes(id v3.LeaseID, at time.Time) bool {
 	return len(s.owed[id]) > 0 && !s.owed[id][0].at.After(at)
 }
 
-// owesBefore reports whether the stream owes an answer to a lease that was not renewed any
-// more since the nth renewal of the client.
-func (s *stream) owesBefore(nth int) bool {
+// owesAlone reports whether the stream owes an answer that still counts and that other cannot
+// give, because other was opened after the renewal was sent.
+func (s *stream) owesAlone(other *stream) bool {
 	for _, sent := range s.owed {
-		if sent[0].of.nth < nth {
-			return true
+		for _, x := range sent {
+			if x.nth < other.opened && x.at.After(x.of.proven) {
+				return true
+			}
 		}
 	}
 	return false
@@ -144,7 +142,7 @@ func (s *stream) owesBefore(nth int) bool {
 func (s *stream) first() *renewal {
 	var first sending
 	for _, sent := range s.owed {
-		if first.of == nil || sent[0].number < first.number {
+		if first.of == nil || sent[0].nth < first.nth {
 			first = sent[0]
 		}
 	}
@@ -186,25 +184,18 @@ func another(streams []*stream, k *renewal, step time.Duration, now time.Time) (
 	return true, streams[i]
 }
 
-// slower are the streams to be closed now that s has answered x:
-//
-//   - An older stream that still owes this answer, unless it also owes an answer to a lease
-//     that was not renewed on s yet. The lease may have nothing else to hope for.
-//   - All newer streams if s is quick again. What they owe was sent on s too.
-func slower(streams []*stream, s *stream, x sending, now time.Time) []*stream {
-	i := slices.Index(streams, s)
-	if i < 0 {
+// slower are the streams to be closed now that s has answered x. They owe the answer to x too,
+// so s is quicker. A stream stays if it owes an answer that s cannot give. A lease may have
+// nothing else to hope for.
+func slower(streams []*stream, s *stream, x sending) []*stream {
+	if !slices.Contains(streams, s) {
 		return nil // it was closed
 	}
 	var slow []*stream
-	for _, older := range streams[:i] {
-		if older.owes(x.of.id, x.at) && !older.owesBefore(s.opened) {
-			slow = append(slow, older)
-		}
-	}
-	for _, newer := range streams[i+1:] {
-		if now.Sub(x.at) < newer.patience {
-			slow = append(slow, newer)
+	for _, other := range streams {
+		owes := slices.ContainsFunc(other.owed[x.of.id], func(y sending) bool { return y.nth == x.nth })
+		if owes && !other.owesAlone(s) {
+			slow = append(slow, other)
 		}
 	}
 	return slow

@@ -74,14 +74,20 @@ func (w *watcher) forward(ctx context.Context, client *v3.Client, silence time.D
 	silent := time.AfterFunc(silence, cancel)
 	defer silent.Stop()
 	defer w.begun.Store(false)
-	for resp := range client.Watch(ctx, w.key, opts...) {
-		// While the user takes the news, the watch is not silent.
-		silent.Stop()
-		w.begun.Store(true)
-		if resp.Err() != nil || !w.tell(ctx, resp) {
+	for told := client.Watch(ctx, w.key, opts...); ; {
+		select {
+		case resp, open := <-told:
+			// While the user takes the news, the watch is not silent.
+			silent.Stop()
+			w.begun.Store(true)
+			if !open || resp.Err() != nil || !w.tell(ctx, resp) {
+				return
+			}
+			silent.Reset(silence)
+		case <-ctx.Done():
+			// The client closes the channel only when its next attempt to reach a server ends.
 			return
 		}
-		silent.Reset(silence)
 	}
 }
 

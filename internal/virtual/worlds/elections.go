@@ -215,9 +215,10 @@ func (s *station) watched(l *latest) {
 	s.latests = append(s.latests, l)
 }
 
-// runLeader leads by RunLeader, call after call.
+// runLeader leads by RunLeader, call after call. The pauses are short, because after the faults
+// somebody has to lead soon.
 func (w *worker) runLeader(ctx context.Context) {
-	for pause(ctx, w.think()) {
+	for pause(ctx, min(w.think(), 5*time.Second)) {
 		value, ttl := w.value(), pick(w.rnd, w.plan.TTLs)
 		opts := []concurrency.SessionOption{concurrency.WithTTL(ttl)}
 		if w.plan.Margins {
@@ -242,8 +243,13 @@ func (w *worker) runLeader(ctx context.Context) {
 }
 
 // run holds what RunLeader has acquired. Which ticket that is the store knows: the newest of
-// those in line with the value of this call. If none stands, the context has to end.
+// those in line with the value of this call. If none stands, the context has to end. While the
+// server is down nothing is known.
 func (w *worker) run(ctx context.Context, value string, ttl time.Duration) {
+	if !w.Server().Running() {
+		pause(ctx, w.duration())
+		return
+	}
 	if kv := w.by(runElection, value); kv != nil {
 		h := holding{Hold: history.Hold{Who: w.who, Name: runElection, Token: kv.CreateRevision, Lease: kv.Lease}}
 		h.owner = leads(string(kv.Key), kv.CreateRevision)
