@@ -341,7 +341,7 @@ func TestOwnershipContextsLookAtTheClock(t *testing.T) {
 			l.closed = true // nothing watches
 			o := &ownership{queue: newQueue(&Session{ctx: l.ctx, lease: l}, "name"), released: lockReleased}
 			acquire := func() (*grant, error) {
-				o.held = &grant{ticket: ticket{"name/1", 1}}
+				o.held = newGrant(ticket{"name/1", 1})
 				return o.held, nil
 			}
 			l.seats = &seats{of: map[string]*seat{}}

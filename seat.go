@@ -34,6 +34,12 @@ type grant struct {
 	setOver context.CancelFunc
 }
 
+func newGrant(t ticket) *grant {
+	g := &grant{ticket: t}
+	g.over, g.setOver = context.WithCancel(context.Background())
+	return g
+}
+
 // seats are those of one lease on one client.
 type seats struct {
 	keeps any // what finds the seats of a lease: while it lives, the lease gets no others
@@ -69,8 +75,7 @@ func (s *seat) grant(t ticket) *grant {
 		return nil
 	case s.granted == nil || s.granted.rev < t.rev:
 		s.lose(t.rev)
-		s.granted = &grant{ticket: t}
-		s.granted.over, s.granted.setOver = context.WithCancel(context.Background())
+		s.granted = newGrant(t)
 	}
 	return s.granted
 }
