@@ -41,25 +41,30 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 		// The context of work ends before the release is sent. What still runs on it stops
 		// in time.
 		cancel(o.released.cause())
-		// The release is sent even if ctx has ended, because the others wait for it.
-		bound, release := lingering(ctx)
-		defer release()
-		_, released := o.release(bound, held)
-		switch {
-		case released == ErrSessionExpired && loss != nil:
-			released = nil // told by its cause
-		// The release was called off because ctx had ended. The clean-up goes on with it.
-		case released != nil && ctx.Err() != nil && bound.Err() != nil:
-			released = ctx.Err()
-		}
-		if loss == ErrSessionExpired || released == ErrSessionExpired {
-			// An error that tells of a lost session has to come after the end of
-			// Session.Ctx.
-			_ = o.queue.askForLease(bound)
-		}
-		err = joinErrors(err, loss, released)
+		err = joinErrors(err, loss, o.giveBack(ctx, held, loss))
 	}()
 	return work(&punctual{inner, lost})
+}
+
+// giveBack releases the ownership after work has returned. loss is why the term ended before that,
+// or nil if it did not. giveBack returns an error that loss does not tell.
+func (o *ownership) giveBack(ctx context.Context, held *grant, loss error) error {
+	// The release is sent even if ctx has ended, because the others wait for it.
+	bound, release := lingering(ctx)
+	defer release()
+	_, err := o.release(bound, held)
+	switch {
+	case err == ErrSessionExpired && loss != nil:
+		err = nil // told by its cause
+	// The release was called off because ctx had ended. The clean-up goes on with it.
+	case err != nil && ctx.Err() != nil && bound.Err() != nil:
+		err = ctx.Err()
+	}
+	if loss == ErrSessionExpired || err == ErrSessionExpired {
+		// An error that tells of a lost session has to come after the end of Session.Ctx.
+		_ = o.queue.askForLease(bound)
+	}
+	return err
 }
 
 // lingering returns a context that ends soon after ctx, for a release that is to be sent
