@@ -87,6 +87,7 @@ func (r *repetition[R]) insist() {
 			continue
 		}
 		r.mu.Lock()
+		// Another call may have been answered first.
 		if !r.answered {
 			r.answered, r.answer, r.err = true, answer, err
 		}
@@ -99,6 +100,7 @@ func (r *repetition[R]) insist() {
 func (r *repetition[R]) again() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// After the end nobody would wait for these calls, or stop the timer.
 	if r.ctx.Err() == nil {
 		r.others.Go(r.insist)
 		r.others.Go(r.insist)
