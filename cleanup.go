@@ -32,6 +32,7 @@ func (q queue) exit(join joinTxn, t ticket, err error) <-chan struct{} {
 		if !join.alone {
 			s.waiting--
 		}
+		// The acquisition that failed leaves a ticket, or may.
 		if err != nil && t != (ticket{}) {
 			s.doubt(time.Now())
 		}
@@ -65,6 +66,8 @@ func (q queue) clean(t ticket) <-chan struct{} {
 		defer tell()
 		defer l.seats.at(t.key, func(s *seat) { s.endCleaning(tidied) })
 		for n := 0; l.loss() == nil; n++ {
+			// What counts is when the look began. A join that lands after it is for the
+			// next look.
 			began, again := time.Now(), false
 			err := q.tidy(ctx, t)
 			if err == nil {
@@ -99,6 +102,7 @@ func (q queue) tidy(ctx context.Context, t ticket) (err error) {
 	if !doomed {
 		return nil
 	}
+	// A ticket that has gone by itself needs no deletion.
 	if _, err = q.remove(ctx, t); err == ErrSessionExpired {
 		err = nil
 	}

@@ -17,16 +17,16 @@ import (
 //	over the same key                      its values are old. Then it runs again at once,
 //	                                       without a proposal in vain. The oldest goes first.
 //	its commit conflicts                   It runs again at once, on the values of the answer.
-//	                                       Its key has a line from now on, see [line].
+//	                                       Its key has a contest from now on, see [contest].
 //	the first conflict, while servers      It makes way: it pauses, once, for as long as some
 //	are busy and this client often loses   commits take, and then reads anew.
 //
-// Nobody waits for a function that runs, hence not for the transaction around it either.
+// Nobody waits for a function that runs. So nobody waits for the transaction around it.
 
 // contention is what the transactions of one client know of each other and of those of
 // other clients.
 type contention struct {
-	mu       sync.Mutex               // guards the fields below, all lines and all contenders; never held across a wait
+	mu       sync.Mutex               // guards the fields below, all contests and contenders; never held across a wait
 	contests weakMap[string, contest] // by the key over which transactions have conflicted
 	last     uint64                   // the number of the newest contender
 	least    time.Duration            // that a read takes
@@ -50,10 +50,10 @@ const (
 // time. A contest exists while one of its transactions runs.
 type contest struct {
 	taken   bool          // a commit is under way
-	waiting []*contender  // for their turn, the oldest first
+	waiting []*contender  // to commit, the oldest first
 	news    any           // what the last answer said
 	took    time.Duration // by the last commit
-	timer   *time.Timer   // gives the turn to the next one if nobody takes it; nil: never set
+	timer   *time.Timer   // lets the next one commit if nobody does; nil: never set
 }
 
 // contender is one transaction, as contention sees it.
@@ -63,7 +63,7 @@ type contender struct {
 	number    uint64        // smaller for older transactions
 	contest   *contest      // that it is in; nil: none
 	called    chan struct{} // closed when it may commit
-	inside    bool          // the turn is its own
+	inside    bool          // it may commit, and nobody else in the contest
 	returns   bool          // it leaves to run again at once
 	began     time.Time     // its commit
 	conflicts int           // of its attempts
@@ -172,6 +172,7 @@ func (c *contender) read(took time.Duration) {
 	if c.least == 0 || took < c.least {
 		c.least = max(took, 1)
 	}
+	// The least rises slowly, so that it fits a connection that has become slower for good.
 	c.least += (took - c.least) / forgotten
 	c.slowness += (float64(took)/float64(c.least) - c.slowness) / recent
 }
@@ -180,6 +181,7 @@ func (c *contender) read(took time.Duration) {
 // lock.
 func (c *contender) answered(news func() any) (took time.Duration) {
 	took = time.Since(c.began)
+	// A transaction that commits beside the contest tells it nothing.
 	if c.inside {
 		c.contest.news, c.contest.took = news(), took
 	}

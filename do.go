@@ -6,12 +6,13 @@ import (
 	"time"
 )
 
-// during waits for the turn with acquire, and runs work while the turn lasts. The context
-// of work ends with the term or with ctx, and in any case before the turn is given back.
+// during acquires the ownership and runs work while it lasts. The context of work ends with
+// the term or with ctx, and in any case before the ownership is given back.
 func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), work func(context.Context) error) (err error) {
 	if work == nil {
 		panic("concurrency: nil function")
 	}
+	// A second Do of this handle would release the ownership under the first one.
 	if !o.reserve() {
 		return ErrHeld
 	}
@@ -32,31 +33,43 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 	detach := context.AfterFunc(owned, lost)
 	// Deferred, so that a panic of work's passes through after the release.
 	defer func() {
+		// The term may have ended although no timer has run yet. What is found now counts
+		// as a loss, and not as the release that follows.
 		lost()
 		loss := context.Cause(owned)
 		detach()
+		// The context of work ends before the release is sent. What still runs on it stops
+		// in time.
 		cancel(o.released.cause())
-		bound, release := lingering(ctx)
-		defer release()
-		_, released := o.release(bound, held)
-		switch {
-		case released == ErrSessionExpired && loss != nil:
-			released = nil // told by its cause
-		case released != nil && ctx.Err() != nil && bound.Err() != nil:
-			released = ctx.Err()
-		}
-		if loss == ErrSessionExpired || released == ErrSessionExpired {
-			// An error that tells of a lost session has to come after the end of
-			// Session.Ctx.
-			_ = o.queue.askForLease(bound)
-		}
-		err = joinErrors(err, loss, released)
+		err = joinErrors(err, loss, o.giveBack(ctx, held, loss))
 	}()
 	return work(&punctual{inner, lost})
 }
 
+// giveBack releases the ownership after work has returned. loss is why the term ended before that,
+// or nil if it did not. giveBack returns an error that loss does not tell.
+func (o *ownership) giveBack(ctx context.Context, held *grant, loss error) error {
+	// The release is sent even if ctx has ended, because the others wait for it.
+	bound, release := lingering(ctx)
+	defer release()
+	_, err := o.release(bound, held)
+	switch {
+	case err == ErrSessionExpired && loss != nil:
+		err = nil // told by its cause
+	// The release was called off because ctx had ended. The clean-up goes on with it.
+	case err != nil && ctx.Err() != nil && bound.Err() != nil:
+		err = ctx.Err()
+	}
+	if loss == ErrSessionExpired || err == ErrSessionExpired {
+		// An error that tells of a lost session has to come after the end of Session.Ctx.
+		_ = o.queue.askForLease(bound)
+	}
+	return err
+}
+
 // lingering returns a context that ends soon after ctx, for a release that is to be sent
-// even if ctx has ended.
+// even if ctx has ended. The release gets a moment, so that it has usually been carried out
+// when Do returns.
 func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	bound, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	detach := context.AfterFunc(ctx, func() { time.AfterFunc(cleanUpWait, cancel) })
@@ -66,7 +79,8 @@ func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// joinErrors is errors.Join, but a single error stays as it is and is told once.
+// joinErrors is errors.Join, but a single error stays as it is and is told once. Programs
+// compare the errors of this package with ==.
 func joinErrors(errs ...error) error {
 	var all []error
 	for _, err := range errs {

@@ -1,7 +1,7 @@
 // Package concurrency provides distributed locks, leader elections and software
 // transactional memory on etcd. It is a drop-in replacement for
-// go.etcd.io/etcd/client/v3/concurrency: it has the API of that package and uses the same
-// keys in etcd, so that old and new processes can share a lock.
+// go.etcd.io/etcd/client/v3/concurrency. It has the API of that package and uses the same
+// keys in etcd. Old and new processes can therefore share a lock.
 //
 // A session is a lease in etcd that is kept alive. A lock, or a candidacy, is a key that is
 // bound to that lease. The oldest key under a name owns, and all others wait in line.

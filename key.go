@@ -88,6 +88,7 @@ var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 // Otherwise the session's own ticket is known only if it is the head, or was asked for.
 func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
 	v.header = resp.Header
+	// The read of the line comes last, in either branch.
 	line := resp.Responses[len(resp.Responses)-1].GetResponseRange().Kvs
 	if resp.Succeeded {
 		v.mine = ticket{j.key, line[0].CreateRevision}

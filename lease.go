@@ -42,6 +42,7 @@ type tasks struct {
 func (l *lease) finish(e ending) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// The order counts. Who sees Done closed, or lost ended, finds Ctx ended.
 	l.end(e.cause)
 	if e.gone {
 		l.revoked.Store(true)
@@ -98,6 +99,7 @@ func (l *lease) gone() { l.finish(toldGone) }
 func (l *lease) loss() error {
 	l.expire()
 	switch {
+	// The closing of the client is no loss, and comes first.
 	case l.client.Ctx().Err() != nil:
 		return context.Canceled
 	case l.lost.Err() != nil:
@@ -125,6 +127,7 @@ func (l *lease) wait() { l.renewal.wait() }
 // revoke ends everything that still runs on the lease and revokes it.
 func (l *lease) revoke() error {
 	l.mu.Lock()
+	// From here on nothing new begins in the background. What runs ends with lost.
 	l.closed = true
 	l.mu.Unlock()
 	l.finish(closed)
@@ -144,6 +147,7 @@ func (l *lease) revoke() error {
 	_, err := repeat(ctx, forever, l.timeToLive(), func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
 		return l.client.Revoke(ctx, l.id)
 	})
+	// An earlier call whose answer was lost may have revoked the lease.
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return err
 	}

@@ -69,6 +69,7 @@ func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, er
 	case err == nil:
 	case ctx.Err() != nil:
 		err = ctx.Err()
+	// The loss is told, and not the error that the call has met because of it.
 	case l.loss() != nil:
 		err = l.loss()
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
@@ -100,6 +101,8 @@ func (q queue) find(ctx context.Context, key string) (ticket, error) {
 // remove returns [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	l := q.lease()
+	// calls counts also those that were sent beside the first, because each may have
+	// deleted the ticket.
 	var calls atomic.Int64
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		calls.Add(1)
@@ -122,6 +125,7 @@ func (q queue) askForLease(ctx context.Context) error {
 	if l.loss() != nil {
 		return ErrSessionExpired
 	}
+	// The answer may also be ErrLeaseNotFound, of which ask takes care.
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
 		return l.client.TimeToLive(ctx, l.id)
 	})

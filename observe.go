@@ -101,6 +101,8 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 			if err := e.look(bound, &o); err != nil {
 				return err
 			}
+			// Another leader has another key. The watch of the old key would tell nothing
+			// of it.
 			if w == nil || watched != o.leader.key {
 				w.stop()
 				watched = o.leader.key
@@ -108,6 +110,8 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 			}
 			stale = false
 		}
+		// A send on a nil channel never happens. So nothing is told while nothing is
+		// pending.
 		var tell chan<- *v3.GetResponse
 		if o.pending != nil {
 			// While nothing is to be told, the channel is nil, and a send on it never
@@ -144,6 +148,7 @@ func (e *Election) look(ctx context.Context, o *observer) error {
 	if err != nil {
 		return err
 	}
+	// What was to be told is older than this look, and is skipped.
 	o.rev, o.leader, o.pending = resp.Header.Revision, ticket{}, nil
 	if len(resp.Kvs) > 0 {
 		o.leader = ticketOf(resp.Kvs[0])
@@ -156,6 +161,7 @@ func (e *Election) look(ctx context.Context, o *observer) error {
 
 // offer makes resp the next to be told, unless it is what was told last.
 func (o *observer) offer(resp *v3.GetResponse) {
+	// The mod revision tells one value from another, also when both are the same text.
 	state := func(r *v3.GetResponse) ticket { // of the leader's key; none when nobody leads
 		if len(r.Kvs) == 0 {
 			return ticket{}
@@ -173,6 +179,8 @@ func (o *observer) hear(resp v3.WatchResponse) (stale bool) {
 	if resp.Canceled || resp.Created {
 		return missed(resp, o.rev)
 	}
+	// A put on the leader's key, in the same life, is a new value. All else calls for a
+	// look.
 	for _, ev := range resp.Events {
 		switch {
 		case ev.Kv.ModRevision <= o.rev: // the look has shown it, or what came after
@@ -182,6 +190,8 @@ func (o *observer) hear(resp v3.WatchResponse) (stale bool) {
 			o.pending = nil
 			return true
 		default:
+			// The header of the watch may be newer than the event. The value held at the
+			// event's revision.
 			header := pb.ResponseHeader{
 				ClusterId: resp.Header.ClusterId, MemberId: resp.Header.MemberId,
 				Revision: ev.Kv.ModRevision, RaftTerm: resp.Header.RaftTerm,

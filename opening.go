@@ -22,6 +22,7 @@ type sessionOptions struct {
 
 // openLease has a lease granted or takes over the one in o, and keeps it alive.
 func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease, error) {
+	// A bound keeps the time from overflowing. The server decides about the TTL itself.
 	asked := seconds(min(int64(o.ttl), math.MaxInt32))
 	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
 		return nil, marginError(o.margin, asked)
@@ -29,20 +30,26 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	l := &lease{client: client, id: o.leaseID, parent: o.ctx}
 	l.done = make(chan struct{})
 	l.clock.ttl, l.clock.margin = asked, o.margin
+	// ctx is a child of the context given, and ends with its cause. lost is not, because
+	// the lease outlives that context.
 	l.ctx, l.end = context.WithCancelCause(o.ctx)
 	l.ctx = &punctual{l.ctx, l.expire}
 	l.lost, l.setLost = context.WithCancel(context.Background())
+	// No lease has a negative ID. Such a session makes no call.
 	if l.id >= v3.NoLease {
 		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
 			l.end(err)
 			return nil, err
 		}
 	}
+	// The seats are found by the ID, which is known only now.
 	l.seats = sharedOf(client).seatsOf(l.id)
-	if l.id < v3.NoLease { // no lease can have this ID
+	if l.id < v3.NoLease {
 		l.gone()
 		return l, nil
 	}
+	// From here on three things end the session by themselves: the deadline, the end of the
+	// context given, and the end of the client.
 	l.clock.start(l.expire)
 	l.use()
 	// The end of ctx comes here, whatever ended it. This is where the context given with
@@ -69,9 +76,12 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if err != nil {
 		return err
 	}
+	// The server has granted the lease, or told what is left of it, after begun.
 	l.clock.deadline = begun.Add(left - l.clock.margin)
 	took := time.Since(begun)
 	renewed := make(chan struct{}, 1)
+	// The channel has room for one answer: only whether there was one since the last look
+	// matters.
 	l.renewal = l.newRenewal(func(sent time.Time, ttl time.Duration) {
 		l.answered(sent, ttl)
 		select {
@@ -85,6 +95,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 		l.renewal.due = begun
 	}
 	l.renewal.keep(l.client)
+	// The next answer may take about as long as this one did.
 	if time.Until(l.clock.until()) > took {
 		return nil
 	}
@@ -100,6 +111,8 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) { // of a lease that was granted just now
 		err = noAnswer(l.client, l.clock.ttl, "renew its lease in time", context.DeadlineExceeded)
 	}
+	// The server may have said that the lease is gone. Otherwise nobody else would end it
+	// before its TTL.
 	if !l.revoked.Load() {
 		l.giveBack()
 	}
@@ -113,11 +126,14 @@ func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error
 	for {
 		select {
 		case <-renewed:
+			// The answer to a renewal that was sent too long ago leaves no life. Only one
+			// that leaves some counts.
 			if time.Now().Before(l.clock.until()) {
 				return nil
 			}
 		case <-l.ctx.Done():
 			return rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
+		// A member answers, but no renewal. What the last renewal met is told along.
 		case <-bound.Done():
 			err := bound.Err()
 			if trouble := l.renewal.trouble(); trouble != nil {
@@ -140,6 +156,7 @@ func (l *lease) ask(ctx context.Context, ttl int64, within time.Duration) (left 
 		what = "tell of the lease"
 		left, err = l.adopt(bound)
 	}
+	// ctx may have ended too. The caller looks at ctx first, and tells its error.
 	if err != nil && bound.Err() != nil {
 		err = noAnswer(l.client, within, what, bound.Err())
 	}
@@ -153,6 +170,7 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 	if err != nil {
 		return 0, err
 	}
+	// The server may have granted more than was asked for.
 	l.id, l.clock.ttl = resp.ID, seconds(resp.TTL)
 	if err := ctx.Err(); err != nil {
 		l.giveBack()
@@ -164,7 +182,9 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 // adopt asks for the remaining life of a lease that exists. The server tells it in whole
 // seconds, rounded down.
 func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
-	resp, err := l.client.TimeToLive(ctx, l.id)
+	resp, err := repeat(ctx, forever, l.clock.ttl, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
+		return l.client.TimeToLive(ctx, l.id)
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -172,6 +192,7 @@ func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 	switch {
 	case left < 0: // what the server says of a lease it does not have
 		return 0, rpctypes.ErrLeaseNotFound
+	// Only now the TTL of a lease that was brought is known.
 	case l.clock.margin >= l.clock.ttl:
 		return 0, marginError(l.clock.margin, l.clock.ttl)
 	}
@@ -181,6 +202,7 @@ func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 // giveBack revokes a lease that was granted for nothing. Its own error is not told, because
 // the first error is the one to tell.
 func (l *lease) giveBack() {
+	// The caller's context may have ended, so this has a bound of its own.
 	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
 	defer cancel()
 	_, _ = l.client.Revoke(ctx, l.id)
@@ -190,9 +212,11 @@ func (l *lease) giveBack() {
 // enough to keep the lease. Clients without streams of their own renew by calls, one beside
 // the other.
 func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) keeper {
+	// The session lives for the TTL less the margin, so a third of that is the interval.
 	life := l.clock.ttl - l.clock.margin
 	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}
 	if !ownStreams(l.client) {
+		// A client whose Lease is wrapped sees each renewal as a call of its own.
 		k.once = func(ctx context.Context) (time.Duration, error) {
 			resp, err := l.client.KeepAliveOnce(ctx, l.id)
 			if err != nil {

@@ -24,6 +24,7 @@ type ownership struct {
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
+	// A failure tells that this ownership is lost, and tells nothing of a newer one.
 	before, _ := o.state()
 	g, header, err := o.queue.acquire(ctx, join)
 	switch err {
@@ -42,6 +43,8 @@ func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
 // For its results see [queue.leave]. It may be repeated after an error.
 func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeader, error) {
 	need(ctx)
+	// Whatever becomes of the call, who asks from here on learns that the ownership is
+	// over.
 	o.end(held)
 	header, err := o.queue.leave(ctx, held.ticket)
 	if err == nil || err == ErrSessionExpired {
@@ -50,7 +53,7 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 	return header, err
 }
 
-// lose notes that held was seen to be gone; nil is nothing.
+// lose notes that held was seen to be gone, for the siblings too. nil is nothing.
 func (o *ownership) lose(held *grant) {
 	if held != nil {
 		o.queue.lease().seats.at(held.key, func(s *seat) { s.lose(held.rev) })
@@ -90,6 +93,7 @@ func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 // that the ownership is over. The ticket was released, by whichever handle, or it was seen
 // to be gone, or the lease is lost.
 func (o *ownership) owns(held *grant) bool {
+	// The closing of the client is no loss. The handle may still own, and its key stands.
 	return held != nil && held.over.Err() == nil && o.queue.lease().loss() != ErrSessionExpired
 }
 
@@ -101,12 +105,14 @@ func (o *ownership) ticket() ticket {
 	return ticket{}
 }
 
-// stands is true in a transaction only while what this handle owns is owned by it.
+// stands is true in a transaction only while the handle owns what it owns now.
 func (o *ownership) stands() v3.Cmp {
 	if held := o.ticket(); held != (ticket{}) {
 		return held.stands()
 	}
 	o.queue.made()
+	// No create revision is negative, so this is false. The server refuses a comparison
+	// without a key.
 	return v3.Compare(v3.CreateRevision(o.queue.key()), "<", 0)
 }
 
@@ -119,9 +125,12 @@ func (o *ownership) context() context.Context {
 	switch {
 	case o.held == nil:
 		return o.released.ctx
+	// The loss is known before anybody asked. Nothing has to be watched.
 	case o.term == nil && o.held.over.Err() != nil:
 		o.term = ended(ErrSessionExpired)
 	case o.term == nil:
+		// A term is followed only when somebody asks, because a watch costs as much as a
+		// call.
 		o.term = o.queue.follow(o.held)
 	}
 	return o.term.ctx
@@ -164,6 +173,7 @@ func (q queue) follow(g *grant) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
 	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
+	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		defer detach()
 		err := q.standing(ctx, g.ticket)
@@ -176,6 +186,7 @@ func (q queue) follow(g *grant) *term {
 			_ = q.askForLease(life) // because the whole lease may have been revoked
 		}
 	})
+	// The session's deadline may have passed, or a sibling may have released the ticket.
 	look := func() {
 		if l.expire(); g.over.Err() != nil {
 			cancel(ErrSessionExpired)
@@ -192,6 +203,8 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 	var w *watcher
 	defer func() { w.stop() }()
 	for {
+		// A watch that broke, or fell silent, has told nothing of what happened meanwhile.
+		// A look does.
 		resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
 		switch {
 		case err != nil:
@@ -201,6 +214,8 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 		case w == nil: // from the revision after one at which it stood: no gap
 			w = watch(ctx, l.client, l.timeToLive(), t.key, resp.Header.Revision+1, v3.WithFilterPut())
 		}
+		// The watch tells of deletions of this key only. Any event is the end of the
+		// ticket, because the watch began at a revision at which the ticket stood.
 		for news := (v3.WatchResponse{}); !missed(news, resp.Header.Revision); {
 			select {
 			case news = <-w.heard():

@@ -15,7 +15,7 @@ import (
 // proven the grant that it returns. An acquisition that fails leaves the line, unless other
 // handles of the session stand there with the same ticket or were granted it.
 //
-// Its other errors are
+// Its errors are
 //
 //   - rpctypes.ErrLeaseNotFound when the lease was gone before;
 //   - [ErrSessionExpired] when the ticket or the lease is lost under way;
@@ -262,8 +262,8 @@ func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	return watch(context.WithoutCancel(ctx), l.client, l.timeToLive(), v.ahead.key, 0, v3.WithFilterPut())
 }
 
-// leave gives the turn back. It deletes the ticket, which nobody is granted again. It
-// returns [ErrSessionExpired] when the turn was lost before. Then the ticket was gone, or
+// leave gives the ownership back. It deletes the ticket, which nobody is granted again. It
+// returns [ErrSessionExpired] when the ownership was lost before. Then the ticket was gone, or
 // the lease is known to be lost, which leaves no header. After any other error the clean-up
 // goes on to delete the ticket, because everybody behind it waits.
 func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {

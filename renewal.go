@@ -47,7 +47,7 @@ type renewals struct {
 
 	streams []*stream // the one in use and those beside it, see another; the oldest first
 	sent    int       // renewals
-	heard   time.Time // when a stream has last answered; at first, when the first lease came
+	heard   time.Time // when a stream has last answered
 	broken  int       // streams that broke in a row
 	trouble error     // the reason of the last one that did
 	again   time.Time // no stream is opened before
@@ -65,8 +65,10 @@ func (k keeper) keep(client *v3.Client) {
 	r := k.all
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// The first lease of the client starts the timer, and the last one stops it.
 	if len(r.kept) == 0 {
-		r.client, r.kept, r.running, r.heard = client, map[*renewal]struct{}{}, &sync.WaitGroup{}, time.Now()
+		r.client, r.kept, r.running = client, map[*renewal]struct{}{}, &sync.WaitGroup{}
+		r.heard = time.Now().Add(-k.interval) // no stream has answered yet
 		r.wake = k.due
 		r.timer = time.AfterFunc(time.Until(k.due), r.send)
 	}
@@ -94,6 +96,7 @@ func (k keeper) leave() {
 	for _, s := range r.streams {
 		s.cancel()
 	}
+	// Nothing is renewed any more. The next lease finds everything as at the beginning.
 	k.last, r.streams, r.broken, r.again = r.running, nil, 0, time.Time{}
 }
 
@@ -118,6 +121,7 @@ func (r *renewals) send() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
+	// The loop below sets the timer to the earliest that is due.
 	r.wake = now.Add(time.Hour)
 	r.timer.Reset(time.Hour)
 	var suspects []*renewal
@@ -158,10 +162,13 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 
 // step is the time between two renewals of k on streams. It is the interval, or half of it
 // while no member answers anything. The next stream may then go to a silent member again,
-// because gRPC picks the members in turn and other calls come in between. A step less means
-// that more members are asked while the lease lives.
+// because gRPC picks one member after the other and other calls come in between. A step less
+// means that more members are asked while the lease lives.
+//
+// A member that answers is last heard just after the renewal before this one was sent, which is
+// an interval ago. A member that has not answered that renewal was last heard two intervals ago.
 func (r *renewals) step(k *renewal, now time.Time) time.Duration {
-	if now.Sub(r.heard) < k.interval*9/10 {
+	if now.Sub(r.heard) < k.interval*3/2 {
 		return k.interval
 	}
 	return k.interval / 2
@@ -201,6 +208,9 @@ func afterFailures(n int) time.Duration {
 
 // open opens a stream, last in r.streams, for the renewal that is about to be sent.
 func (r *renewals) open(now time.Time) {
+	// The stream outlives the session that needs it, because the others use it too. A
+	// member without a leader refuses the stream, and so does not keep the sessions
+	// waiting.
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
 	s := &stream{
 		opened: r.sent, owed: map[v3.LeaseID][]sending{},
@@ -220,6 +230,7 @@ func (r *renewals) open(now time.Time) {
 
 // run sends and receives until the stream breaks or is closed, and returns the reason.
 func (r *renewals) run(ctx context.Context, s *stream, remote pb.Lease_LeaseKeepAliveClient) error {
+	// Sending may block where receiving goes on, so each has a goroutine.
 	var sender sync.WaitGroup
 	defer sender.Wait()
 	defer s.cancel()
@@ -321,6 +332,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(k.useful))
 	defer cancel()
 	ttl, err := k.once(&impatient{Context: ctx, cancel: cancel})
+	// This is an answer: the server does not have the lease.
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		ttl, err = 0, nil
 	}
@@ -328,6 +340,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	if err != nil {
 		k.failures++
 		r.trouble = err
+		// The failed call is made again soon, but never later than the next one would be.
 		if again := time.Now().Add(afterFailures(k.failures)); !k.over && again.Before(k.due) {
 			k.due = again
 			r.schedule(again)

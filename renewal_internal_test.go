@@ -134,8 +134,8 @@ func six(k *renewal, since ...float64) (streams []*stream) {
 func TestStepsInSilence(t *testing.T) {
 	k := kept(1)
 	r := &renewals{heard: at(0)}
-	require.Equal(t, k.interval, r.step(k, at(0.5)))
-	require.Equal(t, k.interval/2, r.step(k, at(1)))
+	require.Equal(t, k.interval, r.step(k, at(1)), "the renewal before this one was answered at once")
+	require.Equal(t, k.interval/2, r.step(k, at(2)), "the renewal before this one was not answered")
 	two := []*stream{streamOf(k, 0, 1), streamOf(k, 1)}
 	require.False(t, first(another(two, k, k.interval, at(1.5))))
 	require.True(t, first(another(two, k, k.interval/2, at(1.5))))

@@ -27,7 +27,7 @@ type seat struct {
 	cleaner <-chan struct{} // stands for the clean-up that looks until that time; nil: none does
 }
 
-// grant is the turn that a ticket was given. All handles that were given it share it.
+// grant is the ownership that came with a ticket. All handles that were granted it share it.
 type grant struct {
 	ticket
 	over    context.Context // ends when the ticket is being deleted, or was seen to be gone
@@ -67,7 +67,7 @@ func (s *seats) at(key string, f func(*seat)) {
 // idle reports whether nothing rests on the seat.
 func (s *seat) idle() bool { return s.users == 0 && s.granted == nil && s.unsure.IsZero() }
 
-// grant gives t the turn. It returns nil if the deletion of t was decided, or a newer ticket
+// grant makes t own. It returns nil if the deletion of t was decided, or a newer ticket
 // was granted, so that t is gone.
 func (s *seat) grant(t ticket) *grant {
 	switch {

@@ -77,6 +77,7 @@ func (w *watcher) forward(ctx context.Context, client *v3.Client, silence time.D
 	for told := client.Watch(ctx, w.key, opts...); ; {
 		select {
 		case resp, open := <-told:
+			// While the user takes the news, the watch is not silent.
 			silent.Stop()
 			w.begun.Store(true)
 			if !open || resp.Err() != nil || !w.tell(ctx, resp) {

@@ -33,6 +33,9 @@ type source struct {
 // names are the names of the files, sorted.
 func (s *source) names() []string { return slices.Sorted(maps.Keys(s.files)) }
 
+// offset is where a position stands in its file.
+func (s *source) offset(pos token.Pos) int { return s.fset.Position(pos).Offset }
+
 // listed is what the go command tells of a package.
 type listed struct {
 	ImportPath, Dir, Export string
