@@ -84,7 +84,9 @@ func (a *attempt) change() (snapshot, error) {
 	}
 }
 
-// places are what is to be watched: the ranges that were read, and the keys beside them.
+// places are what is to be watched: the ranges that were read, and the keys beside them. Each
+// has a watch of its own. One watch from the first of them to the last would tell of other keys
+// as well. Permissions that are given by ranges may refuse it.
 func (a *attempt) places() (wants []want) {
 	for _, s := range a.reads.spans {
 		wants = append(wants, want{interval: s.interval})
@@ -106,7 +108,8 @@ func (a *attempt) since() int64 {
 	return a.header.Revision
 }
 
-// listen watches all places. The news of several watches come in no order.
+// listen watches all places. The news of several watches come in no order. Those of a single
+// one need no goroutine in between, which would make every hand-over later.
 func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, stop func()) {
 	if len(b.places) == 1 {
 		w := b.watch(ctx, b.places[0])
@@ -148,9 +151,11 @@ func (b *blocked) watch(ctx context.Context, place want) *watcher {
 
 // hear takes in the news of a watch, and reports whether something has changed.
 func (b *blocked) hear(ctx context.Context, news v3.WatchResponse) (next snapshot, changed bool, err error) {
+	// A watch tells only of what was read. So whatever it tells is a change, unless it happened
+	// before the read: a watch on a member that lags begins in the past.
 	if len(news.Events) > 0 {
 		last := news.Events[len(news.Events)-1].Kv.ModRevision
-		if last <= b.rev { // a member that lags tells what was read
+		if last <= b.rev {
 			return snapshot{}, false, nil
 		}
 		return b.told(news, last), true, nil
@@ -163,6 +168,10 @@ func (b *blocked) hear(ctx context.Context, news v3.WatchResponse) (next snapsho
 }
 
 // look asks whether anything has changed. If nothing has, it notes up to which revision.
+//
+// It asks after the watch has begun. What happens later than that revision is told by the
+// watch, so that nothing lies between the two. Many comparisons are asked in parts, each at a
+// later revision. The first of these revisions counts.
 func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 	rev := int64(0)
 	for cmps := b.checks; len(cmps) > 0; {

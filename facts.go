@@ -141,7 +141,8 @@ func (f *facts) spanAt(key string) *span {
 	return nil
 }
 
-// spanFrom is the index of the first span that ends after the key.
+// spanFrom is the index of the first span that ends after the key. It is found by halving, so
+// that a transaction may read many ranges.
 func (f *facts) spanFrom(key string) int {
 	i, _ := slices.BinarySearchFunc(f.spans, key, func(s span, key string) int {
 		if s.end != unbounded && s.end <= key {
@@ -177,6 +178,7 @@ func (f *facts) learn(w want, rev int64, resp *pb.RangeResponse) {
 		f.keys[w.begin] = only(resp.Kvs)
 		return
 	}
+	// If there are more keys than were asked for, nothing is known of what lies behind the last.
 	s := span{w.interval, rev, resp.Kvs}
 	if n := len(resp.Kvs); resp.More && n > 0 {
 		s.end = after(string(resp.Kvs[n-1].Key))
@@ -186,6 +188,7 @@ func (f *facts) learn(w want, rev int64, resp *pb.RangeResponse) {
 
 // insert adds those parts of a span that are not known yet.
 func (f *facts) insert(s span) {
+	// begin goes from one end of a known span, or of a gap between two, to the next.
 	for begin := s.begin; ; {
 		i := f.spanFrom(begin)
 		if i < len(f.spans) && f.spans[i].has(begin) {
@@ -204,7 +207,9 @@ func (f *facts) insert(s span) {
 	}
 }
 
-// set changes what is known of a key. The keys of a span must be its own.
+// set changes what is known of a key. Nothing becomes known that was not before.
+//
+// A span is changed in place. So its slice must belong to these facts alone.
 func (f *facts) set(key string, kv *mvccpb.KeyValue) {
 	if _, known := f.keys[key]; known {
 		f.keys[key] = kv

@@ -25,6 +25,8 @@ func (a *attempt) run(apply func(STM) error) (err error) {
 	if a.rested {
 		a.refresh()
 	}
+	// A function that recovers the panic of a failed read may return nil. The error of the read
+	// is in a.err then, and comes first.
 	a.prefetch()
 	return apply(a)
 }
@@ -113,6 +115,8 @@ func (a *attempt) write(w *write) {
 func (a *attempt) DelRange(begin, end string) {
 	iv := intervalOf("DelRange", begin, end)
 	a.check()
+	// The last write of a key counts. Single writes that come later stay beside the range, and
+	// the commit leaves them out of it.
 	gone := func(w *write) bool {
 		return iv.has(w.key) && (w.end == "" || earlier(w.end, iv.end) == w.end)
 	}

@@ -48,6 +48,8 @@ func (a *attempt) scan(iv interval, n int, at int64) (found []*mvccpb.KeyValue) 
 		}
 	}
 	a.ask(want{iv, need})
+	// The pieces are the parts of a long range, too. A call returns no more than a part holds.
+	// The piece then ends behind the last key of that part, and the next one begins there.
 	for rest := iv; ; {
 		s := a.piece(rest, max(0, need-len(found)), &at)
 		found = append(found, s.kvs...)
@@ -62,7 +64,7 @@ func (a *attempt) scan(iv interval, n int, at int64) (found []*mvccpb.KeyValue) 
 // most is 0. The attempt's own deletions, its read set and the snapshot are asked first. What
 // none of them knows is read from the servers, which sets at.
 func (a *attempt) piece(rest interval, most int, at *int64) span {
-	gap := rest
+	gap := rest // it becomes smaller until nothing in it is known, or all of it is
 	for _, w := range a.cleared {
 		if w.interval().has(rest.begin) {
 			return span{interval: interval{rest.begin, earlier(rest.end, w.end)}}
@@ -77,6 +79,7 @@ func (a *attempt) piece(rest interval, most int, at *int64) span {
 	if i := a.reads.spanFrom(rest.begin); i < len(a.reads.spans) {
 		gap.end = earlier(gap.end, a.reads.spans[i].begin)
 	}
+	// The read set takes no more of the snapshot than is needed. What it takes is protected.
 	if s := a.known.spanAt(rest.begin); s != nil {
 		a.reads.insert(s.cut(gap).head(most))
 		return a.reads.spanAt(rest.begin).cut(gap)
@@ -91,6 +94,8 @@ func (a *attempt) piece(rest interval, most int, at *int64) span {
 // first n keys, or all if n is 0. At a level without a snapshot, a key that was read before
 // stays what it was.
 func (a *attempt) overlay(found []*mvccpb.KeyValue, iv interval, n int) []*mvccpb.KeyValue {
+	// Few keys are usually laid over many. Those that were found are in order already, and
+	// are sorted again only if there is anything to lay over them.
 	over := map[string]*mvccpb.KeyValue{} // nil values stand for keys that are gone
 	if !a.level.snapshot {
 		for key, kv := range a.reads.keys {
