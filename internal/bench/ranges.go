@@ -12,7 +12,7 @@ import (
 )
 
 // byHand stands for calls without a library.
-var byHand = library{name: "by hand"}
+var byHand = library{name: "bare"}
 
 // ranged are the workloads of what only this package has, beside the same by hand.
 func ranged() []workload {
@@ -20,10 +20,10 @@ func ranged() []workload {
 		return workload{name: name, ops: ops, workers: workers, goal: goal, limits: l, hire: hire, base: &byHand}
 	}
 	return []workload{
-		w("range of 1000 keys, beside a Get", 30, 1, 1.1, &limits{calls: 1}, sums(1000)),
-		w("range of 100000 keys, beside pages by hand", 1, 1, 1.2, nil, sums(100000)),
-		w("range of 50 keys read and written, beside a Get and a Txn", 30, 1, 0, &limits{calls: 2, raft: 1}, rewrites(50)),
-		w("hand-over by Retry between 2, beside a watch and a Txn", 40, 2, 1.5, nil, alternates),
+		w("range of 1000 keys, beside bare calls", 30, 1, 1.1, &limits{calls: 1}, sums(1000)),
+		w("range of 100000 keys, beside bare calls", 1, 1, 1.2, nil, sums(100000)),
+		w("range of 50 keys read and written, beside bare calls", 30, 1, 0, &limits{calls: 2, raft: 1}, rewrites(50)),
+		w("hand-over by Retry between 2, beside bare calls", 40, 2, 1.5, nil, alternates),
 	}
 }
 
