@@ -182,7 +182,9 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 // adopt asks for the remaining life of a lease that exists. The server tells it in whole
 // seconds, rounded down.
 func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
-	resp, err := l.client.TimeToLive(ctx, l.id)
+	resp, err := repeat(ctx, forever, l.clock.ttl, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
+		return l.client.TimeToLive(ctx, l.id)
+	})
 	if err != nil {
 		return 0, err
 	}

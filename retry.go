@@ -18,7 +18,7 @@ import (
 // not change. After a fault that passes, repeat calls again, after a pause.
 //
 // While a call has no answer, it is sent again beside the first. That happens after a third
-// of the patience, then at intervals that double. The first answer counts, and the others
+// of the patience, then at intervals that double up to the patience. The first answer counts, and the others
 // are called off. If nothing were sent again, a silent member would hold its caller up,
 // although other members answer. If the second call replaced the first, a slow server would
 // never answer in time.
@@ -35,7 +35,7 @@ import (
 func repeat[R any](
 	ctx, until context.Context, patience time.Duration, call func(context.Context) (R, error),
 ) (R, error) {
-	r := &repetition[R]{call: call, next: againAfter(patience)}
+	r := &repetition[R]{call: call, next: againAfter(patience), most: patience}
 	if until.Err() != nil {
 		return r.answer, context.Canceled
 	}
@@ -72,6 +72,7 @@ type repetition[R any] struct {
 	mu       sync.Mutex // guards the fields below; never held across a call
 	timer    *time.Timer
 	next     time.Duration // after which the call is sent again
+	most     time.Duration // the longest that next gets
 	answered bool
 	answer   R
 	err      error
@@ -103,7 +104,7 @@ func (r *repetition[R]) again() {
 	if r.ctx.Err() == nil {
 		r.others.Go(r.insist)
 		r.others.Go(r.insist)
-		r.next *= 2
+		r.next = min(2*r.next, r.most)
 		r.timer.Reset(r.next)
 	}
 }

@@ -36,7 +36,7 @@ func (s *sent) call() (n int, end func()) {
 	}
 }
 
-// A third of the patience, then intervals that double, two calls each time. The first call is
+// A third of the patience, then intervals that double up to the patience, two calls each time. The first call is
 // not called off: its answer is as good.
 func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -45,7 +45,7 @@ func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 			n, end := s.call()
 			defer end()
 			if n == 1 {
-				sleep(ctx, forever, 13*time.Second)
+				sleep(ctx, forever, 19*time.Second)
 				return n, ctx.Err()
 			}
 			<-ctx.Done()
@@ -53,7 +53,10 @@ func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.Equal(t, 1, answer)
-		require.Equal(t, []time.Duration{0, 2 * time.Second, 2 * time.Second, 6 * time.Second, 6 * time.Second}, s.at)
+		const second = time.Second
+		require.Equal(t, []time.Duration{
+			0, 2 * second, 2 * second, 6 * second, 6 * second, 12 * second, 12 * second, 18 * second, 18 * second,
+		}, s.at)
 	})
 }
 

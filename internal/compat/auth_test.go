@@ -16,7 +16,7 @@ const password = "secret"
 
 // secure enables authentication, with the users root, who may do everything, and
 // guest, who may read and write keys under "guest/".
-func secure(t *testing.T, c *etcdtest.Cluster) {
+func secure(t testing.TB, c *etcdtest.Cluster) {
 	t.Helper()
 	client := c.Client(t)
 	ctx := t.Context()

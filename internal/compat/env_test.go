@@ -13,10 +13,10 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/namespace"
-	"go.etcd.io/etcd/server/v3/embed"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 const (
@@ -73,7 +73,9 @@ type env struct {
 	*testing.T
 	library
 	variant
-	cluster *etcdtest.Cluster
+	cluster *etcdtest.Cluster // nil in virtual time
+	bubble  *virtual.Bubble   // nil in real time
+	clients int               // that were made in the bubble
 	auth    bool
 	// plain is a client of its own, without faults, on the same path.
 	plain *clientv3.Client
@@ -81,19 +83,23 @@ type env struct {
 	name string
 	// note goes into the table beside the result.
 	note string
+	// early is how long a call is given to return too early: ample where the row foretells it.
+	early time.Duration
 }
 
 func newEnv(t *testing.T, lib library, v variant, p *part) *env {
-	e := &env{T: t, library: lib, variant: v, name: fmt.Sprintf("compat-%x", rand.Uint64())}
+	e := &env{T: t, library: lib, variant: v, name: fmt.Sprintf("compat-%x", rand.Uint64()), early: dwell}
+	if !lib.ours && p.upstream != "" {
+		e.early = ample
+	}
 	switch {
 	case p.auth:
 		e.auth = true
-		e.cluster = etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) {
-			cfg.AuthTokenTTL, cfg.BcryptCost = tokenTTL, 4 // the least
-		}))
-		secure(t, e.cluster)
-	case p.members > 0:
-		e.cluster = etcdtest.New(t, etcdtest.Members(p.members))
+		e.cluster = secret.borrow(t)
+	case p.members == 1:
+		e.cluster = single.borrow(t)
+	case p.members == 3:
+		e.cluster = triple.borrow(t)
 	default:
 		e.cluster = shared()
 	}
@@ -103,6 +109,10 @@ func newEnv(t *testing.T, lib library, v variant, p *part) *env {
 
 // client is a new client on the path of the run.
 func (e *env) client(endpoints ...string) *clientv3.Client {
+	if e.bubble != nil {
+		c, _ := e.remote()
+		return c
+	}
 	if len(endpoints) == 0 {
 		endpoints = e.cluster.Endpoints()
 	}
@@ -116,6 +126,13 @@ func (e *env) client(endpoints ...string) *clientv3.Client {
 		c = etcdtest.Dial(e, endpoints...)
 	}
 	return e.inNamespace(c)
+}
+
+// remote is a client in virtual time, and the network before it.
+func (e *env) remote() (*clientv3.Client, *virtual.Network) {
+	e.clients++
+	c, n := e.bubble.Client(strconv.Itoa(e.clients))
+	return e.inNamespace(c), n
 }
 
 // inNamespace puts the client into the namespace, where the run has one.
@@ -190,32 +207,46 @@ func (e *env) waitLine(n int) { etcdtest.WaitKeys(e, e.plain, e.name+"/", n) }
 
 // leaves is nil when the key goes within d.
 func (e *env) leaves(key string, d time.Duration) error {
-	ctx, cancel := context.WithTimeout(e.Context(), d)
+	ctx, cancel := context.WithCancel(e.Context())
 	defer cancel()
 	resp, err := e.plain.Get(ctx, key)
 	if err != nil || len(resp.Kvs) == 0 {
 		return err
 	}
-	for resp := range e.plain.Watch(ctx, key, clientv3.WithRev(resp.Header.Revision+1)) {
-		for _, ev := range resp.Events {
-			if ev.Type == mvccpb.Event_DELETE {
-				return nil
+	ch := e.plain.Watch(ctx, key, clientv3.WithRev(resp.Header.Revision+1))
+	gone := etcdtest.Go(func() error {
+		for resp := range ch {
+			for _, ev := range resp.Events {
+				if ev.Type == mvccpb.Event_DELETE {
+					return nil
+				}
 			}
 		}
+		return errors.New("the watch ended")
+	})
+	if !returned(gone, d) {
+		return errors.New("the key stays")
 	}
-	return errors.New("the key stays")
+	return gone.Err()
 }
 
-// returned says whether the call returns within d.
+// beat is how often a process that waits looks whether it still waits.
+const beat = 10 * time.Millisecond
+
+// returned says whether the call returns within d, of which only that time counts in which
+// this process runs. It counts beats of a ticker, which drops those that nobody takes in
+// time: a machine that is busy for a while, or stands, takes nothing from d.
 func returned(c *etcdtest.Call, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-c.Done():
-		return true
-	case <-timer.C:
-		return false
+	ticker := time.NewTicker(beat)
+	defer ticker.Stop()
+	for left := d / beat; left > 0; left-- {
+		select {
+		case <-c.Done():
+			return true
+		case <-ticker.C:
+		}
 	}
+	return !c.Running()
 }
 
 // ends is nil when the call returns want within d.
@@ -261,7 +292,8 @@ type party struct {
 	*env
 	client  *clientv3.Client
 	faults  *fault.Faults
-	proxy   *fault.Proxy // nil unless it was asked for
+	proxy   *fault.Proxy     // nil unless it was asked for, and in virtual time
+	network *virtual.Network // likewise, and in real time
 	session session
 	handles []contender
 }
@@ -277,6 +309,8 @@ func (e *env) party(o partyOptions) *party {
 	e.Helper()
 	p := &party{env: e, client: o.client}
 	switch {
+	case o.proxy && e.bubble != nil:
+		p.client, p.network = e.remote()
 	case o.proxy:
 		p.proxy = e.proxy()
 		p.client = e.client(p.proxy.Endpoint())
@@ -290,6 +324,24 @@ func (e *env) party(o partyOptions) *party {
 		p.handles = append(p.handles, p.handle())
 	}
 	return p
+}
+
+// stall keeps everything from getting through to the party and from it.
+func (p *party) stall() {
+	if p.network != nil {
+		p.network.Stall(time.Hour)
+		return
+	}
+	p.proxy.Stall()
+}
+
+// resume ends a stall.
+func (p *party) resume() {
+	if p.network != nil {
+		p.network.Calm()
+		return
+	}
+	p.proxy.Resume()
 }
 
 // handle is a new handle of the session.

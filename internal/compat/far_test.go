@@ -205,7 +205,7 @@ func (l *twoLinks) silence(e *env) {
 }
 
 // silentTTL is that of those who are on a link that falls silent.
-const silentTTL = 4
+const silentTTL = 8
 
 // heard is how long a change may be held up by a silent member: a TTL and a second. What a
 // busy machine adds is not the member's doing.
@@ -248,7 +248,7 @@ func silentObserver(e *env) error {
 func saysLost(e *env) error {
 	for how, lose := range map[string]func(p *party){
 		"revoked": (*party).revoke,
-		"expired": func(p *party) { p.proxy.Stall() },
+		"expired": func(p *party) { p.stall() },
 	} {
 		p := e.party(partyOptions{ttl: 2, proxy: true})
 		e.must(p.acquire(e.Context()))
@@ -261,7 +261,7 @@ func saysLost(e *env) error {
 				return fmt.Errorf("%s: the key is %q", how, key)
 			}
 		}
-		p.proxy.Resume()
+		p.resume()
 		e.waitLine(0)
 	}
 	return nil

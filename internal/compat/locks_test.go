@@ -22,7 +22,7 @@ var lockRows = []row{
 	{"L1", "a waiter whose key is gone hears of it while the holder still holds", []part{
 		{name: "revoked", run: revokedWaiter, queue: true, form: lock, upstream: "still waiting"},
 		{name: "deleted", run: deletedWaiter, queue: true, upstream: "still waiting"},
-		{name: "expired", run: expiredWaiter, queue: true, wire: true, upstream: "still waiting"},
+		{name: "expired", run: expiredWaiter, queue: true, wire: true, bubble: true, upstream: "still waiting"},
 	}},
 	{"L2", "Lock proves its own ticket, not a later one under the same key", []part{
 		{name: "sibling gives up", run: siblingGivesUp, queue: true, alone: true, upstream: "two hold at once"},
@@ -52,9 +52,9 @@ var lockRows = []row{
 		{name: "goes on", run: quorumReturns, queue: true, members: 3},
 	}},
 	{"L8", "a hand-over does not wait for the server's resync", []part{
-		{name: "quiet", run: quietHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
-		{name: "busy", run: busyHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
-		{name: "first", run: firstHandOver, queue: true, alone: true, serial: true, upstream: "in the median"},
+		{name: "quiet", run: quietHandOver, queue: true, alone: true, upstream: "in the median"},
+		{name: "busy", run: busyHandOver, queue: true, alone: true, upstream: "in the median"},
+		{name: "first", run: firstHandOver, queue: true, alone: true, upstream: "in the median"},
 	}},
 	{"L9", "Unlock and Resign delete only the ticket that this handle took", []part{
 		{name: "lost", run: releaseTwice, queue: true, alone: true, form: lock, upstream: "the later one"},
@@ -107,7 +107,7 @@ var lockRows = []row{
 		{name: "Observe", run: silentObserver, wire: true, form: candidacy, upstream: "still waiting"},
 	}},
 	{"L21", "a handle whose ownership is lost says so", []part{
-		{name: "lock", run: saysLost, wire: true, form: lock, upstream: "the key is"},
+		{name: "lock", run: saysLost, wire: true, bubble: true, form: lock, upstream: "the key is"},
 		{name: "leadership", run: saysLostLeadership, form: candidacy, upstream: "the key is"},
 	}},
 	{"L22", "the session has ended when an error says so", []part{
@@ -147,7 +147,7 @@ func expiredWaiter(e *env) error {
 	holder, waiter := e.party(partyOptions{}), e.party(partyOptions{ttl: ttl, proxy: true})
 	e.must(holder.acquire(e.Context()))
 	call := waiter.queue(e.Context(), 2)
-	waiter.proxy.Stall()
+	waiter.stall()
 	return ends(call, ttl*time.Second+soon, e.errExpired)
 }
 
@@ -179,11 +179,7 @@ func siblingGivesUp(e *env) error {
 	case <-m1.Done():
 	case <-other.Done():
 	}
-	wait := dwell
-	if !e.ours {
-		wait = ample // what the row foretells is waited for
-	}
-	if returned(other, wait) && returned(m1, wait) {
+	if returned(other, e.early) && returned(m1, e.early) {
 		return fmt.Errorf("two hold at once: C returned %v, s %v", other.Err(), m1.Err())
 	}
 	if !returned(mine, ample) || mine.Err() != nil {
@@ -395,12 +391,12 @@ func unreachable(e *env) error {
 	ctx, cancel := context.WithCancel(e.Context())
 	defer cancel()
 	call := waiter.queue(ctx, 2)
-	waiter.proxy.Stall()
+	waiter.stall()
 	cancel()
 	if err := ends(call, soon, context.Canceled); err != nil {
 		return fmt.Errorf("blocked: %w", err)
 	}
-	waiter.proxy.Resume()
+	waiter.resume()
 	return e.leaves(waiter.place(), ample)
 }
 
@@ -500,6 +496,9 @@ func quorumReturns(e *env) error {
 // load. The server's resync, every 100 ms, takes upstream's to more than 80.
 const resync = 45 * time.Millisecond
 
+// handOvers is how many are measured.
+const handOvers = 9
+
 func quietHandOver(e *env) error { return handOver(e, func(former *party) *party { return former }) }
 
 // No waiter has waited before, so that none has anything to go on with.
@@ -525,7 +524,7 @@ func handOver(e *env, after func(former *party) *party) error {
 	a, b := e.party(partyOptions{}), e.party(partyOptions{})
 	e.must(a.acquire(e.Context()))
 	var times []time.Duration
-	for range 21 {
+	for range handOvers {
 		watches := b.faults.Count(fault.Watch)
 		call := b.start(e.Context())
 		etcdtest.Eventually(e, func() bool { return b.faults.Count(fault.Watch) > watches }, "the other waits")
@@ -655,7 +654,7 @@ func lockerTwo(e *env) error {
 	l := e.newLocker(e.party(partyOptions{}).session, e.name)
 	l.Lock()
 	second := etcdtest.Go(func() error { l.Lock(); return nil })
-	if returned(second, dwell) {
+	if returned(second, e.early) {
 		return errors.New("let two in")
 	}
 	l.Unlock()
@@ -725,7 +724,7 @@ func restartWhileJoining(e *env) error {
 		return fmt.Errorf("ended by %w", call.Err())
 	}
 	p.proxy.Cut()
-	p.proxy.Resume()
+	p.resume()
 	e.must(e.cluster.Restart(0))
 	if err := ends(call, ample, nil); err != nil {
 		return fmt.Errorf("ended by the restart: %w", err)

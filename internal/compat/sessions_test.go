@@ -23,20 +23,21 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 var sessionRows = []row{
 	{"S1", "Done closes before any other client can be given what the lease guarded", []part{
-		{run: cutOff, wire: true, upstream: "told late"},
-		{name: "far away", run: cutOffFarAway, wire: true, upstream: "told late"},
+		{name: "cut off", run: cutOff, wire: true, bubble: true, upstream: "told late"},
+		{name: "far away", run: cutOffFarAway, wire: true, bubble: true, upstream: "told late"},
 		{name: "behind etcd's proxy", run: cutOffBehindProxy, wire: true, upstream: "told late"},
 	}},
 	{"S2", "the deadline runs from the Grant until the first renewal", []part{
-		{run: stallAfterGrant, wire: true, upstream: "Done is open"},
+		{run: stallAfterGrant, wire: true, bubble: true, upstream: "Done is open"},
 	}},
 	{"S3", "Ctx ends with the cause of the end, and before Done closes", []part{
 		{name: "lost", run: causeLost, upstream: "the cause is context canceled"},
-		{name: "expired", run: causeExpired, wire: true, upstream: "the cause is context canceled"},
+		{name: "expired", run: causeExpired, wire: true, bubble: true, upstream: "the cause is context canceled"},
 		{name: "closed", run: causeClosed},
 		{name: "orphaned", run: causeOrphaned},
 	}},
@@ -61,9 +62,9 @@ var sessionRows = []row{
 		{run: orphanLocks, queue: true},
 	}},
 	{"S9", "a session lives where upstream's does", []part{
-		{name: "far away", run: farAway, wire: true},
+		{name: "far away", run: farAway, wire: true, bubble: true},
 		{name: "TTL 1 s behind etcd's proxy", run: behindProxy, wire: true},
-		{name: "many", run: manySessions, wire: true},
+		{name: "many", run: manySessions, wire: true, bubble: true},
 	}},
 	{"S10", "renewals that are refused are repeated at most four times a second", []part{
 		{name: "Unavailable", run: refusing(codes.Unavailable), embedded: true, plain: true},
@@ -89,29 +90,33 @@ func trials(byDefault int) int {
 }
 
 // cutOff cuts holders off at random phases of their renewal. A third of upstream's
-// are told too late: in 48 trials none would be with a probability of 1e-8.
+// at least are told too late: in 48 trials none would be with a probability of 1e-8.
 func cutOff(e *env) error {
-	return e.cutOff(e.cluster.Endpoint(0), func(*trial) {})
+	return e.cutOff(48, func() trial { return e.inTime(0) })
 }
 
 // cutOffFarAway has round trips of 10, 30 and 50 % of the TTL.
 func cutOffFarAway(e *env) error {
-	return e.cutOff(e.cluster.Endpoint(0), func(t *trial) {
+	return e.cutOff(48, func() trial {
+		const ttl = 4 // there is little time between the late answers
 		trips := []int{10, 30, 50}
-		t.ttl = 4 // there is little time between the late answers
-		t.trip = time.Duration(t.ttl) * time.Second * time.Duration(trips[rand.IntN(len(trips))]) / 100
+		t := e.inTime(ttl * time.Second * time.Duration(trips[rand.IntN(len(trips))]) / 100)
+		t.ttl = ttl
+		return t
 	})
 }
 
 func cutOffBehindProxy(e *env) error {
-	return e.cutOff(etcdtest.GRPCProxy(e, e.cluster.Endpoint(0)), func(*trial) {})
+	endpoint := etcdtest.GRPCProxy(e, e.cluster.Endpoint(0))
+	n := 24
+	if !e.ours {
+		n = 32 // of which none would be late with a probability of 2e-6
+	}
+	return e.cutOff(n, func() trial { return e.behind(endpoint) })
 }
 
-func (e *env) cutOff(endpoint string, change func(*trial)) error {
-	n := trials(24)
-	if !e.ours {
-		n = trials(48)
-	}
+func (e *env) cutOff(n int, prepare func() trial) error {
+	n = trials(n)
 	rival := e.session(e.client(), sessionOptions{})
 	var late atomic.Int32
 	var trouble error
@@ -120,12 +125,11 @@ func (e *env) cutOff(endpoint string, change func(*trial)) error {
 	turns := make(chan struct{}, abreast)
 	var wg sync.WaitGroup
 	for i := range n {
-		t := trial{name: fmt.Sprintf("%s/%d", e.name, i), ttl: 2, how: i % 3, proxy: e.proxyOf(endpoint), rival: rival}
+		t := prepare()
+		t.name, t.how, t.rival = fmt.Sprintf("%s/%d", e.name, i), i%3, rival
 		if n >= 100 && i%2 == 1 {
 			t.ttl = 5
 		}
-		change(&t)
-		t.client = e.client(t.proxy.Endpoint())
 		wg.Go(func() {
 			turns <- struct{}{}
 			defer func() { <-turns }()
@@ -152,10 +156,38 @@ type trial struct {
 	name   string
 	ttl    int
 	how    int
-	trip   time.Duration // of a call of the holder's
-	proxy  *fault.Proxy
 	client *clientv3.Client
-	rival  session
+	// connected is called when the client has connected, and before there is a session.
+	connected func()
+	cuts      [3]func() // each cuts the holder off in another way
+	rival     session
+}
+
+// behind is a trial in real time. Nothing gets through any more, or no answer, or the
+// connection breaks and no other can be made.
+func (e *env) behind(endpoint string) trial {
+	p := e.proxyOf(endpoint)
+	return trial{
+		ttl: 2, client: e.client(p.Endpoint()), connected: func() {},
+		cuts: [3]func(){p.Stall, p.StallDown, func() { p.Refuse(); p.Cut() }},
+	}
+}
+
+// inTime is a trial in virtual time, so far away. Nothing gets through any more, or the
+// connection breaks first, or it breaks and everything is refused from then on.
+func (e *env) inTime(trip time.Duration) trial {
+	c, n := e.remote()
+	return trial{
+		ttl: 2, client: c, connected: func() {
+			n.SetRoundTrip(virtual.RoundTrip{Min: trip, Max: trip})
+			e.bubble.Sleep(rand.N(time.Second)) // the server looks for expired leases at fixed times
+		},
+		cuts: [3]func(){
+			func() { n.Stall(time.Hour) },
+			func() { n.Cut(); n.Stall(time.Hour) },
+			func() { n.Set("refused-Unavailable", 1); n.Cut() },
+		},
+	}
 }
 
 // hold opens a session that holds the lock. On a machine that is kept from running for
@@ -163,12 +195,11 @@ type trial struct {
 func (t trial) hold(e *env) (session, error) {
 	for {
 		holder, err := e.newSession(t.client, sessionOptions{ttl: t.ttl})
-		if err != nil {
-			return nil, err
+		if err == nil {
+			err = e.newMutex(holder, t.name).Lock(e.Context())
 		}
-		err = e.newMutex(holder, t.name).Lock(e.Context())
-		if errors.Is(err, e.errExpired) {
-			e.Logf("%s: expired before it was cut off", t.name)
+		if errors.Is(err, e.errExpired) || errors.Is(err, context.DeadlineExceeded) {
+			e.Logf("%s: over before it was cut off: %v", t.name, err)
 			continue
 		}
 		return holder, err
@@ -180,7 +211,7 @@ func (t trial) run(e *env) (told bool, err error) {
 	if err := connect(e, t.client); err != nil {
 		return false, err
 	}
-	t.proxy.Delay(t.trip / 2)
+	t.connected()
 	holder, err := t.hold(e)
 	if err != nil {
 		return false, err
@@ -188,19 +219,11 @@ func (t trial) run(e *env) (told bool, err error) {
 	theirs := e.newMutex(t.rival, t.name)
 	call := etcdtest.Go(func() error { return theirs.Lock(e.Context()) })
 	if returned(call, rand.N(time.Duration(t.ttl)*time.Second)) {
-		return false, fmt.Errorf("the rival's Lock returned %w while the holder renews", call.Err())
+		return false, fmt.Errorf("the rival's Lock returned %v while the holder renews", call.Err())
 	}
-	switch t.how {
-	case 0:
-		t.proxy.Stall()
-	case 1:
-		t.proxy.StallDown()
-	default:
-		t.proxy.Refuse()
-		t.proxy.Cut()
-	}
-	if !returned(call, time.Minute) || call.Err() != nil {
-		return false, fmt.Errorf("the rival's Lock returned %w", call.Err())
+	t.cuts[t.how]()
+	if err := ends(call, time.Minute, nil); err != nil {
+		return false, fmt.Errorf("the rival's Lock: %w", err)
 	}
 	select {
 	case <-holder.Done():
@@ -212,13 +235,12 @@ func (t trial) run(e *env) (told bool, err error) {
 
 func stallAfterGrant(e *env) error {
 	const ttl = 2
-	proxy := e.proxy()
-	client := e.client(proxy.Endpoint())
-	fault.Wrap(client).After(fault.Grant, 1, func(error) { proxy.Stall() })
-	start := time.Now()
+	client, network := e.remote()
+	fault.Wrap(client).After(fault.Grant, 1, func(error) { network.Stall(time.Hour) })
 	s := e.session(client, sessionOptions{ttl: ttl})
-	if !closes(s.Done(), ttl*time.Second+dwell-time.Since(start)) {
-		return fmt.Errorf("Done is open %v after the grant of %d s", time.Since(start).Round(time.Millisecond), ttl)
+	granted := time.Now()
+	if !closes(s.Done(), ttl*time.Second) {
+		return fmt.Errorf("Done is open %v after the grant of %d s", time.Since(granted).Round(time.Millisecond), ttl)
 	}
 	return nil
 }
@@ -246,7 +268,7 @@ func causeLost(e *env) error {
 
 func causeExpired(e *env) error {
 	p := e.party(partyOptions{ttl: 2, proxy: true})
-	p.proxy.Stall()
+	p.stall()
 	<-p.session.Ctx().Done()
 	return told(p.session, ample, e.errExpired)
 }
@@ -472,15 +494,14 @@ func farAway(e *env) error {
 	const ttl = 6
 	var calls []*etcdtest.Call
 	for _, percent := range []int{10, 30, 50, 55} {
-		proxy := e.proxy()
-		client := e.client(proxy.Endpoint())
+		client, network := e.remote()
 		e.must(connect(e, client))
-		proxy.Delay(ttl * time.Second * time.Duration(percent) / 200)
+		trip := ttl * time.Second * time.Duration(percent) / 100
+		network.SetRoundTrip(virtual.RoundTrip{Min: trip, Max: trip})
 		calls = append(calls, etcdtest.Go(func() error {
-			defer proxy.Delay(0)
 			s, err := e.newSession(client, sessionOptions{ttl: ttl})
 			if err == nil {
-				err = lasts(s, 3*ttl*time.Second)
+				err = lasts(s, 30*ttl*time.Second)
 			}
 			if err != nil {
 				return fmt.Errorf("%d %%: %w", percent, err)
@@ -490,7 +511,8 @@ func farAway(e *env) error {
 	}
 	var failed []error
 	for _, call := range calls {
-		failed = append(failed, call.Wait(e))
+		<-call.Done()
+		failed = append(failed, call.Err())
 	}
 	return errors.Join(failed...)
 }
@@ -507,7 +529,7 @@ func behindProxy(e *env) error {
 
 // manySessions are opened some at a time, as programs do.
 func manySessions(e *env) error {
-	const ttl, n, abreast = 6, 1000, 16
+	const ttl, n, abreast = 6, 500, 16
 	client := e.client()
 	all := make([]session, n)
 	var wg sync.WaitGroup
@@ -546,6 +568,7 @@ func refusing(code codes.Code) func(*env) error {
 	return func(e *env) error {
 		const n, window = 20, 5 * time.Second
 		renewals := &fault.Renewals{}
+		single.place(e)
 		own := etcdtest.New(e, etcdtest.Config(func(_ int, cfg *embed.Config) {
 			cfg.GRPCAdditionalServerOptions = append(cfg.GRPCAdditionalServerOptions, renewals.Option())
 		}))

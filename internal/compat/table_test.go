@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,7 +14,7 @@ import (
 	"sync"
 	"testing"
 
-	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // row is one promise of the contract.
@@ -61,8 +62,35 @@ type part struct {
 	child, both bool
 	// race marks a case that only the race detector can decide for upstream.
 	race bool
-	// serial marks a case that measures time, and runs beside no other.
-	serial bool
+	// bubble has a case run in virtual time, on a server of its own there: what the machine
+	// does meanwhile is nothing to its sessions.
+	bubble bool
+}
+
+// company is what a case runs beside.
+type company string
+
+const (
+	// others is the company of all cases that wait for states: each other, all at once.
+	others company = "others"
+	// timed is that of cases whose sessions have to be renewed in time: the rows run at once, and
+	// the cases of a row one after the other. All others would take the machine from them.
+	timed company = "timed"
+	// alone is that of cases which measure time, or have a time of their own: none.
+	alone company = "alone"
+)
+
+// with is the company of the rows whose company is not others.
+var with = map[string]company{
+	"L8": alone, "T15": alone, "T16": alone,
+	"S1": timed, "S9": timed, "S11": timed,
+}
+
+func (r row) company(p *part) company {
+	if p.bubble {
+		return alone
+	}
+	return cmp.Or(with[r.id], others)
 }
 
 // rows is the contract, in its order.
@@ -140,19 +168,39 @@ func TestContract(t *testing.T) {
 	b := &board{outcomes: map[*part]*outcome{}}
 	t.Cleanup(func() { fmt.Print(b) })
 	embeddedServer := shared().Embedded()
-	for _, r := range rows {
-		t.Run(r.id, func(t *testing.T) {
-			for i := range r.parts {
-				p := &r.parts[i]
-				if !embeddedServer && !p.outside() {
-					continue
-				}
-				if p.name == "" {
-					p.test(t, b, r, embeddedServer)
-				} else {
-					t.Run(p.name, func(t *testing.T) { p.test(t, b, r, embeddedServer) })
+	for _, c := range []company{alone, timed, others} {
+		t.Run(string(c), func(t *testing.T) {
+			for _, r := range rows {
+				if ps := r.in(c, embeddedServer); len(ps) > 0 {
+					t.Run(r.id, func(t *testing.T) { r.test(t, b, c, ps, embeddedServer) })
 				}
 			}
+		})
+	}
+}
+
+// in are the parts of a row that run in a company.
+func (r row) in(c company, embeddedServer bool) (ps []*part) {
+	for i := range r.parts {
+		p := &r.parts[i]
+		if r.company(p) == c && (embeddedServer || p.outside()) {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// test runs parts of a row.
+func (r row) test(t *testing.T, b *board, c company, ps []*part, embeddedServer bool) {
+	if c != alone {
+		t.Parallel()
+	}
+	for _, p := range ps {
+		t.Run(cmp.Or(p.name, "all"), func(t *testing.T) {
+			if c == others {
+				t.Parallel()
+			}
+			p.test(t, b, r, embeddedServer)
 		})
 	}
 }
@@ -161,7 +209,7 @@ func TestContract(t *testing.T) {
 func (p *part) test(t *testing.T, b *board, r row, embeddedServer bool) {
 	one := func(lib library, v variant) func(t *testing.T) {
 		return func(t *testing.T) {
-			if !p.serial {
+			if r.company(p) != alone {
 				t.Parallel()
 			}
 			res := p.once(t, lib, v, r)
@@ -197,9 +245,23 @@ func (p *part) once(t *testing.T, lib library, v variant, r row) result {
 	if p.both || p.child && !lib.ours {
 		return p.inChild(t, lib, v, r)
 	}
+	if p.bubble {
+		return p.inBubble(t, lib, v)
+	}
 	e := newEnv(t, lib, v, p)
 	err := p.run(e)
 	return result{err: err, note: e.note}
+}
+
+// inBubble runs a part in virtual time.
+func (p *part) inBubble(t *testing.T, lib library, v variant) (r result) {
+	virtual.Run(t, virtual.Options{Seed: rand.Uint64()}, func(b *virtual.Bubble) {
+		e := &env{T: b.T(), library: lib, variant: v, name: "compat", early: dwell, bubble: b}
+		e.plain = e.client()
+		r.err = p.run(e)
+		r.note = e.note
+	})
+	return r
 }
 
 // The environment of a child process: the part that it runs, and the file that it
@@ -384,17 +446,8 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// shared is the server of all cases that leave it as it is.
-var shared = sync.OnceValue(func() *etcdtest.Cluster {
-	c, err := etcdtest.Start()
-	if err != nil {
-		panic(err)
-	}
-	return c
-})
-
 // parallel is how many cases run at the same time: they mostly wait.
-const parallel = 8
+const parallel = 24
 
 // TestMain lets more cases run at the same time than there are processors.
 func TestMain(m *testing.M) {
@@ -407,6 +460,6 @@ func TestMain(m *testing.M) {
 		}
 	}
 	code := m.Run()
-	shared().Close()
+	closeClusters()
 	os.Exit(code)
 }

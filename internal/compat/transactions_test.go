@@ -19,6 +19,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // The isolation levels by their numbers, which are the same in both packages.
@@ -85,14 +86,14 @@ var transactionRows = []row{
 		{name: "two", run: func(e *env) error { return readThroughCut(e, e.keys(2)) }, wire: true, upstream: "ended by"},
 	}},
 	{"T15", "no transaction starves by the package's own doing", []part{
-		{name: "4 goroutines, 40 ms", run: func(e *env) error { return starve(e, 4) }, wire: true, plain: true, serial: true},
-		{name: "8 goroutines, 40 ms", run: func(e *env) error { return starve(e, 8) }, wire: true, plain: true, serial: true},
-		{name: "slow beside quick", run: slowBesideQuick, plain: true, serial: true},
-		{name: "nested", run: nested, plain: true, serial: true},
+		{name: "4 goroutines, 40 ms", run: func(e *env) error { return starve(e, 4) }, wire: true, plain: true, bubble: true},
+		{name: "8 goroutines, 40 ms", run: func(e *env) error { return starve(e, 8) }, wire: true, plain: true, bubble: true},
+		{name: "slow beside quick", run: slowBesideQuick, plain: true},
+		{name: "nested", run: nested, plain: true},
 	}},
 	{"T16", "thousands of keys cost linear time", []part{
-		{name: "puts", run: manyPuts, plain: true, serial: true},
-		{name: "500 read and written", run: manyUpdates, embedded: true, plain: true, serial: true},
+		{name: "puts", run: manyPuts, plain: true},
+		{name: "500 read and written", run: manyUpdates, embedded: true, plain: true},
 	}},
 }
 
@@ -259,6 +260,8 @@ func transactAtOnce(e *env, clients []*clientv3.Client, n int) (future int, err 
 				switch {
 				case errors.Is(err, rpctypes.ErrFutureRev):
 					failed.Add(1)
+				case errors.Is(err, rpctypes.ErrLeaderChanged) && !e.ours:
+					// A busy machine, on which the cluster was not healthy for a moment.
 				case err != nil:
 					errs[w] = err
 				}
@@ -508,6 +511,7 @@ func deleteBetween(e *env) error {
 
 // limited is a server with another limit of operations.
 func limited(e *env, n uint) *clientv3.Client {
+	single.place(e)
 	c := etcdtest.New(e, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = n }))
 	if e.path == inProcess {
 		return c.InProcess(e)
@@ -601,6 +605,7 @@ const lag = 400 * time.Millisecond
 
 // lagging is a cluster of three, and one of its members that hears of everything late.
 func lagging(e *env) (c *etcdtest.Cluster, late int, mainland *clientv3.Client) {
+	triple.place(e)
 	c = etcdtest.New(e, etcdtest.Members(3), etcdtest.PeerProxies())
 	late = (c.Leader() + 1) % 3
 	for other := range 3 {
@@ -710,12 +715,9 @@ func (e *env) increment(s stm, key string) {
 // starve lets goroutines of one client increment one key, 40 ms from the server. Each gets
 // its share of the commits, and none waits for many times what the others need together.
 func starve(e *env, workers int) error {
-	const rtt, span = 40 * time.Millisecond, 4 * time.Second
-	p := e.proxy()
-	client := e.client(p.Endpoint())
-	_, err := client.Get(e.Context(), e.key("n"))
-	e.must(err)
-	p.Delay(rtt / 2)
+	const rtt, span = 40 * time.Millisecond, 40 * time.Second
+	client, network := e.remote()
+	network.SetRoundTrip(virtual.RoundTrip{Min: rtt, Max: rtt})
 	commits, slowest := make([]int, workers), make([]time.Duration, workers)
 	begin := time.Now()
 	var wg sync.WaitGroup

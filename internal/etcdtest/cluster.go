@@ -196,6 +196,29 @@ func (c *Cluster) Restart(i int) error {
 	return c.ready(i)
 }
 
+// Mend starts the members again that were stopped, and returns when all answer and know a
+// leader.
+func (c *Cluster) Mend() error {
+	running := c.runningMembers()
+	if len(running) == len(c.members) {
+		return nil
+	}
+	for i := range c.members {
+		if slices.Contains(running, i) {
+			continue
+		}
+		if err := c.launch(i); err != nil {
+			return fmt.Errorf("etcdtest: mend member %d: %w", i, err)
+		}
+	}
+	for i := range c.members {
+		if err := c.ready(i); err != nil {
+			return fmt.Errorf("etcdtest: mend member %d: %w", i, err)
+		}
+	}
+	return nil
+}
+
 // Link is the proxy on the connections that one member opens to another, nil without
 // [PeerProxies]. Members ask and tell on connections that either has opened: what one
 // says to the other goes up one link and down the other.

@@ -8,7 +8,7 @@
 //	mutant: campaign-again
 //	rule: a repeated Campaign gives the key its value
 //	kill: TestElectionCampaignAgain
-//	kill: ./internal/compat TestContract/E5
+//	kill: ./internal/compat TestContract//E5
 //	under chaos: -faults stall
 //	in: queue.join
 //	- if found != nil {

@@ -205,11 +205,19 @@ func (w *worker) locker(ctx context.Context) {
 		if w.callLocker("Locker.Lock", name, s, l.Lock) != nil {
 			return
 		}
-		pause(ctx, w.duration())
+		w.keep(ctx, s, name)
 		if w.callLocker("Locker.Unlock", name, s, l.Unlock) != nil || !pause(ctx, w.think()) {
 			return
 		}
 	}
+}
+
+// keep keeps a lock for a while, without a look whether it lasts.
+func (w *worker) keep(ctx context.Context, s *stay, name string) {
+	_ = w.call(ctx, call{op: "keep", name: name, lease: s.lease}, func(ctx context.Context) error {
+		pause(ctx, w.duration())
+		return nil
+	})
 }
 
 // callLocker makes the error of a panic.
@@ -233,7 +241,7 @@ func (w *worker) orphaned(ctx context.Context) {
 	s.Orphan()
 	m := s.NewMutex(name)
 	if w.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: w.patience()}, m.Lock) == nil {
-		pause(ctx, w.duration())
+		w.keep(ctx, s, name)
 		_ = w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.patience()}, m.Unlock)
 	}
 	w.close(s)

@@ -46,7 +46,8 @@ func (w *worker) open(ctx context.Context, o library.SessionOptions) *stay {
 		longest = asked + w.longest()
 	}
 	var s library.Session
-	err := w.call(ctx, call{op: "NewSession", due: longest}, func(context.Context) (err error) {
+	alone := context.WithoutCancel(ctx) // NewSession is not given it
+	err := w.call(alone, call{op: "NewSession", due: longest}, func(context.Context) (err error) {
 		s, err = w.lib.Open(w.client, o)
 		return err
 	})
