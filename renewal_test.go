@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency"
@@ -19,15 +18,6 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 	"example.com/etcd/concurrency/internal/virtual"
 )
-
-// renewing is a server of the test's own, whose keep-alive streams are counted.
-func renewing(tb testing.TB) (*etcdtest.Cluster, *fault.Renewals) {
-	tb.Helper()
-	r := &fault.Renewals{}
-	return etcdtest.New(tb, etcdtest.Config(func(_ int, cfg *embed.Config) {
-		cfg.GRPCAdditionalServerOptions = append(cfg.GRPCAdditionalServerOptions, r.Option())
-	})), r
-}
 
 // sessions are n that are opened at the same time.
 func sessions(tb testing.TB, c *clientv3.Client, n int, opts ...concurrency.SessionOption) []*concurrency.Session {
@@ -196,45 +186,49 @@ func TestRenewalsThroughEtcdsProxy(t *testing.T) {
 }
 
 func TestRenewalsThatAreRefused(t *testing.T) {
-	t.Parallel()
-	const n = 20
 	for _, code := range []codes.Code{codes.Unavailable, codes.Internal, codes.ResourceExhausted, codes.Unknown, codes.Unauthenticated} {
 		t.Run(code.String(), func(t *testing.T) {
-			t.Parallel()
-			own, renewals := renewing(t)
-			all := sessions(t, own.Client(t), n, concurrency.WithTTL(12))
-			renewals.Refuse(code)
-			first, began := renewals.Streams(), time.Now()
-			etcdtest.Eventually(t, func() bool { return renewals.Streams() > first+7 }, "asked again and again")
-			require.GreaterOrEqual(t, time.Since(began), 7*250*time.Millisecond)
-			renewals.Refuse(codes.OK)
-			asked := renewals.Asked()
-			etcdtest.Eventually(t, func() bool { return renewals.Asked() > asked+n }, "renewed again")
-			for _, s := range all {
-				require.NoError(t, s.Ctx().Err())
-			}
+			var shared streams
+			virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+				t, c, n := remote(b)
+				all := sessions(t, c, 20, concurrency.WithTTL(12))
+				first, began := shared.opened.Load(), time.Now()
+				n.SetScope(virtual.RenewalsOnly)
+				n.Set("refused-"+code.String(), 1)
+				n.Cut() // the stream that stands
+				etcdtest.Eventually(t, func() bool { return shared.opened.Load() > first+7 }, "asked again and again")
+				require.GreaterOrEqual(t, time.Since(began), 7*250*time.Millisecond)
+				shared.areRenewed(t, all, n)
+			})
 		})
 	}
 	t.Run("where the client is wrapped and repeats itself", func(t *testing.T) {
-		t.Parallel()
-		own, renewals := renewing(t)
-		c := own.Client(t)
-		f := counted(t, c)
-		const n = 4
-		all := sessions(t, c, n, concurrency.WithTTL(12))
-		renewals.Refuse(codes.Unavailable)
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 0 }, "the first renewal")
-		first, began := renewals.Streams(), time.Now()
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 5*n }, "asked again and again")
-		require.GreaterOrEqual(t, time.Since(began), 4*250*time.Millisecond)
-		require.Less(t, renewals.Streams()-first, 10*6*n, "a few for each call")
-		renewals.Refuse(codes.OK)
-		asked := renewals.Asked()
-		etcdtest.Eventually(t, func() bool { return renewals.Asked() > asked+n }, "renewed again")
-		for _, s := range all {
-			require.NoError(t, s.Ctx().Err())
-		}
+		var shared streams
+		virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+			t, c, n := remote(b)
+			f := counted(t, c)
+			all := sessions(t, c, 4, concurrency.WithTTL(12))
+			n.SetScope(virtual.RenewalsOnly)
+			n.Set("refused-Unavailable", 1)
+			etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 0 }, "the first renewal")
+			first, began := shared.opened.Load(), time.Now()
+			etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 5*len(all) }, "asked again and again")
+			require.GreaterOrEqual(t, time.Since(began), 4*250*time.Millisecond)
+			require.Less(t, shared.opened.Load()-first, int64(10*6*len(all)), "a few for each call")
+			shared.areRenewed(t, all, n)
+		})
 	})
+}
+
+// areRenewed lifts the faults, and fails the test if a session has not lived through them.
+func (s *streams) areRenewed(t *testing.T, all []*concurrency.Session, n *virtual.Network) {
+	t.Helper()
+	n.Calm()
+	asked := s.asked.Load()
+	etcdtest.Eventually(t, func() bool { return s.asked.Load() > asked+int64(len(all)) }, "renewed again")
+	for _, s := range all {
+		require.NoError(t, s.Ctx().Err())
+	}
 }
 
 // A client has two links to the servers, of which one falls silent while it stands. Which one,
