@@ -4,28 +4,20 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
-
-// renewing is a server of the test's own, whose keep-alive streams are counted.
-func renewing(tb testing.TB) (*etcdtest.Cluster, *fault.Renewals) {
-	tb.Helper()
-	r := &fault.Renewals{}
-	return etcdtest.New(tb, etcdtest.Config(func(_ int, cfg *embed.Config) {
-		cfg.GRPCAdditionalServerOptions = append(cfg.GRPCAdditionalServerOptions, r.Option())
-	})), r
-}
 
 // sessions are n that are opened at the same time.
 func sessions(tb testing.TB, c *clientv3.Client, n int, opts ...concurrency.SessionOption) []*concurrency.Session {
@@ -60,58 +52,75 @@ func survives(tb testing.TB, s *concurrency.Session, n int) {
 	}
 }
 
+// remote is what a test in virtual time works with: its own T, a client, and the network
+// before that.
+func remote(b *virtual.Bubble) (*testing.T, *clientv3.Client, *virtual.Network) {
+	c, n := b.Client("client")
+	return b.T(), c, n
+}
+
+// streams counts the keep-alive streams of a bubble, and the renewals on them.
+type streams struct{ opened, ended, asked atomic.Int64 }
+
+// note is the trace of the bubble.
+func (s *streams) note(e virtual.Event) {
+	switch {
+	case e.Kind == virtual.KeepAlive && e.What == virtual.Sent:
+		s.opened.Add(1)
+	case e.Kind == virtual.KeepAlive && e.What == virtual.Answered:
+		s.ended.Add(1)
+	case e.What == virtual.Asked:
+		s.asked.Add(1)
+	}
+}
+
+func (s *streams) open() int { return int(s.opened.Load() - s.ended.Load()) }
+
 func TestTheSessionsOfAClientShareAStream(t *testing.T) {
-	t.Parallel()
-	own, renewals := renewing(t)
-	c := own.Client(t)
-	all := sessions(t, c, 50, concurrency.WithTTL(6))
-	etcdtest.Eventually(t, func() bool { return renewals.Asked() > 3*len(all) }, "each renewed a few times")
-	for _, s := range all {
-		require.NoError(t, s.Ctx().Err())
-	}
-	require.Equal(t, 1, renewals.Streams())
-	for _, s := range all[1:] {
-		s.Orphan()
-	}
-	require.Equal(t, 1, renewals.Open())
-	require.NoError(t, all[0].Close())
-	etcdtest.Eventually(t, func() bool { return renewals.Open() == 0 }, "none is left when the last session has ended")
-	s := session(t, c, concurrency.WithTTL(3))
-	etcdtest.Eventually(t, func() bool { return renewals.Open() == 1 }, "and the next session has one")
-	survives(t, s, 2)
+	var shared streams
+	virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		all := sessions(t, c, 50, concurrency.WithTTL(6))
+		etcdtest.Eventually(t, func() bool { return shared.asked.Load() > 150 }, "each renewed a few times")
+		for _, s := range all {
+			require.NoError(t, s.Ctx().Err())
+		}
+		require.EqualValues(t, 1, shared.opened.Load())
+		for _, s := range all[1:] {
+			s.Orphan()
+		}
+		require.Equal(t, 1, shared.open())
+		require.NoError(t, all[0].Close())
+		etcdtest.Eventually(t, func() bool { return shared.open() == 0 }, "none is left when the last session has ended")
+		s := session(t, c, concurrency.WithTTL(3))
+		etcdtest.Eventually(t, func() bool { return shared.open() == 1 }, "and the next session has one")
+		survives(t, s, 2)
+	})
 }
 
 func TestASessionIsRenewedEveryThirdOfItsLife(t *testing.T) {
-	t.Parallel()
-	own, renewals := renewing(t)
-	began := time.Now()
-	s := session(t, own.Client(t), concurrency.WithTTL(3))
-	survives(t, s, 3)
-	asked, streams := renewals.Asked(), renewals.Streams()
-	// A third of a life, which may be a tenth shorter, lies between any two.
-	apart := s.TTL() / 3 * 9 / 10
-	if streams > 1 { // On a busy machine answers are late: renewals go over all streams, twice as often.
-		apart /= 2
-	}
-	require.LessOrEqual(t, asked, streams*(1+int(time.Since(began)/apart)))
+	const thirds = 300
+	var shared streams
+	virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		survives(t, session(t, c, concurrency.WithTTL(3)), thirds/3)
+	})
+	require.GreaterOrEqual(t, shared.asked.Load(), int64(thirds-1))
+	require.LessOrEqual(t, shared.asked.Load(), int64(thirds*10/9+1), "each may be a tenth early")
 }
 
 func TestRoundTrips(t *testing.T) {
-	t.Parallel()
 	const ttl = 6
 	for _, trip := range []time.Duration{
 		0, 2 * time.Millisecond, 10 * time.Millisecond, 40 * time.Millisecond,
 		ttl * time.Second / 10, ttl * time.Second * 3 / 10, ttl * time.Second / 2, ttl * time.Second * 55 / 100,
 	} {
 		t.Run(trip.String(), func(t *testing.T) {
-			t.Parallel()
-			p, c := proxied(t, server(t))
-			_, err := c.Get(t.Context(), "connect")
-			require.NoError(t, err)
-			p.Delay(trip / 2)
-			s := session(t, c, concurrency.WithTTL(ttl))
-			t.Cleanup(p.Heal)
-			survives(t, s, 3)
+			virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+				t, c, n := remote(b)
+				n.SetRoundTrip(virtual.RoundTrip{Min: trip, Max: trip})
+				survives(t, session(t, c, concurrency.WithTTL(ttl)), 30)
+			})
 		})
 	}
 }
@@ -119,8 +128,11 @@ func TestRoundTrips(t *testing.T) {
 // A session whose grant has an answer that is later than that of the next renewal would be
 // lasts from the first renewal that is answered.
 func TestALateGrantIsRenewedFirst(t *testing.T) {
-	t.Parallel()
-	c := client(t)
+	virtual.Run(t, virtual.Options{}, lateGrantIsRenewedFirst)
+}
+
+func lateGrantIsRenewedFirst(b *virtual.Bubble) {
+	t, c, _ := remote(b)
 	f := counted(t, c)
 	grant, renewal := f.HoldAnswer(fault.Grant, 1), f.HoldAnswer(fault.KeepAliveOnce, 1)
 	var s *concurrency.Session
@@ -137,14 +149,16 @@ func TestALateGrantIsRenewedFirst(t *testing.T) {
 	renewal.Open()
 	require.NoError(t, call.Wait(t))
 	t.Cleanup(func() { s.Close() })
-	require.Greater(t, time.Until(s.Deadline()), 4*time.Second-time.Since(sent)-time.Second)
+	require.WithinDuration(t, sent.Add(4*time.Second), s.Deadline(), time.Millisecond)
 	survives(t, s, 2)
 }
 
 func TestALateGrantThatIsNotRenewedIsGivenBack(t *testing.T) {
-	t.Parallel()
-	own := etcdtest.New(t)
-	c := own.Client(t)
+	virtual.Run(t, virtual.Options{}, lateGrantIsGivenBack)
+}
+
+func lateGrantIsGivenBack(b *virtual.Bubble) {
+	t, c, _ := remote(b)
 	f := counted(t, c)
 	grant := f.HoldAnswer(fault.Grant, 1)
 	f.Refuse(fault.KeepAliveOnce, 1000, codes.Unknown, "renewals are refused")
@@ -172,73 +186,67 @@ func TestRenewalsThroughEtcdsProxy(t *testing.T) {
 }
 
 func TestRenewalsThatAreRefused(t *testing.T) {
-	t.Parallel()
-	const n = 20
 	for _, code := range []codes.Code{codes.Unavailable, codes.Internal, codes.ResourceExhausted, codes.Unknown, codes.Unauthenticated} {
 		t.Run(code.String(), func(t *testing.T) {
-			t.Parallel()
-			own, renewals := renewing(t)
-			all := sessions(t, own.Client(t), n, concurrency.WithTTL(12))
-			renewals.Refuse(code)
-			first, began := renewals.Streams(), time.Now()
-			etcdtest.Eventually(t, func() bool { return renewals.Streams() > first+7 }, "asked again and again")
-			require.GreaterOrEqual(t, time.Since(began), 7*250*time.Millisecond)
-			renewals.Refuse(codes.OK)
-			asked := renewals.Asked()
-			etcdtest.Eventually(t, func() bool { return renewals.Asked() > asked+n }, "renewed again")
-			for _, s := range all {
-				require.NoError(t, s.Ctx().Err())
-			}
+			var shared streams
+			virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+				t, c, n := remote(b)
+				all := sessions(t, c, 20, concurrency.WithTTL(12))
+				first, began := shared.opened.Load(), time.Now()
+				n.SetScope(virtual.RenewalsOnly)
+				n.Set("refused-"+code.String(), 1)
+				n.Cut() // the stream that stands
+				etcdtest.Eventually(t, func() bool { return shared.opened.Load() > first+7 }, "asked again and again")
+				require.GreaterOrEqual(t, time.Since(began), 7*250*time.Millisecond)
+				shared.areRenewed(t, all, n)
+			})
 		})
 	}
 	t.Run("where the client is wrapped and repeats itself", func(t *testing.T) {
-		t.Parallel()
-		own, renewals := renewing(t)
-		c := own.Client(t)
-		f := counted(t, c)
-		const n = 4
-		all := sessions(t, c, n, concurrency.WithTTL(12))
-		renewals.Refuse(codes.Unavailable)
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 0 }, "the first renewal")
-		first, began := renewals.Streams(), time.Now()
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 5*n }, "asked again and again")
-		require.GreaterOrEqual(t, time.Since(began), 4*250*time.Millisecond)
-		require.Less(t, renewals.Streams()-first, 10*6*n, "a few for each call")
-		renewals.Refuse(codes.OK)
-		asked := renewals.Asked()
-		etcdtest.Eventually(t, func() bool { return renewals.Asked() > asked+n }, "renewed again")
-		for _, s := range all {
-			require.NoError(t, s.Ctx().Err())
-		}
+		var shared streams
+		virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+			t, c, n := remote(b)
+			f := counted(t, c)
+			all := sessions(t, c, 4, concurrency.WithTTL(12))
+			n.SetScope(virtual.RenewalsOnly)
+			n.Set("refused-Unavailable", 1)
+			etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 0 }, "the first renewal")
+			first, began := shared.opened.Load(), time.Now()
+			etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 5*len(all) }, "asked again and again")
+			require.GreaterOrEqual(t, time.Since(began), 4*250*time.Millisecond)
+			require.Less(t, shared.opened.Load()-first, int64(10*6*len(all)), "a few for each call")
+			shared.areRenewed(t, all, n)
+		})
 	})
 }
 
-// One server behind two links: gRPC takes them for two members, of which one falls silent
-// while its connection stands.
+// areRenewed lifts the faults, and fails the test if a session has not lived through them.
+func (s *streams) areRenewed(t *testing.T, all []*concurrency.Session, n *virtual.Network) {
+	t.Helper()
+	n.Calm()
+	asked := s.asked.Load()
+	etcdtest.Eventually(t, func() bool { return s.asked.Load() > asked+int64(len(all)) }, "renewed again")
+	for _, s := range all {
+		require.NoError(t, s.Ctx().Err())
+	}
+}
+
+// A client has two links to the servers, of which one falls silent while it stands. Which one,
+// the seed decides: that of the stream as often as the other.
 func TestAMemberThatFallsSilent(t *testing.T) {
-	t.Parallel()
-	own, renewals := renewing(t)
-	var links []*fault.Proxy
-	for range 2 {
-		p, err := fault.NewProxy(own.Endpoint(0))
-		require.NoError(t, err)
-		t.Cleanup(p.Close)
-		links = append(links, p)
-	}
-	c := etcdtest.Dial(t, links[0].Endpoint(), links[1].Endpoint())
-	s := session(t, c, concurrency.WithTTL(6))
-	t.Cleanup(func() {
-		links[0].Heal()
-		links[1].Heal()
+	var shared streams
+	virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		s := session(t, c, concurrency.WithTTL(6))
+		for range 20 {
+			asked := shared.asked.Load()
+			etcdtest.Eventually(t, func() bool { return shared.asked.Load() > asked }, "renewed")
+			n.Silence(2 * s.TTL())
+			survives(t, s, 2)
+		}
+		etcdtest.Eventually(t, func() bool { return shared.open() <= 2 }, "two streams at most")
 	})
-	for _, silent := range []*fault.Proxy{links[0], links[1], links[0]} { // one of them has the stream
-		asked := renewals.Asked()
-		etcdtest.Eventually(t, func() bool { return renewals.Asked() > asked }, "renewed")
-		silent.Stall()
-		survives(t, s, 2)
-		silent.Resume()
-	}
-	etcdtest.Eventually(t, func() bool { return renewals.Open() <= 2 }, "two streams at most")
+	require.Greater(t, shared.opened.Load(), int64(5), "the stream was on the silent link a few times")
 }
 
 // The renewal of one lease is refused for good, by the end of the stream that it shares
@@ -288,20 +296,23 @@ func TestARefusedLeaseKeepsTheOthersAlive(t *testing.T) {
 
 // Where a client has no stream of its own, calls stand beside each other.
 func TestRenewalsByCalls(t *testing.T) {
-	t.Parallel()
-	t.Run("an answer that is missing keeps no other back", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
+	inBubble := func(f func(t *testing.T, c *clientv3.Client)) func(*testing.T) {
+		return func(t *testing.T) {
+			virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+				t, c, _ := remote(b)
+				f(t, c)
+			})
+		}
+	}
+	t.Run("an answer that is missing keeps no other back", inBubble(func(t *testing.T, c *clientv3.Client) {
 		f := counted(t, c)
 		s := session(t, c, concurrency.WithTTL(3))
 		silent := f.HoldAnswer(fault.KeepAliveOnce, 1)
 		ended(t, silent.Reached(), "the first renewal")
 		survives(t, s, 2)
 		silent.Open()
-	})
-	t.Run("a late answer counts, from its own sending", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
+	}))
+	t.Run("a late answer counts, from its own sending", inBubble(func(t *testing.T, c *clientv3.Client) {
 		f := counted(t, c)
 		s := session(t, c, concurrency.WithTTL(6))
 		before := s.Deadline()
@@ -315,10 +326,8 @@ func TestRenewalsByCalls(t *testing.T) {
 		late.Open()
 		etcdtest.Eventually(t, func() bool { return s.Deadline().After(before) }, "the answer counts")
 		require.WithinRange(t, s.Deadline(), before, sent.Add(6*time.Second))
-	})
-	t.Run("no more are under way than can be of use", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
+	}))
+	t.Run("no more are under way than can be of use", inBubble(func(t *testing.T, c *clientv3.Client) {
 		f := counted(t, c)
 		s := session(t, c, concurrency.WithTTL(3))
 		for n := range 10 {
@@ -326,7 +335,7 @@ func TestRenewalsByCalls(t *testing.T) {
 		}
 		ended(t, s.Done(), "the session")
 		require.LessOrEqual(t, f.Count(fault.KeepAliveOnce), 4)
-	})
+	}))
 }
 
 // Many sessions of one client, on a server that others use too.
