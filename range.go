@@ -29,6 +29,9 @@ func (a *attempt) prefetch() {
 // scan reads the interval piece by piece and lays the attempt's own writes over it. It stops
 // when n keys are left then, and at the end of the interval if n is 0.
 //
+// What is known of the interval is not read again. So ranges that overlap cost no more than
+// the one that covers them.
+//
 // At a level without a snapshot, what has to be read is read at one revision. That is the
 // latest if at is 0.
 func (a *attempt) scan(iv interval, n int, at int64) (found []*mvccpb.KeyValue) {
