@@ -175,7 +175,8 @@ func lateGrantIsGivenBack(b *virtual.Bubble) {
 	require.ErrorContains(t, err, "renewals are refused")
 	resp, err := c.Leases(t.Context())
 	require.NoError(t, err)
-	require.Empty(t, resp.Leases, "it was revoked and has not run out")
+	require.Empty(t, resp.Leases)
+	require.Equal(t, 1, f.Count(fault.Revoke), "it is not left to run out")
 }
 
 func TestRenewalsThroughEtcdsProxy(t *testing.T) {
