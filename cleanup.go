@@ -90,6 +90,16 @@ func (q queue) clean(t ticket) <-chan struct{} {
 	}
 }
 
+// lookLater looks for the key of a join that was given up without an answer long ago.
+func (q queue) lookLater(key string) {
+	l := q.lease()
+	ended := l.ctx.Err() != nil
+	l.seats.at(key, func(s *seat) { s.lookLater(time.Now(), ended) })
+	if !ended {
+		q.clean(ticket{key: key})
+	}
+}
+
 // tidy deletes the ticket if no handle wants it. A ticket without a revision is looked for.
 func (q queue) tidy(ctx context.Context, t ticket) (err error) {
 	if t.rev == 0 {

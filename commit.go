@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -18,14 +19,14 @@ import (
 type compiled struct {
 	cmps      []v3.Cmp
 	then, els []v3.Op
-	keys      []string // those whose values els reads back, after the guards' result
+	back      []want // what els reads back, after the guards' result
 }
 
 // compile is a pure function of the level, the read set and the write set. It gives the
 // same transaction for the same ones:
 //
 //   - the guards come first;
-//   - comparisons and reads stand in the order of their keys;
+//   - comparisons and reads of ranges come next, then those of keys, each in their order;
 //   - writes stand in the order in which their keys were first written.
 //
 // The Else branch compares the guards by themselves, which tells them from a conflict.
@@ -34,33 +35,70 @@ func (a *attempt) compile() compiled {
 	if len(a.options.guards) > 0 {
 		c.els = []v3.Op{v3.OpTxn(a.options.guards, nil, nil)}
 	}
-	want := map[string]v3.Cmp{}
-	if a.level.checkWrites && len(a.reads) > 0 {
-		for _, w := range a.writes {
-			want[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
-		}
-	}
-	if a.level.checkReads {
-		for key, kv := range a.reads {
-			want[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		c.cmps = append(c.cmps, want[key])
-	}
+	c.cmps = append(c.cmps, a.checks()...)
 	for _, w := range a.writes {
-		c.then = append(c.then, w.op)
+		c.then = append(c.then, a.ops(w)...)
 	}
 	if a.level.snapshot {
-		c.keys = slices.Sorted(maps.Keys(a.reads))
-		for _, key := range c.keys {
-			c.els = append(c.els, v3.OpGet(key))
+		c.back = a.back()
+		for _, w := range c.back {
+			c.els = append(c.els, w.op(a.chunk))
 		}
 	}
 	if len(c.then)+len(c.els) == 0 {
 		c.els = append(c.els, linearizable(c.cmps))
 	}
 	return c
+}
+
+// checks are the comparisons by which the servers tell a conflict. A range has no phantoms if
+// nothing in it is newer than the read, and if no key that was seen is gone. A comparison of a
+// range knows nothing of keys that are gone. So there is one for each key, too.
+func (a *attempt) checks() (cmps []v3.Cmp) {
+	want := map[string]v3.Cmp{}
+	if a.level.checkReads {
+		for _, s := range a.reads.spans {
+			cmps = append(cmps, unchanged(s.interval, s.rev))
+		}
+	}
+	if a.level.checkWrites && !a.reads.empty() {
+		for _, w := range a.writes {
+			switch s := a.reads.spanAt(w.key); {
+			case w.end != "":
+				cmps = append(cmps, unchanged(w.interval(), a.header.Revision))
+			case s == nil: // otherwise the range is checked
+				want[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
+			}
+		}
+	}
+	if a.level.checkReads {
+		for key, kv := range a.reads.seen() {
+			want[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		cmps = append(cmps, want[key])
+	}
+	return cmps
+}
+
+// unchanged is true if no key of the interval was written after the revision.
+func unchanged(iv interval, rev int64) v3.Cmp {
+	return v3.Compare(v3.ModRevision(iv.first()), "<", rev+1).WithRange(iv.end)
+}
+
+// back is what a conflict's answer is to say, for the next attempt: the keys that were read and
+// the ranges that were asked for.
+func (a *attempt) back() (wants []want) {
+	for _, begin := range slices.Sorted(maps.Keys(a.asked)) {
+		wants = append(wants, a.asked[begin])
+	}
+	for _, key := range slices.Sorted(maps.Keys(a.reads.keys)) {
+		if a.reads.spanAt(key) == nil {
+			wants = append(wants, want{interval: interval{begin: key}})
+		}
+	}
+	return wants
 }
 
 // linearizable is what has to stand in the Else branch of a transaction without writes and
@@ -84,8 +122,10 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 	if err := a.withinLimit(c); err != nil {
 		return nil, err
 	}
+	begin := time.Now()
 	news, _ := a.contender.enter(a.options.ctx, a.contested()).(snapshot)
 	defer a.contender.leave()
+	a.met.Paused += time.Since(begin)
 	if a.outdated(news) {
 		if a.snapshot = (snapshot{}); a.level.snapshot {
 			a.snapshot = news
@@ -96,7 +136,9 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 	if err := a.ended(); err != nil {
 		return nil, err
 	}
+	begin = time.Now()
 	resp, err := a.send(c)
+	a.met.Committing = time.Since(begin)
 	switch {
 	case err != nil:
 		return nil, err
@@ -104,14 +146,14 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 		a.contender.won(func() any { return a.left(resp) })
 		return resp, nil
 	}
-	return nil, a.conflict(resp, c.keys)
+	return nil, a.conflict(resp, c.back)
 }
 
 // committedByReads reports whether there is nothing to send. If all reads are of one
 // revision, the first read was linearizable. The transaction then stands at that revision
 // in the order of all. If reads are not checked, the last read is as good as a commit.
 func (a *attempt) committedByReads() bool {
-	return len(a.writes) == 0 && len(a.reads) > 0 && len(a.options.guards) == 0 &&
+	return len(a.writes) == 0 && !a.reads.empty() && len(a.options.guards) == 0 &&
 		(a.level.snapshot || !a.level.checkReads)
 }
 
@@ -123,7 +165,7 @@ func (a *attempt) withinLimit(c compiled) error {
 	if limit == 0 || max(len(c.cmps), len(c.then), len(c.els))+guards <= limit {
 		return nil
 	}
-	return fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and %d guards is over the limit of %d: %w",
+	return fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and ranges and %d guards is over the limit of %d: %w",
 		len(c.then), len(c.cmps)-guards, guards, limit, rpctypes.ErrTooManyOps)
 }
 
@@ -160,55 +202,97 @@ func unsent(err error) bool {
 	return s.Code() == codes.ResourceExhausted && strings.Contains(s.Message(), "trying to send message larger than max")
 }
 
-// contested are the keys over which transactions contend: those that are read, checked and
-// written. A transaction that only reads a key makes no other conflict.
-func (a *attempt) contested() (keys []string) {
+// contested is what transactions contend over: keys that are read, checked and written, and
+// ranges that are read and in which something is written. A range goes by its begin. A
+// transaction that only reads makes no other conflict.
+func (a *attempt) contested() (names []string) {
 	if !a.level.checkReads {
 		return nil
 	}
 	for _, w := range a.writes {
-		if _, read := a.reads[w.key]; read {
-			keys = append(keys, w.key)
+		if _, read := a.reads.keys[w.key]; read {
+			names = append(names, w.key)
+		}
+		for _, s := range a.reads.spans {
+			if s.has(w.key) || w.end != "" && w.interval().has(s.begin) {
+				names = append(names, s.begin)
+			}
 		}
 	}
-	return keys
+	return slices.Compact(names)
+}
+
+// moved reports whether what is contested has changed since, as far as the snapshot knows.
+func (a *attempt) moved(name string) bool {
+	if kv, read := a.reads.keys[name]; read {
+		now, _ := a.known.get(name)
+		return now.GetModRevision() != kv.GetModRevision()
+	}
+	mine, now := a.reads.spanAt(name), a.known.spanAt(name)
+	if mine == nil || now == nil {
+		return true
+	}
+	both := interval{name, earlier(mine.end, now.end)}
+	return !slices.EqualFunc(mine.cut(both).kvs, now.cut(both).kvs, func(x, y *mvccpb.KeyValue) bool {
+		return string(x.Key) == string(y.Key) && x.ModRevision == y.ModRevision
+	})
 }
 
 // outdated reports whether the news say that a key that was read has changed since.
 func (a *attempt) outdated(news snapshot) bool {
-	if news.header == nil || len(a.reads) == 0 || news.header.Revision <= a.header.Revision {
+	if news.header == nil || a.reads.empty() || news.header.Revision <= a.header.Revision {
 		return false
 	}
-	for key, kv := range a.reads {
-		if last, ok := news.known[key]; ok && last.GetModRevision() != kv.GetModRevision() {
-			return true
-		}
-	}
-	return false
+	return len(differences(&a.reads, &news.known)) > 0
 }
 
 // left is the state in which the attempt leaves the keys that it touched. resp is the
 // answer to its commit. What the attempt read was unchanged. What it wrote has the commit's
-// revision. The options of a Put may make that another value than was given.
+// revision. What a blind write leaves is not known whole, and the options of a Put may make
+// that another value than was given.
 func (a *attempt) left(resp *v3.TxnResponse) snapshot {
-	known := maps.Clone(a.reads)
+	known := newFacts()
+	maps.Insert(known.keys, a.reads.seen())
 	for _, w := range a.writes {
+		old, read := known.keys[w.key]
 		switch {
-		case w.op.IsDelete():
-			known[w.key] = nil
-		case w.plain:
-			known[w.key] = &mvccpb.KeyValue{
-				Key: []byte(w.key), Value: []byte(w.value), ModRevision: resp.Header.Revision,
+		case w.end != "":
+			for key := range known.keys {
+				if w.interval().has(key) && a.written[key] == nil {
+					known.keys[key] = nil
+				}
 			}
+		case w.deletes():
+			known.keys[w.key] = nil
+		case w.plain && (read || a.reads.spanAt(w.key) != nil):
+			known.keys[w.key] = succeeding(old, w, resp.Header.Revision)
 		default:
-			delete(known, w.key)
+			delete(known.keys, w.key)
 		}
 	}
 	return snapshot{resp.Header, known}
 }
 
+// succeeding is what a Put without options makes of a key.
+func succeeding(old *mvccpb.KeyValue, w *write, rev int64) *mvccpb.KeyValue {
+	kv := w.entry()
+	kv.ModRevision, kv.CreateRevision, kv.Version = rev, rev, old.GetVersion()+1
+	if old != nil {
+		kv.CreateRevision = old.CreateRevision
+	}
+	return kv
+}
+
+// rest makes way for others if that is due, and returns what the next attempt starts with.
+func (a *attempt) rest() carried {
+	begin := time.Now()
+	a.rested = a.contender.rest(a.options.ctx)
+	a.paused = time.Since(begin)
+	return a.carried
+}
+
 // conflict takes from the answer of a commit that failed what the next attempt starts with.
-func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
+func (a *attempt) conflict(resp *v3.TxnResponse, back []want) error {
 	answers := resp.Responses
 	if len(a.options.guards) > 0 {
 		if !answers[0].GetResponseTxn().Succeeded {
@@ -221,13 +305,36 @@ func (a *attempt) conflict(resp *v3.TxnResponse, keys []string) error {
 		a.contender.lost(a.contested(), nil)
 		return errConflict
 	}
-	a.snapshot = snapshot{resp.Header, map[string]*mvccpb.KeyValue{}}
-	for i, kv := range values(answers) {
-		a.known[keys[i]] = kv
+	a.snapshot = snapshot{resp.Header, newFacts()}
+	for i, answer := range ranges(answers) {
+		a.known.learn(back[i], resp.Header.Revision, answer)
 	}
-	changed := slices.DeleteFunc(a.contested(), func(key string) bool {
-		return a.known[key].GetModRevision() == a.reads[key].GetModRevision()
-	})
+	changed := slices.DeleteFunc(a.contested(), func(name string) bool { return !a.moved(name) })
 	a.contender.lost(changed, a.snapshot)
 	return errConflict
+}
+
+// ops are the operations of a write. A server refuses to put a key that the same transaction
+// deletes with a range. So the deletion leaves out the keys that are written by themselves.
+func (a *attempt) ops(w *write) (ops []v3.Op) {
+	if w.end == "" {
+		return []v3.Op{w.op}
+	}
+	var apart []string
+	for key := range a.written {
+		if w.interval().has(key) {
+			apart = append(apart, key)
+		}
+	}
+	begin := w.interval().first()
+	for _, key := range slices.Sorted(slices.Values(apart)) {
+		if begin < key {
+			ops = append(ops, v3.OpDelete(begin, v3.WithRange(key)))
+		}
+		begin = after(key)
+	}
+	if w.end == unbounded || begin < w.end {
+		ops = append(ops, v3.OpDelete(begin, v3.WithRange(w.end)))
+	}
+	return ops
 }

@@ -31,6 +31,7 @@ const pinned = 10
 var attempts = []struct {
 	name  string
 	reads map[string]int64 // mod revisions
+	spans []span
 	write func(stm STM)
 	guard []v3.Cmp
 }{
@@ -92,6 +93,33 @@ var attempts = []struct {
 			stm.Put("z", "6")
 		},
 	},
+	{
+		name:  "ranges",
+		reads: map[string]int64{"b": 7, "x": 3},
+		spans: []span{
+			{interval{"a", "d"}, pinned, []*mvccpb.KeyValue{seen("a", 3), seen("b", 7)}},
+			{interval{"s", unbounded}, pinned, []*mvccpb.KeyValue{seen("t", 9), seen("x", 3)}},
+		},
+		write: func(stm STM) {
+			stm.Put("c", "lies in a range that was read")
+			stm.Put("m", "does not")
+		},
+	},
+	{
+		name:  "delete-ranges",
+		reads: map[string]int64{"m": 3},
+		write: func(stm STM) {
+			stm.Put("b", "is dropped")
+			stm.DelRange("", "d")
+			stm.Put("c", "stays")
+			stm.Del("b")
+			stm.DelRange("s", unbounded)
+		},
+	},
+}
+
+func seen(key string, rev int64) *mvccpb.KeyValue {
+	return &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}
 }
 
 var levelNames = [...]string{
@@ -106,7 +134,7 @@ func TestCompile(t *testing.T) {
 	for _, tc := range attempts {
 		t.Run(tc.name, func(t *testing.T) {
 			compileAt := func(lvl level) string {
-				a := newAttempt(lvl, tc.reads, tc.write)
+				a := newAttempt(lvl, tc.reads, tc.spans, tc.write)
 				a.options.guards = tc.guard
 				return render(a.compile())
 			}
@@ -142,15 +170,22 @@ func TestGoldenFilesAreUsed(t *testing.T) {
 }
 
 // newAttempt is an attempt that has read and written.
-func newAttempt(lvl level, reads map[string]int64, apply func(stm STM)) *attempt {
-	a := &attempt{level: lvl, reads: map[string]*mvccpb.KeyValue{}, written: map[string]*write{}}
+func newAttempt(lvl level, reads map[string]int64, spans []span, apply func(stm STM)) *attempt {
+	a := &attempt{
+		level: lvl, reads: newFacts(), written: map[string]*write{}, asked: map[string]want{},
+		carried: carried{chunk: defaultChunk},
+	}
+	for _, s := range spans {
+		a.reads.insert(s)
+		a.ask(want{interval: s.interval})
+	}
 	if len(reads) > 0 {
 		a.header = &pb.ResponseHeader{Revision: pinned}
 	}
 	for key, rev := range reads {
-		a.reads[key] = nil
+		a.reads.keys[key] = nil
 		if rev != 0 {
-			a.reads[key] = &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}
+			a.reads.keys[key] = &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev}
 		}
 	}
 	if apply != nil {
@@ -171,8 +206,12 @@ func render(c compiled) string {
 	for _, op := range c.els {
 		fmt.Fprintf(&b, "\telse %s\n", renderOp(op))
 	}
-	if len(c.keys) > 0 {
-		fmt.Fprintf(&b, "\tread back: %s\n", strings.Join(c.keys, " "))
+	if len(c.back) > 0 {
+		var back []string
+		for _, w := range c.back {
+			back = append(back, strings.ReplaceAll(w.name(), "\x00", "0x00"))
+		}
+		fmt.Fprintf(&b, "\tread back: %s\n", strings.Join(back, " "))
 	}
 	if b.Len() == 0 {
 		return "\tnothing\n"
@@ -182,9 +221,17 @@ func render(c compiled) string {
 
 func renderCmp(cmp v3.Cmp) string {
 	compare := cmp.GetCompare()
-	return fmt.Sprintf("%s(%s) %s %d", strings.ToLower(compare.Target.String()), compare.Key,
+	return fmt.Sprintf("%s(%s) %s %d", strings.ToLower(compare.Target.String()), place(compare.Key, compare.RangeEnd),
 		map[pb.Compare_CompareResult]string{pb.Compare_EQUAL: "=", pb.Compare_LESS: "<"}[compare.Result],
 		compare.GetModRevision()+compare.GetCreateRevision()) // one of them is set
+}
+
+// place is a key or a range.
+func place(key, end []byte) string {
+	if end == nil {
+		return string(key)
+	}
+	return strings.ReplaceAll(interval{string(key), string(end)}.name(), "\x00", "0x00")
 }
 
 func renderOp(op v3.Op) string {
@@ -200,14 +247,17 @@ func renderOp(op v3.Op) string {
 	case op.IsPut():
 		text = fmt.Sprintf("put %s %q", op.KeyBytes(), op.ValueBytes())
 	case op.IsDelete():
-		text = fmt.Sprintf("delete %s", op.KeyBytes())
+		text = fmt.Sprintf("delete %s", place(op.KeyBytes(), op.RangeBytes()))
 	case op.IsGet():
-		text = fmt.Sprintf("get %s", op.KeyBytes())
+		text = fmt.Sprintf("get %s", place(op.KeyBytes(), op.RangeBytes()))
+		if op.RangeBytes() != nil {
+			text += fmt.Sprintf(", %d at most", op.Limit())
+		}
 	default:
 		return "neither read nor write"
 	}
-	if op.Rev() != 0 || op.IsSerializable() || op.RangeBytes() != nil {
-		text += ", pinned, serializable or of a range"
+	if op.Rev() != 0 || op.IsSerializable() {
+		text += ", pinned or serializable"
 	}
 	if op.IsPrevKV() {
 		text += ", previous value"

@@ -1,6 +1,7 @@
 package concurrency_test
 
 import (
+	"context"
 	"strconv"
 	"sync"
 	"testing"
@@ -152,4 +153,65 @@ func TestAPanicStrandsNobody(t *testing.T) {
 	})
 	s.run(t, func(stm concurrency.STM, _ int) { increment(stm, s.key("n")) })
 	leave()
+}
+
+// A long transaction that has lost takes a lock. The short ones look at that lock's line, so that
+// those under way conflict and the others wait, whatever client they are of.
+func TestALongTransactionAmongShortOnes(t *testing.T) {
+	t.Parallel()
+	const lost = 3
+	s := newSpace(t, server(t))
+	mutex := concurrency.NewMutex(session(t, s.client), s.key("priority"))
+	begin, end := s.key("priority/"), s.key("priority0")
+	shorts := make(chan struct{}, 1) // tells of a commit
+	ctx, cancel := context.WithCancel(t.Context())
+	var others sync.WaitGroup
+	for range 3 {
+		others.Go(func() {
+			for ctx.Err() == nil {
+				_, err := concurrency.NewSTM(s.outside, func(stm concurrency.STM) error {
+					if len(stm.Range(begin, end)) > 0 {
+						stm.Retry()
+					}
+					increment(stm, s.key("n"))
+					return nil
+				}, concurrency.WithAbortContext(ctx), concurrency.WithPrefetchRange(begin, end),
+					concurrency.WithPrefetch(s.key("n")))
+				if err == nil {
+					select {
+					case shorts <- struct{}{}:
+					default:
+					}
+				}
+			}
+		})
+	}
+	attempts, held := 0, false
+	long := func(opts ...concurrency.STMOption) error {
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			attempts++
+			stm.Get(s.key("n"))
+			if !held { // it is long: others commit meanwhile
+				for range 2 {
+					<-shorts
+				}
+			}
+			increment(stm, s.key("n"))
+			return nil
+		}, opts...)
+		return err
+	}
+	require.ErrorIs(t, long(concurrency.WithMaxAttempts(lost)), concurrency.ErrConflict)
+	require.Equal(t, lost, attempts)
+	require.NoError(t, mutex.Lock(t.Context()))
+	held = true
+	require.NoError(t, long(concurrency.WithGuard(mutex.IsOwner())))
+	require.Equal(t, lost+1, attempts, "nobody commits beside it")
+	require.NoError(t, mutex.Unlock(t.Context()))
+	for len(shorts) > 0 {
+		<-shorts
+	}
+	<-shorts // the others go on
+	cancel()
+	others.Wait()
 }

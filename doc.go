@@ -56,6 +56,11 @@
 // concurrent deletion at any level, because both orders of the two are serial. A commit
 // is sent once.
 //
+// Ranges. A transaction that reads a range by [STM] conflicts, at every level that checks
+// reads, with a key that comes to lie in that range, changes or goes. So there are no phantoms.
+// A program that lists keys first and then reads them one by one has no such promise. A range
+// is of one revision, also if it takes several calls.
+//
 // # What is not promised
 //
 // No lock service can promise the following. A program that needs it has to do its part.
@@ -123,9 +128,9 @@
 // members without a quorum, compactions, lost answers. They end with the caller's context
 // within a second, even if no server can be reached. A call without an answer may have
 // left a key behind. A clean-up in the background removes it, whatever errors it meets, for
-// as long as the lease lives. It looks for a TTL after the last call without an answer. If a
-// member that was stopped for longer carries out such a call later, its key stands until
-// the session locks that name again or ends. No key outlives its lease.
+// as long as the lease lives. A member that was stopped may carry out such a call much
+// later. So the clean-up looks again as long as the session lives, but ever more rarely. A
+// key stands at most about as long as its call was late. No key outlives its lease.
 //
 // [Session.Ctx] is the check that tells when to open a new session. If a call returns
 // [ErrSessionExpired] or rpctypes.ErrLeaseNotFound because the lease is gone, Session.Ctx
@@ -154,6 +159,43 @@
 // belong to the goroutine of their function. Mutexes are never held across a call.
 // [Session.Close] waits for all that runs for the session. Observe and Leaders leave
 // nothing running when their channel closes or their loop ends.
+//
+// # Waiting in transactions
+//
+// Retry of an [STM] is the condition variable of transactions. The function calls it when there
+// is nothing to do. [NewSTM] then waits until something that was read has changed, and runs the
+// function again. A barrier, a queue and a semaphore are a few lines with it; see the examples.
+//
+// The wait costs one watch for each key and each range that was read, and no polling. It rides
+// out what a waiting lock rides out. It ends with the abort context. A member that is silent on
+// a connection that stands delays the wake-up by a minute at most. A guard is not watched. So
+// give the context of the ownership to [WithAbortContext].
+//
+//	_, err := concurrency.NewSTM(client, func(stm concurrency.STM) error {
+//		head := stm.RangeN("queue/", clientv3.GetPrefixRangeEnd("queue/"), 1)
+//		if len(head) == 0 {
+//			stm.Retry() // until somebody puts an item
+//		}
+//		item = head[0].Value
+//		stm.Del(string(head[0].Key))
+//		return nil
+//	}, concurrency.WithAbortContext(ctx))
+//
+// # Long transactions among short ones
+//
+// A transaction whose function takes longer than others need for a commit over the same keys
+// may conflict each time. No option of one client can mend that, because the servers know no
+// transactions, and the other clients need not heed it. A lock can, if all look at it. The short
+// transactions read the range of the lock's line, and call Retry while somebody stands there.
+// The long one takes the lock when it has conflicted as often as [WithMaxAttempts] allows. From
+// then on nobody commits beside it. The example of WithMaxAttempts shows both.
+//
+// # Transactions within transactions
+//
+// A transaction that runs in the function of another is independent. It does not see what the
+// outer one writes, it is committed when its own NewSTM returns, and it stays committed if the
+// outer one fails. It runs again with every attempt of the outer one. It does not wait for the
+// outer one. If it writes what the outer one has read, the outer one conflicts.
 //
 // # Panics and side effects in transactions
 //

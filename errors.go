@@ -41,6 +41,15 @@ var (
 	// ErrGuardFailed is returned by [NewSTM] when a comparison given with [WithGuard] was
 	// false at the commit. Nothing was committed.
 	ErrGuardFailed = errors.New("concurrency: a guard of the transaction does not hold")
+
+	// ErrConflict is wrapped by the error of [NewSTM] when as many attempts have conflicted as
+	// [WithMaxAttempts] allows: nothing was committed. In [Attempt.Err] it says that another
+	// attempt follows.
+	ErrConflict = errors.New("concurrency: the transaction conflicts with others")
+
+	// ErrBlocked is in [Attempt.Err] when the attempt has ended with Retry. NewSTM does not
+	// return it.
+	ErrBlocked = errors.New("concurrency: the transaction waits for a change")
 )
 
 // noAnswer says for what NewSession has waited in vain, and from whom.

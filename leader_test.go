@@ -107,9 +107,17 @@ func TestDo(t *testing.T) {
 			etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Txn) == 2 }, "the deletion")
 			ended(t, sent.Reached(), "the deletion is about to be sent")
 			l.stand(t, 1)
+			// Done comes first, because Err looks at the ownership and closes it.
+			told := false
+			select {
+			case <-inner.Done():
+				told = true
+			default:
+			}
 			err := inner.Err()
 			sent.Open()
 			require.NoError(t, call.Wait(t))
+			require.True(t, told, "a goroutine that the work has left behind waits for the end")
 			require.Error(t, err, "a goroutine that the work has left behind believes that it is held")
 		})
 		t.Run("never released under the work, whatever ends its context", func(t *testing.T) {

@@ -16,7 +16,7 @@ var lockReleased = ended(ErrLockReleased)
 // All methods may be called from any goroutine.
 type Mutex struct {
 	ownership
-	made *joinTxn // see joining
+	prepared *joinTxn // see joining
 }
 
 // NewMutex returns a handle of the lock that pfx names. The keys of the lock lie under pfx
@@ -78,10 +78,10 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 // allocations. It is made again if the session was a placeholder then.
 func (m *Mutex) joining() joinTxn {
 	m.queue.made()
-	if m.made.leaseID != m.queue.session.id {
+	if m.prepared.leaseID != m.queue.session.id {
 		return m.queue.joinTxn("")
 	}
-	return *m.made
+	return *m.prepared
 }
 
 // Unlock releases the lock. It deletes the key of this handle's last Lock, and no later key

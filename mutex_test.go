@@ -789,12 +789,12 @@ func TestLockThatFailsLeavesNoKey(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	// lateJoin is a line whose next join is under way for as long as the test wants.
-	lateJoin := func(tb testing.TB, err error) (*line, *late) {
+	lateJoin := func(tb testing.TB, err error, opts ...concurrency.SessionOption) (*line, *late) {
 		l := &line{name: prefix(tb), client: client(tb), outside: client(tb)}
 		kv := &late{KV: l.client.KV, err: err, next: true}
 		l.client.KV = kv
 		l.faults = counted(tb, l.client)
-		l.session = session(tb, l.client)
+		l.session = session(tb, l.client, opts...)
 		l.mutex = l.handle()
 		return l, kv
 	}
@@ -823,6 +823,15 @@ func TestLockThatFailsLeavesNoKey(t *testing.T) {
 		giveUp(t, l, kv)
 		require.True(t, kv.land(t).Succeeded)
 		l.stand(t, 0)
+	})
+	t.Run("the join lands when the TTL has passed", func(t *testing.T) {
+		t.Parallel()
+		l, kv := lateJoin(t, nil, concurrency.WithTTL(1))
+		giveUp(t, l, kv)
+		<-time.After(1500 * time.Millisecond) // from here on looks are rare
+		require.True(t, kv.land(t).Succeeded)
+		l.stand(t, 0)
+		require.NoError(t, l.session.Ctx().Err(), "the key did not go with the lease")
 	})
 	t.Run("the join lands while a sibling waits, whose ticket it becomes", func(t *testing.T) {
 		t.Parallel()

@@ -72,7 +72,7 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 // however long each of them takes.
 func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) error {
 	begun, given := time.Now(), l.id != v3.NoLease
-	left, err := l.ask(ctx, ttl, asked)
+	left, err := l.remaining(ctx, ttl, asked)
 	if err != nil {
 		return err
 	}
@@ -144,9 +144,9 @@ func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error
 	}
 }
 
-// ask returns the remaining life of the lease when the call was begun. It tells a server
+// remaining returns the remaining life of the lease when the call was begun. It tells a server
 // that did not answer from the end of ctx.
-func (l *lease) ask(ctx context.Context, ttl int64, within time.Duration) (left time.Duration, err error) {
+func (l *lease) remaining(ctx context.Context, ttl int64, within time.Duration) (left time.Duration, err error) {
 	bound, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	what := "grant a lease"

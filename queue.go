@@ -134,7 +134,8 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb
 			// A server may carry out a call much later that it had not read yet, or could
 			// not commit yet. By then another call may have been answered and the lock have
 			// been released again.
-			l.seats.at(txn.key, func(s *seat) { s.doubt(time.Now().Add(l.timeToLive())) })
+			look := func() { q.lookLater(txn.key) }
+			l.seats.at(txn.key, func(s *seat) { s.miss(time.Now(), l.timeToLive(), look) })
 		}
 		return resp, err
 	})

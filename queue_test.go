@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"testing"
+	"testing/synctest"
 	"time"
 	"weak"
 
@@ -267,6 +268,38 @@ func TestSeatOfOneCleaner(t *testing.T) {
 	require.True(t, s.cleanAgain(two, now, nil))
 	require.False(t, s.cleanAgain(two, now.Add(2*time.Hour), nil), "it is sure")
 	require.True(t, s.unsure.IsZero())
+}
+
+func TestSeatLooksEverMoreRarely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, began := &seats{of: map[string]*seat{}}, time.Now()
+		var looks []time.Duration // the mutex of the seats guards these two
+		ended := false
+		look := func() {
+			s.at("name/1", func(s *seat) {
+				looks = append(looks, time.Since(began)/time.Second)
+				if s.lookLater(time.Now(), ended); !ended {
+					require.True(t, s.dirty())
+					s.cleanAgain(nil, time.Now(), nil)
+				}
+			})
+		}
+		at := func(second time.Duration, f func(s *seat)) {
+			<-time.After(time.Until(began.Add(second * time.Second)))
+			s.at("name/1", f)
+		}
+		at(0, func(s *seat) { s.miss(time.Now(), 5*time.Second, look) })
+		at(45, func(s *seat) {
+			require.Equal(t, []time.Duration{5, 10, 20, 40}, looks)
+			s.miss(time.Now(), 5*time.Second, look)
+		})
+		at(56, func(*seat) {
+			require.Equal(t, []time.Duration{5, 10, 20, 40, 50, 55}, looks, "for the latest one")
+			ended = true
+		})
+		at(1000, func(*seat) { require.Len(t, looks, 7) })
+		require.Empty(t, s.of, "nothing is left of a session that has ended")
+	})
 }
 
 // A ticket that a newer one of the same key has outlived is gone.

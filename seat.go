@@ -25,6 +25,8 @@ type seat struct {
 	doomed  int64           // create revision of the newest ticket whose deletion was decided
 	unsure  time.Time       // until then a ticket may come to stand that no handle wants; zero: none can
 	cleaner <-chan struct{} // stands for the clean-up that looks until that time; nil: none does
+	missing time.Time       // when the latest join was given up without an answer
+	later   *time.Timer     // has somebody look for it from time to time; nil: all joins were answered
 }
 
 // grant is the ownership that came with a ticket. All handles that were granted it share it.
@@ -65,7 +67,9 @@ func (s *seats) at(key string, f func(*seat)) {
 }
 
 // idle reports whether nothing rests on the seat.
-func (s *seat) idle() bool { return s.users == 0 && s.granted == nil && s.unsure.IsZero() }
+func (s *seat) idle() bool {
+	return s.users == 0 && s.granted == nil && s.unsure.IsZero() && s.later == nil
+}
 
 // grant makes t own. It returns nil if the deletion of t was decided, or a newer ticket
 // was granted, so that t is gone.
@@ -114,6 +118,31 @@ func (s *seat) doubt(until time.Time) {
 	if s.unsure.Before(until) {
 		s.unsure = until
 	}
+}
+
+// miss notes that a join was given up without an answer. For a while a clean-up looks all the
+// time. Then look is called from time to time, because a member that was stopped may carry out the join
+// whenever it goes on.
+func (s *seat) miss(now time.Time, while time.Duration, look func()) {
+	s.doubt(now.Add(while))
+	s.missing = now
+	if s.later == nil {
+		s.later = time.AfterFunc(while, look)
+	} else {
+		s.later.Reset(while)
+	}
+}
+
+// lookLater notes that it is time to look for a join that was not answered. The next look comes when
+// twice the time has passed. A key thus stands no longer than its join was late. No look
+// comes after the end of the session.
+func (s *seat) lookLater(now time.Time, ended bool) {
+	if ended {
+		s.later = nil
+		return
+	}
+	s.doubt(now)
+	s.later.Reset(now.Sub(s.missing))
 }
 
 // dirty reports whether a clean-up has to look. While a handle waits it has not: the handle

@@ -1,9 +1,7 @@
 package concurrency
 
 import (
-	"context"
-	"fmt"
-
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -29,6 +27,40 @@ type STM interface {
 	Rev(key string) int64
 	// Del adds the deletion of a key to the write set.
 	Del(key string)
+
+	// Lookup returns the value of a key and whether it exists, and adds the key to the
+	// read set. A key that this attempt has written is as it was written, and is not read.
+	Lookup(key string) (value string, found bool)
+	// Entry is as Lookup and returns all that is stored with the key, nil if it does not
+	// exist. The revisions, the version and the lease of a key that this attempt has put
+	// are 0, because the store has not given them yet. The caller must not change it.
+	Entry(key string) *mvccpb.KeyValue
+	// Range returns the keys from begin on and before end, in their order, each as Entry
+	// does, and adds the range to the read set. So a key that comes to lie in the range
+	// conflicts as well as one that changes or goes. clientv3.GetPrefixRangeEnd gives the
+	// end of a prefix, and "\x00" is the end of all keys. The caller owns the slice, but
+	// not what it points to.
+	//
+	// What of the range was not read before is fetched in one call for 4096 keys, or for as
+	// many as fit into an answer. The commit of a transaction that writes checks each range
+	// and each key that was seen in it; all of them count against the servers' limit of
+	// operations. So it can read about 100 keys in ranges, unless the limit was raised. A
+	// transaction that only reads can read any number, except at [RepeatableReads].
+	Range(begin, end string) []*mvccpb.KeyValue
+	// RangeN returns the first n keys of a range, or all if they are fewer. It adds no more
+	// to the read set than that part of the range.
+	RangeN(begin, end string, n int) []*mvccpb.KeyValue
+	// DelRange adds the deletion of all keys from begin on and before end to the write set,
+	// in place of what was written to them. They are those that exist at the commit, and are
+	// not read. A key that is put afterwards stays. The range is then deleted in parts, each
+	// of which has a response of its own. It conflicts as Del does, at
+	// [SerializableSnapshot] with every key of the range that was put since the snapshot.
+	DelRange(begin, end string)
+	// Retry ends the attempt because there is nothing to do. [NewSTM] waits until a key or a
+	// range that was read has changed, and runs the function again. The attempt's writes are
+	// dropped. Retry does not return. It panics if nothing was read, because nothing could
+	// end the wait then. At [ReadCommitted] it makes NewSTM return an error.
+	Retry()
 
 	// commit keeps the interface to this package's own implementation.
 	commit() (*v3.TxnResponse, error)
@@ -65,61 +97,4 @@ var levels = [...]level{
 	Serializable:         {snapshot: true, checkReads: true},
 	RepeatableReads:      {checkReads: true},
 	ReadCommitted:        {},
-}
-
-// STMOption configures [NewSTM].
-type STMOption func(*stmOptions)
-
-type stmOptions struct {
-	isolation Isolation
-	ctx       context.Context
-	prefetch  []string
-	guards    []v3.Cmp
-	maxOps    int // 0: the caller knows none
-}
-
-// WithIsolation sets the isolation level. The default is [SerializableSnapshot].
-func WithIsolation(lvl Isolation) STMOption {
-	if lvl < 0 || int(lvl) >= len(levels) {
-		panic(fmt.Sprintf("concurrency: unknown isolation level %d", int(lvl)))
-	}
-	return func(o *stmOptions) { o.isolation = lvl }
-}
-
-// WithAbortContext sets the context that ends the transaction. The default is the client's
-// context. The transaction looks at it before every attempt and during pauses. It bounds
-// every call.
-func WithAbortContext(ctx context.Context) STMOption {
-	if ctx == nil {
-		panic("concurrency: WithAbortContext: nil context")
-	}
-	return func(o *stmOptions) { o.ctx = ctx }
-}
-
-// WithPrefetch adds keys to the read set of every attempt before its function runs.
-// They are fetched together, which saves a call for each.
-func WithPrefetch(keys ...string) STMOption {
-	return func(o *stmOptions) { o.prefetch = append(o.prefetch, keys...) }
-}
-
-// WithGuard makes the transaction commit only if all comparisons are true at its commit. If
-// one is not, NewSTM returns [ErrGuardFailed] without another attempt. With [Mutex.IsOwner]
-// or [Election.IsLeader] a former owner can't commit. A transaction that only reads is then
-// committed by a call too.
-func WithGuard(cmps ...v3.Cmp) STMOption {
-	if len(cmps) == 0 {
-		panic("concurrency: WithGuard: nothing to compare")
-	}
-	return func(o *stmOptions) { o.guards = append(o.guards, cmps...) }
-}
-
-// WithMaxTxnOps sets a limit on the operations of the commit: its writes, its checked keys,
-// its guards. A commit over the limit fails with the numbers before it is sent. Keys are
-// read in parts of at most n. Without the option only the servers' limit counts, which is
-// set by their flag --max-txn-ops and is 128 by default.
-func WithMaxTxnOps(n int) STMOption {
-	if n <= 0 {
-		panic(fmt.Sprintf("concurrency: WithMaxTxnOps: %d is not a limit", n))
-	}
-	return func(o *stmOptions) { o.maxOps = n }
 }

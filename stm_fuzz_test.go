@@ -23,9 +23,9 @@ import (
 //  1. At levels with a snapshot, all that an attempt reads is the state of the store at
 //     one moment: that of its first read or, if a conflict came directly before, that
 //     of the conflict. At the other levels each key is as it was when it was read first.
-//  2. Get of a key that was written gives what was written. Rev never does.
+//  2. Get, Lookup, Entry and a range give what was written of a key that was. Rev never does.
 //  3. An attempt conflicts exactly when its level says so: a key that it read has
-//     changed, or a key that it only wrote, at SerializableSnapshot. No attempt is run
+//     changed, or one in a range that it read has come, changed or gone, or a key that it only wrote, at SerializableSnapshot. No attempt is run
 //     for nothing, and none is missing.
 //  4. After a commit the store holds exactly what it held before and what was written,
 //     all of it at the revision of the response.
@@ -34,7 +34,7 @@ import (
 //     its last at the level that has no snapshot and checks nothing.
 //  6. A function that returns an error is given it back, and nothing is written.
 //  7. It costs one call for each Get or Rev that meets a key that is not known, and one
-//     for each commit. A conflict's answer makes all keys known that were read before it.
+//     for each commit. A range costs one for each part that is not known. A conflict's answer makes all keys known that were read before it.
 //     If a pause follows, these keys are read anew, by one call more.
 //
 // The input is a program, see [program]. Whatever the bytes, it means something. The
@@ -62,7 +62,8 @@ func FuzzSTM(f *testing.F) {
 //	header  bits 0-1: level, 2: prefetch key 0 and 1, 3: return an error,
 //	        4-7: in how many attempts the outside interferes
 //	length  of the steps to come, modulo 8
-//	step    bits 0-2: what, 3-4: key, 5-6: another key
+//	step    bits 0-2: what, 3-4: key, 5-6: another key, 7: of a range, from the one key to
+//	        the other, or to the same if that comes before
 //
 // Bytes that are missing are zero.
 type program []byte
@@ -85,8 +86,12 @@ type transaction struct {
 
 type step struct {
 	what       what
+	ranged     bool
 	key, other string
 }
+
+// last is the last key of the range.
+func (s step) last() string { return max(s.key, s.other) }
 
 // what a step does. Those from interferePut on are done from outside.
 type what byte
@@ -110,7 +115,7 @@ func (p *program) next() transaction {
 	}
 	for range p.byte() % 8 {
 		b := p.byte()
-		tx.steps = append(tx.steps, step{what(b & 7), fmt.Sprint(b >> 3 & 3), fmt.Sprint(b >> 5 & 3)})
+		tx.steps = append(tx.steps, step{what(b & 7), b&128 != 0, fmt.Sprint(b >> 3 & 3), fmt.Sprint(b >> 5 & 3)})
 	}
 	return tx
 }
@@ -172,7 +177,13 @@ func (m *model) apply(writes []entryOf) {
 }
 
 // entryOf is a write: a key and its new value, "" for none.
-type entryOf struct{ key, value string }
+type entryOf struct {
+	key, value string
+	last       string // of a range that is deleted; "" for one key
+}
+
+// has reports whether the write is one of a key.
+func (w entryOf) has(key string) bool { return w.key <= key && key <= max(w.key, w.last) }
 
 // compare checks that the store is what the model says (property 4).
 func (m *model) compare(t *testing.T) {
@@ -199,6 +210,9 @@ type run struct {
 	pinRev int64
 	known  map[string]entry // what the conflict's answer held
 	calls  *int
+
+	ranges ranges
+	single map[string]bool // keys that were read by themselves
 }
 
 var errOwn = errors.New("the function's own")
@@ -213,9 +227,10 @@ func (m *model) transaction(t *testing.T, tx transaction) {
 			r.conflict(t)
 		}
 		last := r
-		r = &run{model: m, tx: tx, reads: map[string]entry{}, calls: &calls}
+		r = &run{model: m, tx: tx, reads: map[string]entry{}, single: map[string]bool{}, calls: &calls}
 		if last != nil {
 			r.pin, r.pinRev, r.known = last.pin, last.pinRev, last.known
+			r.ranges.known = last.ranges.known
 		}
 		r.fetch(tx.prefetch)
 		for _, s := range tx.steps {
@@ -240,6 +255,10 @@ func (m *model) transaction(t *testing.T, tx transaction) {
 
 // step does one thing on both.
 func (r *run) step(t *testing.T, stm concurrency.STM, s step, interfere bool) {
+	if s.ranged && s.what < interferePut {
+		r.rangeStep(t, stm, s)
+		return
+	}
 	switch s.what {
 	case get:
 		require.Equal(t, r.get(s.key), stm.Get(r.key(s.key)))
@@ -250,10 +269,10 @@ func (r *run) step(t *testing.T, stm concurrency.STM, s step, interfere bool) {
 		require.Equal(t, r.get(s.key, s.other), stm.Get(r.key(s.key), r.key(s.other)))
 	case put:
 		value := r.value()
-		r.write(entryOf{s.key, value})
+		r.write(entryOf{key: s.key, value: value})
 		stm.Put(r.key(s.key), value)
 	case del:
-		r.write(entryOf{s.key, ""})
+		r.write(entryOf{key: s.key})
 		stm.Del(r.key(s.key))
 	default:
 		if interfere {
@@ -264,12 +283,12 @@ func (r *run) step(t *testing.T, stm concurrency.STM, s step, interfere bool) {
 
 // interfere writes from outside.
 func (r *run) interfere(t *testing.T, s step) {
-	writes := []entryOf{{s.key, ""}}
+	writes := []entryOf{{key: s.key}}
 	if s.what != interfereDel {
 		writes[0].value = r.value()
 	}
 	if s.what == interfereBoth && s.other != s.key {
-		writes = append(writes, entryOf{s.other, r.value()})
+		writes = append(writes, entryOf{key: s.other, value: r.value()})
 	}
 	ops := make([]clientv3.Op, len(writes))
 	for i, w := range writes {
@@ -295,12 +314,16 @@ func (r *run) get(keys ...string) string {
 	return r.reads[keys[0]].value
 }
 
+// written is the index of the write that counts for a key: its own, or that of a range.
 func (r *run) written(key string) int {
-	return slices.IndexFunc(r.wrote, func(w entryOf) bool { return w.key == key })
+	if i := slices.IndexFunc(r.wrote, func(w entryOf) bool { return w.key == key && w.last == "" }); i >= 0 {
+		return i
+	}
+	return slices.IndexFunc(r.wrote, func(w entryOf) bool { return w.last != "" && w.has(key) })
 }
 
 func (r *run) write(w entryOf) {
-	if i := r.written(w.key); i >= 0 {
+	if i := r.written(w.key); i >= 0 && r.wrote[i].last == "" {
 		r.wrote[i] = w
 	} else {
 		r.wrote = append(r.wrote, w)
@@ -314,8 +337,13 @@ func (r *run) fetch(keys []string) {
 		if _, ok := r.reads[key]; ok {
 			continue
 		}
+		r.single[key] = true
 		if e, ok := r.known[key]; ok {
 			r.reads[key] = e
+			continue
+		}
+		if r.ranges.known[slot(key)] {
+			r.reads[key] = r.pin[key]
 			continue
 		}
 		if r.pin == nil || !levels[r.tx.level].snapshot {
@@ -340,11 +368,13 @@ func (r *run) conflicts() bool {
 		}
 	}
 	for _, w := range r.wrote {
-		if _, read := r.reads[w.key]; read || len(r.reads) == 0 {
+		if r.nothing() || !levels[r.tx.level].checkBlind {
 			continue
 		}
-		if levels[r.tx.level].checkBlind && r.state[w.key].rev > r.pinRev {
-			return true
+		for key, e := range r.state {
+			if _, read := r.reads[key]; w.has(key) && (!read || w.last != "") && e.rev > r.pinRev {
+				return true
+			}
 		}
 	}
 	return false
@@ -359,24 +389,28 @@ func (r *run) conflict(t *testing.T) {
 	if levels[r.tx.level].snapshot {
 		r.pin, r.pinRev, r.known = maps.Clone(r.state), r.rev, map[string]entry{}
 		for key := range r.reads {
-			r.known[key] = r.state[key]
+			if !r.ranges.read[slot(key)] {
+				r.known[key] = r.state[key]
+			}
 		}
+		r.ranges.carry(r.state)
 	}
 }
 
 // commit checks the response and carries out the writes (properties 4 and 5).
 func (r *run) commit(t *testing.T, resp *clientv3.TxnResponse) {
 	require.True(t, resp.Succeeded)
-	require.Len(t, resp.Responses, len(r.wrote))
-	if l := levels[r.tx.level]; len(r.wrote) == 0 && len(r.reads) > 0 && (l.snapshot || !l.checkReads) {
+	writes := r.spelled()
+	require.Len(t, resp.Responses, len(writes))
+	if l := levels[r.tx.level]; len(r.wrote) == 0 && !r.nothing() && (l.snapshot || !l.checkReads) {
 		require.Equal(t, r.pinRev, resp.Header.Revision)
 		return
 	}
 	require.False(t, r.conflicts(), "a conflict was missed")
 	*r.calls++
-	r.apply(r.wrote)
+	r.apply(r.effects())
 	require.Equal(t, r.rev, resp.Header.Revision)
-	for i, w := range r.wrote {
+	for i, w := range writes {
 		answer := resp.Responses[i]
 		require.Equal(t, w.value == "", answer.GetResponseDeleteRange() != nil)
 		require.Equal(t, w.value != "", answer.GetResponsePut() != nil)

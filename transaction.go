@@ -3,6 +3,11 @@ package concurrency
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
 
 	v3 "go.etcd.io/etcd/client/v3"
 )
@@ -20,7 +25,6 @@ import (
 // header of its reads.
 //
 // Errors, with which nothing is committed unless said otherwise:
-//
 //   - what apply returned, as it is;
 //   - the error of the abort context, as it is, unless the context ended during the commit;
 //   - context.Canceled if the client was closed before;
@@ -29,7 +33,6 @@ import (
 //     operations;
 //   - rpctypes.ErrRequestTooLarge, as it is, if the commit is over the servers' limit of
 //     bytes, and the client's own error if it is over the client's;
-//   - any other error of etcd's, as it is;
 //   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
 //   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered. It
 //     also wraps the error of the abort context if that has ended. Such a commit may have
@@ -49,7 +52,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 	for _, opt := range so {
 		opt(&o)
 	}
-	next := carried{part: cmp.Or(o.maxOps, defaultPart), contender: sharedOf(c).contention.newContender()}
+	next := carried{part: cmp.Or(o.maxOps, defaultPart), chunk: defaultChunk, contender: sharedOf(c).contention.newContender()}
 	for {
 		a := &attempt{client: c, options: o, level: levels[o.isolation], carried: next}
 		if err := a.ended(); err != nil {
@@ -60,11 +63,16 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 		if err == nil {
 			resp, err = a.commit()
 		}
-		if err != errConflict {
+		switch err = a.account(err); err {
+		case errConflict:
+			next = a.rest()
+		case errRetry:
+			if next, err = a.await(); err != nil {
+				return nil, err
+			}
+		default:
 			return resp, err
 		}
-		next = a.carried
-		next.rested = next.contender.rest(o.ctx)
 	}
 }
 
@@ -87,4 +95,69 @@ func NewSTMSerializable(ctx context.Context, c *v3.Client, apply func(STM) error
 // Deprecated: Use [NewSTM] with [WithIsolation] and [WithAbortContext].
 func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) error) (*v3.TxnResponse, error) {
 	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(ReadCommitted))
+}
+
+// account counts the attempt, which has ended with err, and tells the observer. It returns
+// the error that is to be returned instead if that was the last attempt allowed.
+func (a *attempt) account(err error) error {
+	a.attempts++
+	if err == errConflict {
+		a.conflicts++
+	}
+	last := err == errConflict && a.conflicts == a.options.maxConflicts
+	if a.options.observer == nil && !last {
+		return err
+	}
+	var keys []string
+	if err == errConflict {
+		keys = a.conflicting()
+	}
+	if a.options.observer != nil {
+		a.met.Number, a.met.Err, a.met.Keys = a.attempts, err, keys
+		a.met.Paused += a.paused
+		switch err {
+		case errConflict:
+			a.met.Err = ErrConflict
+		case errRetry:
+			a.met.Err = ErrBlocked
+		}
+		a.options.observer(a.met)
+	}
+	if last {
+		return fmt.Errorf("%w: %d attempts, the last one over %s", ErrConflict, a.conflicts, list(keys))
+	}
+	return err
+}
+
+// conflicting are the keys over which the attempt has conflicted, as far as the snapshot of
+// the next one tells.
+func (a *attempt) conflicting() (keys []string) {
+	switch {
+	case errors.Is(a.err, errConflict): // a read found its snapshot compacted
+		return nil
+	case a.header == nil:
+		for _, s := range a.reads.spans {
+			keys = append(keys, s.name())
+		}
+		keys = append(keys, slices.Collect(maps.Keys(a.reads.keys))...)
+	default:
+		keys = differences(&a.reads, &a.known)
+	}
+	if len(keys) == 0 { // what was read has not changed
+		for _, w := range a.writes {
+			keys = append(keys, w.key)
+		}
+	}
+	slices.Sort(keys)
+	return slices.Compact(keys)
+}
+
+// list is the text of some names, of which many are only counted.
+func list(names []string) string {
+	const shown = 10
+	text := strings.Join(names[:min(shown, len(names))], ", ")
+	if more := len(names) - shown; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
 }

@@ -63,7 +63,7 @@ func workloads() []workload {
 		return w
 	}
 	leading := workload{name: "leadership hand-over among 4", goal: 0.03, ops: 60, workers: 4, hire: leads}
-	return []workload{
+	return append([]workload{
 		alone("free lock and release", 1, locks, cycle),
 		besideBare,
 		handOver(2, 40, false, 0.02, handing),
@@ -89,7 +89,7 @@ func workloads() []workload {
 		besideCalls(draining(100, 0)),
 		besideCalls(draining(1000, 0)),
 		besideCalls(leading),
-	}
+	}, ranged()...)
 }
 
 // handOver is the lock that goes round among contenders, as fast as they can.

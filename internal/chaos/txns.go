@@ -10,6 +10,7 @@ import (
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/history"
+	both "example.com/etcd/concurrency/internal/library"
 )
 
 const (
@@ -53,6 +54,8 @@ func (t *transactor) work(ctx context.Context) {
 			t.remove(ctx)
 		case n < 80:
 			t.update(ctx)
+		case n < 86 && t.own():
+			t.overRange(ctx)
 		case n < 92:
 			t.read(ctx)
 		default:
@@ -72,7 +75,11 @@ func (t *transactor) part() string {
 }
 
 func (t *transactor) register(part string) string {
-	return fmt.Sprintf("%s%s%s/%d", root, registerArea, part, t.rnd.IntN(registers))
+	return registerAt(part, t.rnd.IntN(registers))
+}
+
+func registerAt(part string, i int) string {
+	return fmt.Sprintf("%s%s%s/%d", root, registerArea, part, i)
 }
 
 // value is one that nobody else writes.
@@ -134,6 +141,22 @@ func (t *transactor) remove(ctx context.Context) {
 		s.Del(gone)
 		s.Put(to, value)
 	}, t.ahead(gone, to)...)
+}
+
+// overRange reads a range of registers and writes one of them, or deletes the range. A range is
+// recorded as a read of every register in it, so that a phantom is one that was read as missing.
+func (t *transactor) overRange(ctx context.Context) {
+	part, value := t.part(), t.value()
+	from := t.rnd.IntN(registers)
+	to := from + 1 + t.rnd.IntN(registers-from)
+	gone, key := t.rnd.IntN(3) == 0, t.register(part)
+	t.transact(ctx, "range", part, t.rnd.IntN(snapshots+1), func(s *tracked) {
+		s.Range(part, from, to)
+		if gone {
+			s.DelRange(part, from, to)
+		}
+		s.Put(key, value)
+	})
 }
 
 // read only reads.
@@ -250,6 +273,27 @@ func (s *tracked) Rev(key string) int64 {
 	rev := s.stm.Rev(key)
 	s.revs[key] = rev
 	return rev
+}
+
+// Range reads the registers of a part from one on and before another.
+func (s *tracked) Range(part string, from, to int) {
+	values := map[string]string{}
+	for _, kv := range s.stm.(both.Ranged).Range(registerAt(part, from), registerAt(part, to)) {
+		values[string(kv.Key)] = string(kv.Value)
+	}
+	for i := from; i < to; i++ {
+		if _, own := s.writes[registerAt(part, i)]; !own {
+			s.reads[registerAt(part, i)] = values[registerAt(part, i)]
+		}
+	}
+}
+
+// DelRange deletes the registers of a part from one on and before another.
+func (s *tracked) DelRange(part string, from, to int) {
+	s.stm.(both.Ranged).DelRange(registerAt(part, from), registerAt(part, to))
+	for i := from; i < to; i++ {
+		s.writes[registerAt(part, i)] = ""
+	}
 }
 
 // Del deletes, which is to write "".

@@ -19,6 +19,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	both "example.com/etcd/concurrency/internal/library"
 	"example.com/etcd/concurrency/internal/virtual"
 )
 
@@ -95,6 +96,43 @@ var transactionRows = []row{
 		{name: "puts", run: manyPuts, plain: true},
 		{name: "500 read and written", run: manyUpdates, embedded: true, plain: true},
 	}},
+	{"T17", "a transaction over the keys of a prefix has no phantoms", []part{
+		{run: bookTwice, upstream: "booked twice"},
+	}},
+}
+
+// bookTwice enters two bookings of one room. Each must see the other. What has no ranges can but
+// list the bookings, and then read what it has found.
+func bookTwice(e *env) error {
+	room := e.key("room") + "/"
+	end := clientv3.GetPrefixRangeEnd(room)
+	list := func(s stm) int {
+		if r, ok := s.(both.Ranged); ok {
+			return len(r.Range(room, end))
+		}
+		resp, err := e.plain.Get(context.Background(), room, clientv3.WithRange(end))
+		e.must(err)
+		for _, kv := range resp.Kvs {
+			s.Get(string(kv.Key))
+		}
+		return len(resp.Kvs)
+	}
+	runs, bookings := 0, 0
+	e.must(e.transact(func(s stm) error {
+		found := list(s)
+		if runs++; runs == 1 {
+			e.put(room+"theirs", "")
+		}
+		if found == 0 {
+			s.Put(room+"ours", "")
+		}
+		return nil
+	}))
+	e.must(e.transact(func(s stm) error { bookings = list(s); return nil }))
+	if bookings != 1 {
+		return errors.New("booked twice")
+	}
+	return nil
 }
 
 // transact runs a transaction of the case's own client at the default level.

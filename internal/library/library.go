@@ -1,6 +1,6 @@
 // Package library shows this package and upstream's behind one set of interfaces, to
 // programs that run the same work on both. What only this package has is found by asking a
-// value for it: [Owned], [Doer], [Leading], [Following], [Timed].
+// value for it: [Ranged], [Owned], [Doer], [Leading], [Following], [Timed].
 package library
 
 import (
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency"
@@ -98,6 +99,15 @@ type STM interface {
 	Put(key, value string, opts ...clientv3.OpOption)
 	Rev(key string) int64
 	Del(key string)
+}
+
+// Ranged is an attempt that reads and deletes ranges, and waits for a change.
+type Ranged interface {
+	Range(begin, end string) []*mvccpb.KeyValue
+	RangeN(begin, end string, n int) []*mvccpb.KeyValue
+	DelRange(begin, end string)
+	Lookup(key string) (value string, found bool)
+	Retry()
 }
 
 // Owned is a handle with a context of its ownership.

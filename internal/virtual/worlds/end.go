@@ -32,7 +32,6 @@ func (w *world) settling() time.Duration { return 2*w.longest() + 10*time.Second
 // end asks for all that is promised for times without faults.
 func (w *world) end() {
 	pause(context.Background(), quiet)
-	w.removeLate()
 	w.everyNameIsFree()
 	close(w.rest)
 	w.everybodyIsServed()

@@ -32,6 +32,12 @@ var Kinds = []Kind{
 	{Name: "transaction/remove", Weight: 3, Do: (*worker).remove},
 	{Name: "transaction/read", Weight: 4, Do: (*worker).read},
 	{Name: "transaction/weak", Weight: 1, Do: (*worker).weak},
+	{Name: "range/read", Weight: 4, Here: true, Do: (*worker).readRange},
+	{Name: "range/update", Weight: 6, Here: true, Do: (*worker).updateRange},
+	{Name: "range/first", Weight: 3, Here: true, Do: (*worker).first},
+	{Name: "range/remove", Weight: 3, Here: true, Do: (*worker).removeRange},
+	{Name: "range/weak", Weight: 1, Here: true, Do: (*worker).weakRange},
+	{Name: "range/wait", Weight: 3, Here: true, Do: (*worker).awaitChange},
 }
 
 // Resident is work that goes on for as long as the world does.

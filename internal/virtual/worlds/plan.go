@@ -58,6 +58,7 @@ var Sets = []Set{
 	{"elections", 2, under("election")},
 	{"contexts", 2, under("context")},
 	{"transactions", 2, under("transaction")},
+	{"ranges", 2, func(k string) bool { return under("range")(k) || under("transaction")(k) }},
 }
 
 // under selects the kinds of a group.

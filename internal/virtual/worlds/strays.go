@@ -35,7 +35,7 @@ func (w *world) strays(h history.History, end time.Duration) (found []history.Vi
 	}
 	bound := 2*w.longest() + 5*time.Second
 	for _, r := range h {
-		if r.Life == nil || len(used[place{r.Life.Name, r.Life.Lease}]) == 0 || w.tooLate(r.Life.Token) {
+		if r.Life == nil || len(used[place{r.Life.Name, r.Life.Lease}]) == 0 {
 			continue
 		}
 		life, last := *r.Life, use{span: span{to: r.Life.Created}}
@@ -49,25 +49,11 @@ func (w *world) strays(h history.History, end time.Duration) (found []history.Vi
 			last.station = u.station // the same for all
 		}
 		idle := span{last.to, life.Gone}
-		if calm := w.stations[last.station].calmest(idle, w.stations[0].ttl()/10); calm > bound {
+		if calm := w.stations[last.station].calmest(idle, w.stations[0].ttl()/10); calm > bound+w.audit.lateness(life.Token) {
 			found = append(found, w.violation("stray", life.Gone,
 				"token %d of client %d, lease %x, stood in line of %q for %v after its last use, %v of them without a fault",
 				life.Token, last.station, life.Lease, life.Name, idle.to-idle.from, calm))
 		}
 	}
 	return found
-}
-
-// tooLate reports whether the request that put a ticket came so late that no session looks
-// for it.
-func (w *world) tooLate(token int64) bool { return w.audit.lateness(token) > w.stations[0].ttl() }
-
-// removeLate deletes, as an operator would, the keys of requests that came too late and that
-// block their lines for as long as their sessions live.
-func (w *world) removeLate() {
-	for _, life := range w.audit.line() {
-		if w.tooLate(life.Token) {
-			w.remove(life)
-		}
-	}
 }

@@ -117,6 +117,12 @@ func (w *worker) weak(ctx context.Context) {
 // transact runs f as a transaction. What each attempt at a level with a snapshot has read is
 // a transaction of its own, committed or not.
 func (w *worker) transact(ctx context.Context, op string, level int, f func(s *tracked), prefetch ...string) {
+	limit := between(w.rnd, 100*time.Millisecond, 20*time.Second)
+	w.transactAs(ctx, call{op: op, limit: limit}, level, f, prefetch...)
+}
+
+// transactAs is transact as a call with bounds of its own.
+func (w *worker) transactAs(ctx context.Context, c call, level int, f func(s *tracked), prefetch ...string) {
 	begun := w.rec.Now()
 	note := func(s *tracked, writes map[string]string, unknown bool, rev int64) {
 		w.rec.Add(history.Record{Txn: &history.Txn{
@@ -132,11 +138,10 @@ func (w *worker) transact(ctx context.Context, op string, level int, f func(s *t
 	}
 	guards, owner := w.guards()
 	var resp *clientv3.TxnResponse
-	limit := between(w.rnd, 100*time.Millisecond, 20*time.Second)
-	err := w.call(ctx, call{op: op, limit: limit}, func(ctx context.Context) (err error) {
+	err := w.call(ctx, c, func(ctx context.Context) (err error) {
 		resp, err = w.lib.Transact(w.client, func(s library.STM) error {
 			abandon()
-			attempt = track(s)
+			attempt = track(s, func(format string, args ...any) { w.violate("attempt", w.who.String()+": "+format, args...) })
 			f(attempt)
 			return nil
 		}, library.TxnOptions{Ctx: ctx, Level: level, Prefetch: prefetch, Guards: guards})
@@ -192,10 +197,13 @@ type tracked struct {
 	library.STM
 	reads, writes map[string]string
 	revs          map[string]int64
+	wrong         func(format string, args ...any)
 }
 
-func track(s library.STM) *tracked {
-	return &tracked{STM: s, reads: map[string]string{}, writes: map[string]string{}, revs: map[string]int64{}}
+func track(s library.STM, wrong func(format string, args ...any)) *tracked {
+	return &tracked{
+		STM: s, reads: map[string]string{}, writes: map[string]string{}, revs: map[string]int64{}, wrong: wrong,
+	}
 }
 
 // Get reads one key. What the attempt wrote itself it is not told by the servers.

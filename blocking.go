@@ -1,0 +1,227 @@
+package concurrency
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+var (
+	// errRetry ends an attempt that is to be followed by another when something has changed.
+	errRetry = errors.New("retry")
+
+	errRetryUnchecked = errors.New(
+		"concurrency: Retry waits for a change of what was read, of which ReadCommitted takes no notice")
+)
+
+// Retry ends the attempt and its function.
+func (a *attempt) Retry() {
+	a.check()
+	if !a.level.checkReads {
+		a.fail(errRetryUnchecked)
+	}
+	if a.reads.empty() {
+		panic("concurrency: Retry: the attempt has read nothing whose change could end the wait")
+	}
+	a.fail(errRetry)
+}
+
+// patience is for how long a blocked transaction may miss a change, because the member that it
+// watches on is silent. A transaction has no lease from which that could follow. So it is the
+// patience of a session whose TTL is the default.
+const patience = defaultTTL * time.Second
+
+// blocked is a wait for a change of what an attempt has read.
+type blocked struct {
+	*attempt
+	places []want
+	checks []v3.Cmp
+	rev    int64 // up to which nothing has changed
+}
+
+// await waits until something that the attempt has read has changed. It returns what the next
+// attempt starts with. It returns an error when the abort context or the client ends. So it
+// does if a look meets a fault that stays.
+func (a *attempt) await() (next carried, err error) {
+	begin := time.Now()
+	a.snapshot, err = a.change()
+	a.rested, a.paused = false, time.Since(begin)
+	return a.carried, err
+}
+
+// change watches all that was read, from now on. A watch that began later than the last look,
+// or breaks, calls for another look. That asks whether all comparisons of a commit still hold.
+//
+// It returns the snapshot that the watch has told, which saves the next attempt its reads. The
+// snapshot is empty if there are several watches.
+func (a *attempt) change() (snapshot, error) {
+	ctx, cancel := context.WithCancel(a.options.ctx)
+	defer cancel()
+	if closed := a.client.Ctx(); closed != nil {
+		detach := context.AfterFunc(closed, cancel)
+		defer detach()
+	}
+	b := &blocked{attempt: a, places: a.places(), checks: a.checks(), rev: a.since()}
+	heard, stop := b.listen(ctx)
+	defer stop()
+	for {
+		select {
+		case news := <-heard:
+			if next, changed, err := b.hear(ctx, news); changed || err != nil {
+				return next, err
+			}
+		case <-ctx.Done():
+			return snapshot{}, a.ended()
+		}
+	}
+}
+
+// places are what is to be watched: the ranges that were read, and the keys beside them. Each
+// has a watch of its own. One watch from the first of them to the last would tell of other keys
+// as well. Permissions that are given by ranges may refuse it.
+func (a *attempt) places() (wants []want) {
+	for _, s := range a.reads.spans {
+		wants = append(wants, want{interval: s.interval})
+	}
+	for _, key := range slices.Sorted(maps.Keys(a.reads.keys)) {
+		if a.reads.spanAt(key) == nil {
+			wants = append(wants, want{interval: interval{begin: key}})
+		}
+	}
+	return wants
+}
+
+// since is a revision at which all was as it was read. Without a snapshot there may be none.
+// Then only a look can tell.
+func (a *attempt) since() int64 {
+	if !a.level.snapshot {
+		return 0
+	}
+	return a.header.Revision
+}
+
+// listen watches all places. The news of several watches come in no order. Those of a single
+// one need no goroutine in between, which would make every hand-over later.
+func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, stop func()) {
+	if len(b.places) == 1 {
+		w := b.watch(ctx, b.places[0])
+		return w.heard(), w.stop
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	all := make(chan v3.WatchResponse)
+	var watches sync.WaitGroup
+	for _, place := range b.places {
+		watches.Go(func() {
+			w := b.watch(ctx, place)
+			defer w.stop()
+			for {
+				select {
+				case news := <-w.heard():
+					select {
+					case all <- news:
+					case <-ctx.Done():
+						return
+					}
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	return all, func() {
+		cancel()
+		watches.Wait()
+	}
+}
+
+func (b *blocked) watch(ctx context.Context, place want) *watcher {
+	if place.end == "" {
+		return watch(ctx, b.client, patience, place.begin, 0)
+	}
+	return watch(ctx, b.client, patience, place.first(), 0, v3.WithRange(place.end))
+}
+
+// hear takes in the news of a watch, and reports whether something has changed.
+func (b *blocked) hear(ctx context.Context, news v3.WatchResponse) (next snapshot, changed bool, err error) {
+	// A watch tells only of what was read. So whatever it tells is a change, unless it happened
+	// before the read: a watch on a member that lags begins in the past.
+	if len(news.Events) > 0 {
+		last := news.Events[len(news.Events)-1].Kv.ModRevision
+		if last <= b.rev {
+			return snapshot{}, false, nil
+		}
+		return b.told(news, last), true, nil
+	}
+	if !missed(news, b.rev) {
+		return snapshot{}, false, nil
+	}
+	changed, err = b.look(ctx)
+	return snapshot{}, changed, err
+}
+
+// look asks whether anything has changed. If nothing has, it notes up to which revision.
+//
+// It asks after the watch has begun. What happens later than that revision is told by the
+// watch, so that nothing lies between the two. Many comparisons are asked in parts, each at a
+// later revision. The first of these revisions counts.
+func (b *blocked) look(ctx context.Context) (changed bool, err error) {
+	rev := int64(0)
+	for cmps := b.checks; len(cmps) > 0; {
+		part := cmps[:min(b.part, len(cmps))]
+		resp, err := repeat(ctx, forever, patience, func(ctx context.Context) (*v3.TxnResponse, error) {
+			return b.client.Txn(ctx).If(part...).Else(linearizable(part)).Commit()
+		})
+		switch {
+		case errors.Is(err, rpctypes.ErrTooManyOps) && len(part) > 1:
+			b.part = len(part) / 2
+			continue
+		case err != nil:
+			return false, b.blame(err)
+		case !resp.Succeeded:
+			return true, nil
+		}
+		if rev == 0 || resp.Header.Revision < rev {
+			rev = resp.Header.Revision
+		}
+		cmps = cmps[len(part):]
+	}
+	b.rev = max(b.rev, rev)
+	return false, nil
+}
+
+// told is the snapshot of the revision of the news, if they come from the only watch. This
+// watch has told all that happened since the last look, in order.
+func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
+	if len(b.places) > 1 || !b.level.snapshot {
+		return snapshot{}
+	}
+	header := pb.ResponseHeader{
+		ClusterId: news.Header.ClusterId, MemberId: news.Header.MemberId,
+		Revision: last, RaftTerm: news.Header.RaftTerm,
+	}
+	known := newFacts()
+	maps.Copy(known.keys, b.reads.keys)
+	for _, s := range b.reads.spans {
+		s.rev, s.kvs = last, slices.Clone(s.kvs)
+		known.spans = append(known.spans, s)
+	}
+	for _, ev := range news.Events {
+		if ev.Kv.ModRevision <= b.rev {
+			continue
+		}
+		kv := ev.Kv
+		if ev.Type == mvccpb.Event_DELETE {
+			kv = nil
+		}
+		known.set(string(ev.Kv.Key), kv)
+	}
+	return snapshot{&header, known}
+}

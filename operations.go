@@ -1,0 +1,128 @@
+package concurrency
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// run runs the function. It returns nil if the attempt can be committed.
+func (a *attempt) run(apply func(STM) error) (err error) {
+	a.reads, a.written, a.asked = newFacts(), map[string]*write{}, map[string]want{}
+	defer func() {
+		a.over.Store(true)
+		if a.err == nil {
+			return // a panic of the function's passes through untouched
+		}
+		err = a.err
+		if r := recover(); r != nil && r != (abort{}) {
+			panic(r)
+		}
+	}()
+	if a.rested {
+		a.refresh()
+	}
+	// A function that recovers the panic of a failed read may return nil. The error of the read
+	// is in a.err then, and comes first.
+	a.prefetch()
+	return apply(a)
+}
+
+// Get adds the keys to the read set and returns the value of the first. If the attempt
+// itself has written that key, the value is the one that was written.
+func (a *attempt) Get(keys ...string) string {
+	a.check()
+	if len(keys) == 0 {
+		return ""
+	}
+	w := a.own(keys[0])
+	if w == nil || len(keys) > 1 {
+		a.fetch(keys)
+	}
+	if w != nil {
+		return w.value
+	}
+	kv, _ := a.reads.get(keys[0])
+	return string(kv.GetValue())
+}
+
+// Rev adds the key to the read set and returns its revision in the store.
+func (a *attempt) Rev(key string) int64 {
+	a.check()
+	a.fetch([]string{key})
+	kv, _ := a.reads.get(key)
+	return kv.GetModRevision()
+}
+
+// Lookup returns the value of a key. It adds the key to the read set, unless the attempt has
+// written it.
+func (a *attempt) Lookup(key string) (value string, found bool) {
+	kv := a.Entry(key)
+	return string(kv.GetValue()), kv != nil
+}
+
+// Entry returns all that is stored with a key. It adds the key to the read set, unless the
+// attempt has written it.
+func (a *attempt) Entry(key string) *mvccpb.KeyValue {
+	a.check()
+	if w := a.own(key); w != nil {
+		return w.entry()
+	}
+	a.fetch([]string{key})
+	kv, _ := a.reads.get(key)
+	return kv
+}
+
+// Range adds the range to the read set and returns its keys.
+func (a *attempt) Range(begin, end string) []*mvccpb.KeyValue {
+	iv := intervalOf("Range", begin, end)
+	a.check()
+	return a.scan(iv, 0, 0)
+}
+
+// RangeN adds the range to the read set, up to the last key that it returns.
+func (a *attempt) RangeN(begin, end string, n int) []*mvccpb.KeyValue {
+	iv := intervalOf("RangeN", begin, end)
+	if n <= 0 {
+		panic(fmt.Sprintf("concurrency: RangeN: %d is no number of keys", n))
+	}
+	a.check()
+	return a.scan(iv, n, 0)
+}
+
+// Put adds a write to the write set, in place of one of the same key.
+func (a *attempt) Put(key, val string, opts ...v3.OpOption) {
+	a.write(&write{key: key, value: val, op: v3.OpPut(key, val, opts...), plain: len(opts) == 0})
+}
+
+// Del adds a deletion to the write set, in place of a write of the same key.
+func (a *attempt) Del(key string) { a.write(&write{key: key, op: v3.OpDelete(key)}) }
+
+func (a *attempt) write(w *write) {
+	a.check()
+	if before := a.written[w.key]; before != nil {
+		*before = *w
+		return
+	}
+	a.written[w.key] = w
+	a.writes = append(a.writes, w)
+}
+
+// DelRange adds the deletion of a range to the write set. Writes to its keys are dropped.
+func (a *attempt) DelRange(begin, end string) {
+	iv := intervalOf("DelRange", begin, end)
+	a.check()
+	// The last write of a key counts. Single writes that come later stay beside the range, and
+	// the commit leaves them out of it.
+	gone := func(w *write) bool {
+		return iv.has(w.key) && (w.end == "" || earlier(w.end, iv.end) == w.end)
+	}
+	a.writes = slices.DeleteFunc(a.writes, gone)
+	a.cleared = slices.DeleteFunc(a.cleared, gone)
+	maps.DeleteFunc(a.written, func(_ string, w *write) bool { return gone(w) })
+	w := &write{key: iv.begin, end: iv.end}
+	a.writes, a.cleared = append(a.writes, w), append(a.cleared, w)
+}
