@@ -172,7 +172,7 @@ func TestGoldenFilesAreUsed(t *testing.T) {
 // newAttempt is an attempt that has read and written.
 func newAttempt(lvl level, reads map[string]int64, spans []span, apply func(stm STM)) *attempt {
 	a := &attempt{
-		level: lvl, reads: newFacts(), written: map[string]*write{}, asked: map[string]want{},
+		level: lvl, reads: newFacts(), written: map[string]*write{},
 		carried: carried{chunk: defaultChunk},
 	}
 	for _, s := range spans {

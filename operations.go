@@ -11,7 +11,7 @@ import (
 
 // run runs the function. It returns nil if the attempt can be committed.
 func (a *attempt) run(apply func(STM) error) (err error) {
-	a.reads, a.written, a.asked = newFacts(), map[string]*write{}, map[string]want{}
+	a.reads, a.written = newFacts(), map[string]*write{}
 	defer func() {
 		a.over.Store(true)
 		if a.err == nil {

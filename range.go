@@ -143,5 +143,8 @@ func (a *attempt) ask(w want) {
 			w.limit = 0
 		}
 	}
+	if a.asked == nil {
+		a.asked = map[string]want{}
+	}
 	a.asked[w.begin] = w
 }

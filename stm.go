@@ -10,7 +10,7 @@ import (
 // waits for them. It is of no use after the function has returned. Its methods panic then,
 // on whatever goroutine.
 //
-// When a read fails, Get and Rev don't return. They end the function by a panic that
+// When a read fails, its method does not return. It ends the function by a panic that
 // [NewSTM] recovers. A function that recovers the panic itself changes nothing, because its
 // attempt is not committed.
 type STM interface {

@@ -33,14 +33,19 @@ import (
 //     operations;
 //   - rpctypes.ErrRequestTooLarge, as it is, if the commit is over the servers' limit of
 //     bytes, and the client's own error if it is over the client's;
+//   - any other error of etcd's, as it is;
+//   - one that wraps [ErrConflict] and names the keys, see [WithMaxAttempts];
+//   - one that says so if the function calls Retry at [ReadCommitted];
+//   - one that has the numbers if a key of a range is larger than an answer may be;
 //   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
 //   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered. It
 //     also wraps the error of the abort context if that has ended. Such a commit may have
 //     been carried out. It is not repeated.
 //
 // Reads, and commits that write nothing, ride out a lost connection or leader for as long
-// as a Get of the client does. A transaction costs one call for each Get or Rev that
-// fetches, and one for the commit. NewSTM panics if c or apply is nil.
+// as a Get of the client does. A transaction costs one call for each method that fetches,
+// more for a long range, and one for the commit. A wait by Retry costs one watch for each key
+// and range that was read, and a call for each look. NewSTM panics if c or apply is nil.
 func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnResponse, error) {
 	if c == nil {
 		panic("concurrency: NewSTM: nil client")
