@@ -173,7 +173,10 @@ func lateGrantIsGivenBack(b *virtual.Bubble) {
 	require.ErrorIs(t, err, context.DeadlineExceeded)
 	require.ErrorContains(t, err, "renew its lease within 4s")
 	require.ErrorContains(t, err, "renewals are refused")
-	etcdtest.WaitLeases(t, c, 0)
+	resp, err := c.Leases(t.Context())
+	require.NoError(t, err)
+	require.Empty(t, resp.Leases)
+	require.Equal(t, 1, f.Count(fault.Revoke), "it is not left to run out")
 }
 
 func TestRenewalsThroughEtcdsProxy(t *testing.T) {
@@ -207,7 +210,10 @@ func TestRenewalsThatAreRefused(t *testing.T) {
 		virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
 			t, c, n := remote(b)
 			f := counted(t, c)
+			pauses := &pausing{Lease: c.Lease, least: time.Hour, failed: map[clientv3.LeaseID]time.Time{}}
+			c.Lease = pauses
 			all := sessions(t, c, 4, concurrency.WithTTL(12))
+			n.SetRoundTrip(virtual.RoundTrip{Max: 100 * time.Millisecond})
 			n.SetScope(virtual.RenewalsOnly)
 			n.Set("refused-Unavailable", 1)
 			etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 0 }, "the first renewal")
@@ -216,8 +222,37 @@ func TestRenewalsThatAreRefused(t *testing.T) {
 			require.GreaterOrEqual(t, time.Since(began), 4*250*time.Millisecond)
 			require.Less(t, shared.opened.Load()-first, int64(10*6*len(all)), "a few for each call")
 			shared.areRenewed(t, all, n)
+			pauses.mu.Lock()
+			defer pauses.mu.Unlock()
+			require.GreaterOrEqual(t, pauses.least, 250*time.Millisecond, "those of others cut no pause short")
 		})
 	})
+}
+
+// pausing measures the pauses between a renewal that failed and the next of the same lease.
+type pausing struct {
+	clientv3.Lease
+
+	mu     sync.Mutex // guards the fields below
+	least  time.Duration
+	failed map[clientv3.LeaseID]time.Time
+}
+
+// KeepAliveOnce renews.
+func (p *pausing) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
+	p.mu.Lock()
+	if at, ok := p.failed[id]; ok {
+		p.least = min(p.least, time.Since(at))
+		delete(p.failed, id)
+	}
+	p.mu.Unlock()
+	resp, err := p.Lease.KeepAliveOnce(ctx, id)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err != nil {
+		p.failed[id] = time.Now()
+	}
+	return resp, err
 }
 
 // areRenewed lifts the faults, and fails the test if a session has not lived through them.
@@ -336,6 +371,32 @@ func TestRenewalsByCalls(t *testing.T) {
 		ended(t, s.Done(), "the session")
 		require.LessOrEqual(t, f.Count(fault.KeepAliveOnce), 4)
 	}))
+	t.Run("one whose answer would be of no use ends", inBubble(func(t *testing.T, c *clientv3.Client) {
+		silent := &silentOnce{Lease: c.Lease, lasted: make(chan time.Duration, 1)}
+		c.Lease = silent
+		s := session(t, c, concurrency.WithTTL(3))
+		survives(t, s, 3)
+		require.Equal(t, 3*time.Second, <-silent.lasted)
+	}))
+}
+
+// silentOnce never answers the first renewal, and tells how long it was waited for.
+type silentOnce struct {
+	clientv3.Lease
+
+	asked  atomic.Bool
+	lasted chan time.Duration
+}
+
+// KeepAliveOnce renews.
+func (s *silentOnce) KeepAliveOnce(ctx context.Context, id clientv3.LeaseID) (*clientv3.LeaseKeepAliveResponse, error) {
+	if s.asked.Swap(true) {
+		return s.Lease.KeepAliveOnce(ctx, id)
+	}
+	began := time.Now()
+	<-ctx.Done()
+	s.lasted <- time.Since(began)
+	return nil, ctx.Err()
 }
 
 // Many sessions of one client, on a server that others use too.

@@ -753,7 +753,7 @@ func (e *env) increment(s stm, key string) {
 // starve lets goroutines of one client increment one key, 40 ms from the server. Each gets
 // its share of the commits, and none waits for many times what the others need together.
 func starve(e *env, workers int) error {
-	const rtt, span = 40 * time.Millisecond, 40 * time.Second
+	const rtt, span = 40 * time.Millisecond, 15 * time.Second
 	client, network := e.remote()
 	network.SetRoundTrip(virtual.RoundTrip{Min: rtt, Max: rtt})
 	commits, slowest := make([]int, workers), make([]time.Duration, workers)
