@@ -214,9 +214,10 @@ func (w *detained) Watch(ctx context.Context, key string, opts ...clientv3.OpOpt
 func TestObserveDoesNotGoBack(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	b := newBallot(t, server(t))
+	own := etcdtest.New(t) // where nobody else writes, and calls for looks
+	b := newBallot(t, own)
 	b.wins(t, b.election, "leader")
-	watching := client(t)
+	watching := own.Client(t)
 	w := &detained{Watcher: watching.Watcher, gate: make(chan struct{})}
 	watching.Watcher = w
 	f := counted(t, watching)
