@@ -85,7 +85,7 @@ fuzz: ## every fuzz target of the package in the root for FUZZTIME (30s)
 			-fuzzminimizetime 1x .; \
 	done
 
-interop: services ## etcd's services on this package; the demo, the contract and etcdctl against the etcd on PATH
+interop: $(if $(CHECKED),,services) ## etcd's services on this package; the demo, the contract and etcdctl against the etcd on PATH; CHECKED=1 after make check
 	@for program in etcd etcdctl; do command -v $$program >/dev/null || { \
 		echo "interop needs $$program on PATH (Debian: etcd-server, etcd-client)"; exit 1; }; done
 	ETCD_BINARY=$$(command -v etcd) go run ./internal/demo $(DEMOFLAGS)

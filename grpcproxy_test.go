@@ -193,6 +193,9 @@ func (d *distant) renewed(t *testing.T, n int) time.Time {
 // the answer took from the server to the proxy. See RELIABILITY.md, "etcd's gRPC proxy".
 func TestDeadlineBehindAGRPCProxy(t *testing.T) {
 	t.Parallel()
+	if !server(t).Embedded() { // only those can be configured
+		return
+	}
 	const ttl = 6 * time.Second
 	f := newOrigin(t)
 	t.Run("is late by what the answer took from the server to the proxy", func(t *testing.T) {
@@ -264,6 +267,9 @@ func (d *distant) lateAnswer(t *testing.T, least, most time.Duration) (renewed, 
 // moment. "make proxied" prints the table; TRIALS is the number of each kind.
 func TestCutOffsBehindAGRPCProxy(t *testing.T) {
 	t.Parallel()
+	if !server(t).Embedded() { // only those can be configured
+		return
+	}
 	const (
 		ttl   = 5 * time.Second
 		batch = 4 // of each kind at the same time, so that the machine can run them

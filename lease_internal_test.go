@@ -26,7 +26,7 @@ func stopped(t *testing.T) *lease {
 }
 
 func TestTheFirstLookAtASession(t *testing.T) {
-	s, err := NewSession(etcdtest.New(t).InProcess(t))
+	s, err := NewSession(etcdtest.New(t).Client(t))
 	require.NoError(t, err)
 	require.NoError(t, s.Ctx().Err())
 	s.lease.clock.mu.Lock()
