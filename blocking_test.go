@@ -277,7 +277,8 @@ func TestWithObserver(t *testing.T) {
 					s.put(t, "a", "2", "r/3", "3")
 					s.del(t, "r/1")
 				case n == 1 && l.checkReads:
-					etcdtest.Go(func() error { s.blocked(t, 2); s.put(t, "a", "3"); return nil })
+					change := etcdtest.Go(func() error { s.blocked(t, 2); s.put(t, "a", "3"); return nil })
+					t.Cleanup(func() { require.NoError(t, change.Wait(t)) })
 					stm.Retry()
 				case n == 2:
 					return own
