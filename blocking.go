@@ -91,12 +91,7 @@ func (a *attempt) places() (wants []want) {
 	for _, s := range a.reads.spans {
 		wants = append(wants, want{interval: s.interval})
 	}
-	for _, key := range slices.Sorted(maps.Keys(a.reads.keys)) {
-		if a.reads.spanAt(key) == nil {
-			wants = append(wants, want{interval: interval{begin: key}})
-		}
-	}
-	return wants
+	return append(wants, a.apart()...)
 }
 
 // since is a revision at which all was as it was read. Without a snapshot there may be none.

@@ -53,8 +53,8 @@ var nothing = func() <-chan struct{} {
 
 // clean takes a ticket that no handle of the session wants out of the line. It looks at the
 // key, and deletes the ticket if it may. It goes on, whatever error a call meets, with a
-// pause that grows. It ends when no such ticket can come to stand any more, or when the
-// lease is lost. A key that nobody owns would keep all others out. A ticket without a
+// pause that grows. It ends when no such ticket is expected any more, or when the lease is
+// lost. A key that nobody owns would keep all others out. A ticket without a
 // revision is looked for.
 //
 // The channel is closed when a look, and the deletion after it, have met no error. The work

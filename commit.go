@@ -93,6 +93,11 @@ func (a *attempt) back() (wants []want) {
 	for _, begin := range slices.Sorted(maps.Keys(a.asked)) {
 		wants = append(wants, a.asked[begin])
 	}
+	return append(wants, a.apart()...)
+}
+
+// apart are the keys that were read and lie in no range that was read, in order.
+func (a *attempt) apart() (wants []want) {
 	for _, key := range slices.Sorted(maps.Keys(a.reads.keys)) {
 		if a.reads.spanAt(key) == nil {
 			wants = append(wants, want{interval: interval{begin: key}})

@@ -114,8 +114,6 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 		// pending.
 		var tell chan<- *v3.GetResponse
 		if o.pending != nil {
-			// While nothing is to be told, the channel is nil, and a send on it never
-			// happens.
 			tell = out
 		}
 		select {

@@ -18,10 +18,10 @@ import (
 // not change. After a fault that passes, repeat calls again, after a pause.
 //
 // While a call has no answer, it is sent again beside the first. That happens after a third
-// of the patience, then at intervals that double up to the patience. The first answer counts, and the others
-// are called off. If nothing were sent again, a silent member would hold its caller up,
-// although other members answer. If the second call replaced the first, a slow server would
-// never answer in time.
+// of the patience, then at intervals that double up to the patience. The first answer
+// counts, and the others are called off. If nothing were sent again, a silent member would
+// hold its caller up, although other members answer. If the second call replaced the first,
+// a slow server would never answer in time.
 //
 // The call is sent twice each time, without a pause, because the members take turns. One of
 // the two then reaches another member than the silent one, whatever calls of others have

@@ -23,7 +23,7 @@ type seat struct {
 	users   int             // all acquisitions and releases under way: what they have read may be old
 	granted *grant          // the newest; nil: none, or it is over
 	doomed  int64           // create revision of the newest ticket whose deletion was decided
-	unsure  time.Time       // until then a ticket may come to stand that no handle wants; zero: none can
+	unsure  time.Time       // until then a ticket may come to stand that no handle wants; zero: none is expected
 	cleaner <-chan struct{} // stands for the clean-up that looks until that time; nil: none does
 	missing time.Time       // when the latest join was given up without an answer
 	later   *time.Timer     // has somebody look for it from time to time; nil: all joins were answered
@@ -120,9 +120,9 @@ func (s *seat) doubt(until time.Time) {
 	}
 }
 
-// miss notes that a join was given up without an answer. For a while a clean-up looks all the
-// time. Then look is called from time to time, because a member that was stopped may carry out the join
-// whenever it goes on.
+// miss notes that a join was given up without an answer. For a while a clean-up looks all
+// the time. Then look is called from time to time, because a member that was stopped may
+// carry out the join whenever it goes on.
 func (s *seat) miss(now time.Time, while time.Duration, look func()) {
 	s.doubt(now.Add(while))
 	s.missing = now
@@ -133,9 +133,9 @@ func (s *seat) miss(now time.Time, while time.Duration, look func()) {
 	}
 }
 
-// lookLater notes that it is time to look for a join that was not answered. The next look comes when
-// twice the time has passed. A key thus stands no longer than its join was late. No look
-// comes after the end of the session.
+// lookLater notes that it is time to look for a join that was not answered. The next look
+// comes when twice the time has passed. A key thus stands no longer than its join was late.
+// No look comes after the end of the session.
 func (s *seat) lookLater(now time.Time, ended bool) {
 	if ended {
 		s.later = nil

@@ -64,11 +64,7 @@ func (w *world) deleteKey(_ context.Context, rnd *rand.Rand) string {
 	if life.Token == 0 {
 		return ""
 	}
-	return w.remove(life)
-}
-
-// remove deletes a key, and notes that its owner can't know in time.
-func (w *world) remove(life history.Life) string {
+	// Its owner can't know in time.
 	key := life.Name + "/" + hex(life.Lease)
 	w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
 	ctx, cancel := bounded()

@@ -1,7 +1,6 @@
 package worlds
 
 import (
-	"sync"
 	"time"
 
 	"example.com/etcd/concurrency/internal/history"
@@ -28,7 +27,7 @@ func (w *world) trace(e virtual.Event) {
 	case virtual.Sent:
 		w.sent[call] = e.At
 	case virtual.Arrived:
-		w.newest.set(arrival{e.At, e.At - w.sent[call]})
+		w.newest.Store(&arrival{e.At, e.At - w.sent[call]})
 		delete(w.sent, call)
 	}
 }
@@ -67,29 +66,11 @@ type callOf struct {
 // arrival is when a request arrived, and how long it was under way.
 type arrival struct{ at, late time.Duration }
 
-// newest is the newest arrival. The networks set it, and the auditor reads it.
-type newest struct {
-	mu      sync.Mutex // guards arrival
-	arrival arrival
-}
-
-func (n *newest) set(a arrival) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.arrival = a
-}
-
-func (n *newest) get() arrival {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.arrival
-}
-
 // lateness is how long the transaction was under way that arrived in this instant: no two
 // do in one.
 func (w *world) lateness() time.Duration {
-	last := w.newest.get()
-	if last.at != w.Now() {
+	last := w.newest.Load()
+	if last == nil || last.at != w.Now() {
 		return 0
 	}
 	return last.late

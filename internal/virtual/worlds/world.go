@@ -48,7 +48,7 @@ type world struct {
 	events   []virtual.Event          // the newest ones
 	renewals map[second]int           // calls, by second
 	sent     map[callOf]time.Duration // of transactions that have not arrived
-	newest   newest
+	newest   atomic.Pointer[arrival]  // the auditor reads it
 }
 
 // Play plays the world of a seed and reports what came of it.
