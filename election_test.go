@@ -392,7 +392,10 @@ func TestElectionCampaignFails(t *testing.T) {
 	})
 	t.Run("with a permanent error as it is, and withdraws the candidacy", func(t *testing.T) {
 		t.Parallel()
-		b, leader, call := waiting(t, ctx)
+		b := newBallot(t, etcdtest.New(t)) // where nobody else writes, and calls for a look before
+		leader := b.rival(t)
+		b.wins(t, leader, "leader")
+		call := b.waits(t, ctx, b.election, "waits", 2)
 		b.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
 		require.NoError(t, leader.Resign(ctx))
 		require.Equal(t, rpctypes.ErrPermissionDenied, call.Wait(t))

@@ -33,7 +33,13 @@ type line struct {
 
 func newLine(tb testing.TB, opts ...concurrency.SessionOption) *line {
 	tb.Helper()
-	l := &line{name: prefix(tb), client: client(tb), outside: client(tb)}
+	return lineOn(tb, server(tb), opts...)
+}
+
+// lineOn is a line on a cluster, such as one on which nobody else writes.
+func lineOn(tb testing.TB, on *etcdtest.Cluster, opts ...concurrency.SessionOption) *line {
+	tb.Helper()
+	l := &line{name: prefix(tb), client: on.Client(tb), outside: on.Client(tb)}
 	l.faults = counted(tb, l.client)
 	l.session = session(tb, l.client, opts...)
 	l.mutex = l.handle()
@@ -683,7 +689,7 @@ func TestLockFaults(t *testing.T) {
 	})
 	t.Run("and one that comes while it waits", func(t *testing.T) {
 		t.Parallel()
-		l := newLine(t)
+		l := lineOn(t, etcdtest.New(t)) // or a write of others calls for a look before
 		held := l.held(t)
 		call := l.waiting(t, ctx, l.mutex, 2)
 		l.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
