@@ -138,10 +138,11 @@ func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, st
 }
 
 func (b *blocked) watch(ctx context.Context, place want) *watcher {
+	all := &sharedOf(b.client).watches
 	if place.end == "" {
-		return watch(ctx, b.client, patience, place.begin, 0)
+		return all.watch(ctx, b.client, patience, place.begin, 0)
 	}
-	return watch(ctx, b.client, patience, place.first(), 0, v3.WithRange(place.end))
+	return all.watch(ctx, b.client, patience, place.first(), 0, v3.WithRange(place.end))
 }
 
 // hear takes in the news of a watch, and reports whether something has changed.

@@ -132,9 +132,9 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 func (e *Election) watch(ctx context.Context, leader string) *watcher {
 	l := e.queue.lease()
 	if leader != "" {
-		return watch(ctx, l.client, l.timeToLive(), leader, 0)
+		return l.watch(ctx, leader, 0)
 	}
-	return watch(ctx, l.client, l.timeToLive(), e.queue.prefix, 0, v3.WithPrefix(), v3.WithFilterDelete())
+	return l.watch(ctx, e.queue.prefix, 0, v3.WithPrefix(), v3.WithFilterDelete())
 }
 
 // look finds out who leads, at one revision.

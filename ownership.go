@@ -212,7 +212,7 @@ func (q queue) standing(ctx context.Context, t ticket) error {
 		case !t.firstOf(resp.Kvs):
 			return ErrSessionExpired
 		case w == nil: // from the revision after one at which it stood: no gap
-			w = watch(ctx, l.client, l.timeToLive(), t.key, resp.Header.Revision+1, v3.WithFilterPut())
+			w = l.watch(ctx, t.key, resp.Header.Revision+1, v3.WithFilterPut())
 		}
 		// The watch tells of deletions of this key only. Any event is the end of the
 		// ticket, because the watch began at a revision at which the ticket stood.

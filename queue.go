@@ -236,7 +236,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case news = <-ahead.heard():
 		case news = <-own.heard():
 		case <-delay.C:
-			own = watch(ctx, l.client, l.timeToLive(), v.mine.key, v.header.Revision+1, v3.WithFilterPut())
+			own = l.watch(ctx, v.mine.key, v.header.Revision+1, v3.WithFilterPut())
 			continue
 		case <-ctx.Done():
 			return v, ctx.Err()
@@ -260,7 +260,7 @@ func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	if w := l.kept.take(v.ahead.key, v.header.Revision); w != nil {
 		return w
 	}
-	return watch(context.WithoutCancel(ctx), l.client, l.timeToLive(), v.ahead.key, 0, v3.WithFilterPut())
+	return l.watch(context.WithoutCancel(ctx), v.ahead.key, 0, v3.WithFilterPut())
 }
 
 // leave gives the ownership back. It deletes the ticket, which nobody is granted again. It
