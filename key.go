@@ -1,6 +1,10 @@
 package concurrency
 
 import (
+	"cmp"
+	"slices"
+	"strings"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -27,43 +31,168 @@ func ticketOf(kv *mvccpb.KeyValue) ticket { return ticket{string(kv.Key), kv.Cre
 // firstOf reports whether the first of the keys that were read is the ticket's, in this life.
 func (t ticket) firstOf(kvs []*mvccpb.KeyValue) bool { return len(kvs) > 0 && ticketOf(kvs[0]) == t }
 
-// view is what was seen of a line at one revision.
-type view struct {
-	mine   ticket
-	ahead  ticket // directly ahead of mine; none when the turn has come
-	header *pb.ResponseHeader
+// among reports whether the ticket is among the keys that were read.
+func (t ticket) among(kvs []*mvccpb.KeyValue) bool {
+	return slices.ContainsFunc(kvs, func(kv *mvccpb.KeyValue) bool { return ticketOf(kv) == t })
 }
 
-// joinTxn is the transaction by which a session joins a line. It puts the session's key and
-// reads back who is ahead. If it may not put the key, it reads back the head of the line.
-// Repeating it is harmless, because the repetition finds its own key.
-type joinTxn struct {
-	leaseID   v3.LeaseID
-	key       string
-	unless    []v3.Cmp // a single one, as If wants it
-	then, els []v3.Op
-	value     string
-	alone     bool // the key is put only if nobody stands in line, and nobody waits
-	replaces  bool // a key that is found is to have the value
+// rule decides when the turn of a ticket has come. All tickets ahead must be of the rule's
+// kind, and fewer than most. Any other ticket, a stranger's too, excludes those behind it.
+//
+// The zero rule is the exclusive one. No ticket is of its kind, so nobody may be ahead.
+type rule struct {
+	kind string // the part of the line where the kind has its keys; "" for none
+	most int    // how many of the kind may own at once; 0 for any number
 }
 
-// newJoin puts the session's key in the line under the prefix, if the key does not exist.
-func newJoin(prefix, key, value string, id v3.LeaseID) joinTxn {
-	return joinTxn{
-		leaseID: id,
-		key:     key,
-		value:   value,
-		unless:  []v3.Cmp{v3.Compare(v3.CreateRevision(key), "=", 0)},
-		then:    []v3.Op{v3.OpPut(key, value, v3.WithLease(id)), v3.OpGet(prefix, newestTwo...)},
-		els:     []v3.Op{v3.OpGet(prefix, oldest...)},
+// readers is the rule of those who own beside each other. The keys of a kind come after all
+// names of leases, which are hexadecimal.
+var readers = rule{kind: "~r/"}
+
+// permits is the rule of those who own beside each other, n at once.
+func permits(n int) rule { return rule{kind: "~p/", most: n} }
+
+// blocking returns the tickets that keep the turn of a ticket from coming. While all of them
+// stand, it has not come. If there are none, it has. ahead are the tickets ahead of it in the
+// line under the prefix, the newest first.
+func (r rule) blocking(prefix string, ahead []ticket) []ticket {
+	for i, t := range ahead {
+		if r.kind == "" || !strings.HasPrefix(t.key, prefix+r.kind) {
+			return ahead[i : i+1] // a ticket that excludes is enough, whoever else is ahead
+		}
+		if i+1 == r.most {
+			return ahead[:r.most]
+		}
+	}
+	return nil
+}
+
+// deciding is what has to be read of the line under the prefix to know what blocks a ticket.
+// own keys of the ticket stand in that line.
+func (r rule) deciding(prefix string, own int) []part {
+	end := v3.GetPrefixRangeEnd(prefix)
+	if r.shows() {
+		return []part{{prefix, end, own + max(r.most, 1)}}
+	}
+	// Any number of the kind may be ahead. Only the newest ticket around them counts.
+	kind := prefix + r.kind
+	return []part{{prefix, kind, 1}, {v3.GetPrefixRangeEnd(kind), end, 1}}
+}
+
+// shows reports whether what is read to know what blocks a ticket shows the ticket itself.
+func (r rule) shows() bool { return r.kind == "" || r.most > 0 }
+
+// seen tells what blocks a ticket, from the keys that were read of the line under the prefix.
+func (r rule) seen(prefix string, mine ticket, kvs []*mvccpb.KeyValue) []ticket {
+	var ahead []ticket
+	for _, kv := range kvs {
+		if t := ticketOf(kv); t.rev < mine.rev {
+			ahead = append(ahead, t)
+		}
+	}
+	slices.SortStableFunc(ahead, func(a, b ticket) int { return cmp.Compare(b.rev, a.rev) })
+	return r.blocking(prefix, ahead)
+}
+
+// part is a part of a line, of which the newest tickets are read.
+type part struct {
+	from, end string // the end is not in it; "" for the one key
+	newest    int    // how many
+}
+
+// upTo selects the tickets that are no newer than rev, the newest first. 0 is no bound.
+func (p part) upTo(rev int64) []v3.OpOption {
+	if p.end == "" {
+		return []v3.OpOption{v3.WithKeysOnly()}
+	}
+	return []v3.OpOption{
+		v3.WithRange(p.end), v3.WithKeysOnly(), v3.WithMaxCreateRev(rev), v3.WithLimit(int64(p.newest)),
+		v3.WithSort(v3.SortByCreateRevision, v3.SortDescend),
 	}
 }
 
-// ifAlone makes a join of the line under the prefix put the session's key only if nobody
-// stands in line, the session itself included.
-func (j joinTxn) ifAlone(prefix string) joinTxn {
-	j.alone = true
-	j.unless = []v3.Cmp{v3.Compare(v3.CreateRevision(prefix), "=", 0).WithPrefix()}
+// older is true in a transaction if no ticket stands there that is newer than rev.
+func (p part) older(rev int64) v3.Cmp {
+	return v3.Compare(v3.CreateRevision(p.from), "<", rev+1).WithRange(p.end)
+}
+
+// reads are the operations that read the parts.
+func reads(parts []part, rev int64) (ops []v3.Op) {
+	for _, p := range parts {
+		ops = append(ops, v3.OpGet(p.from, p.upTo(rev)...))
+	}
+	return ops
+}
+
+// keysOf collects what operations of a transaction have read.
+func keysOf(answers []*pb.ResponseOp) (kvs []*mvccpb.KeyValue) {
+	for _, answer := range answers {
+		kvs = append(kvs, answer.GetResponseRange().GetKvs()...)
+	}
+	return kvs
+}
+
+// view is what was seen of the lines at one revision.
+type view struct {
+	mine     ticket
+	blocking []ticket // see [rule.blocking]
+	header   *pb.ResponseHeader
+}
+
+// concerned reports whether the news of a watch call for a look. They don't if they tell only
+// of tickets that block nothing.
+func (v view) concerned(news v3.WatchResponse) bool {
+	return len(news.Events) == 0 || slices.ContainsFunc(news.Events, func(e *v3.Event) bool {
+		return slices.ContainsFunc(v.blocking, func(t ticket) bool { return t.key == string(e.Kv.Key) })
+	})
+}
+
+// joinTxn is the transaction by which a session joins its lines. It puts the session's keys
+// and reads back who is ahead. If it may not put the keys, it reads back the head of the line,
+// or the keys that are there. Repeating it is harmless, because the repetition finds its own
+// keys.
+type joinTxn struct {
+	leaseID   v3.LeaseID
+	key       string   // the first of own, by which the seat is known
+	own       []string // a key in each line
+	prefix    string
+	rule      rule
+	deciding  []part
+	unless    []v3.Cmp // a single one for a single key, as If wants it
+	then, els []v3.Op
+	asks      int // how many of els ask for own keys
+	value     string
+	alone     bool // the keys are put only if nobody stands in line who excludes, and nobody waits
+	replaces  bool // a key that is found is to have the value
+}
+
+// newJoin puts the session's keys in its lines, if none of them exists.
+func newJoin(own []string, prefix, value string, id v3.LeaseID, r rule, deciding []part) joinTxn {
+	j := joinTxn{leaseID: id, key: own[0], own: own, prefix: prefix, rule: r, deciding: deciding, value: value}
+	for _, key := range own {
+		j.unless = append(j.unless, v3.Compare(v3.CreateRevision(key), "=", 0))
+		j.then = append(j.then, v3.OpPut(key, value, v3.WithLease(id)))
+		j.els = append(j.els, v3.OpGet(key, v3.WithKeysOnly()))
+	}
+	j.then = append(j.then, reads(deciding, 0)...)
+	j.asks = len(own)
+	// Upstream's keys: the session may own with a key of before, and then it is the head.
+	if r == (rule{}) && len(own) == 1 {
+		j.els, j.asks = []v3.Op{v3.OpGet(prefix, oldest...)}, 0
+	}
+	return j
+}
+
+// ifAlone makes a join put its keys only if all that stand in line, the session itself
+// included, stood there at the revision. They must leave the room. 0 wants nobody there.
+func (j joinTxn) ifAlone(at int64) joinTxn {
+	if !j.alone && j.asks > 0 {
+		j.els = append(slices.Clip(j.els), reads(j.deciding, 0)...)
+	}
+	j.alone, j.unless = true, nil
+	for _, p := range j.deciding {
+		j.unless = append(j.unless, p.older(at))
+	}
 	return j
 }
 
@@ -71,53 +200,35 @@ func (j joinTxn) ifAlone(prefix string) joinTxn {
 // value.
 func (j joinTxn) replacing() joinTxn {
 	j.replaces = true
-	j.els = []v3.Op{v3.OpGet(j.key), j.els[0]}
+	j.els, j.asks = []v3.Op{v3.OpGet(j.key), j.els[0]}, 1
 	return j
-}
-
-// newestTwo selects the newest two keys of a line. Restricted to those no newer than
-// a ticket, they are that ticket and the one directly ahead.
-var newestTwo = []v3.OpOption{
-	v3.WithPrefix(), v3.WithKeysOnly(), v3.WithSort(v3.SortByCreateRevision, v3.SortDescend), v3.WithLimit(2),
 }
 
 // oldest selects the head of a line.
 var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 
-// joined reads the answer to a join. A key that was just put is the newest in line.
-// Otherwise the session's own ticket is known only if it is the head, or was asked for.
+// joined reads the answer to a join. Keys that were just put are the newest in line.
+// Otherwise the session's own ticket is known only if it is the head, or was asked for. What
+// blocks a ticket that was asked for is not known.
 func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
 	v.header = resp.Header
-	// The read of the line comes last, in either branch.
-	line := resp.Responses[len(resp.Responses)-1].GetResponseRange().Kvs
 	if resp.Succeeded {
-		v.mine = ticket{j.key, line[0].CreateRevision}
-		if len(line) > 1 {
-			v.ahead = ticketOf(line[1])
-		}
+		v.mine = ticket{j.key, resp.Header.Revision}
+		v.blocking = j.rule.seen(j.prefix, v.mine, keysOf(resp.Responses))
 		return v, nil
 	}
-	if j.replaces {
-		found = resp.Responses[0].GetResponseRange().Kvs[0]
-		v.mine = ticketOf(found)
+	if asked := keysOf(resp.Responses[:j.asks]); len(asked) > 0 {
+		found = asked[0]
+		v.mine = ticket{j.key, found.CreateRevision}
 	}
-	if head := ticketOf(line[0]); head.key == j.key {
-		v.mine = head
-	} else {
-		v.ahead = head
+	var others []ticket
+	for _, kv := range keysOf(resp.Responses[j.asks:]) {
+		if t := ticketOf(kv); t.key == j.key {
+			v.mine = t
+		} else {
+			others = append(others, t)
+		}
 	}
+	v.blocking = j.rule.blocking(j.prefix, others)
 	return v, found
-}
-
-// seen reads the answer to a look at the newest two keys that are not newer than mine. It
-// reports whether mine stands.
-func (t ticket) seen(resp *v3.GetResponse) (v view, stands bool) {
-	v = view{mine: t, header: resp.Header}
-	if !t.firstOf(resp.Kvs) {
-		return v, false
-	}
-	if len(resp.Kvs) > 1 {
-		v.ahead = ticketOf(resp.Kvs[1])
-	}
-	return v, true
 }

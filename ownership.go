@@ -24,9 +24,17 @@ type ownership struct {
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
+	return o.acquireIn(ctx, o.queue, join)
+}
+
+// acquireIn acquires by one of the places of a handle that has several.
+func (o *ownership) acquireIn(ctx context.Context, q queue, join joinTxn) (*grant, error) {
 	// A failure tells that this ownership is lost, and tells nothing of a newer one.
 	before, _ := o.state()
-	g, header, err := o.queue.acquire(ctx, join)
+	if before != nil && before.key != join.key {
+		before = nil // nor of one by another place
+	}
+	g, header, err := q.acquire(ctx, join)
 	switch err {
 	case nil:
 		o.mu.Lock()
@@ -51,6 +59,20 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 		o.drop(held)
 	}
 	return header, err
+}
+
+// unlock releases what the handle holds by its place in q. A lock that was lost meanwhile needs
+// no release.
+func (o *ownership) unlock(ctx context.Context, q queue) error {
+	held, _ := o.state()
+	if held == nil || held.key != q.key() {
+		return ErrLockReleased
+	}
+	_, err := o.release(ctx, held)
+	if err == ErrSessionExpired {
+		return nil
+	}
+	return err
 }
 
 // lose notes that held was seen to be gone, for the siblings too. nil is nothing.
@@ -199,24 +221,23 @@ func (q queue) follow(g *grant) *term {
 // when ctx does. It also ends with a permanent error that keeps it from reading the key,
 // because a process that can't know does not own.
 func (q queue) standing(ctx context.Context, t ticket) error {
-	l := q.lease()
 	var w *watcher
 	defer func() { w.stop() }()
 	for {
 		// A watch that broke, or fell silent, has told nothing of what happened meanwhile.
 		// A look does.
-		resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
+		kvs, header, err := q.read(ctx, q.own(t.key), 0)
 		switch {
 		case err != nil:
 			return err
-		case !t.firstOf(resp.Kvs):
+		case !q.among(t, kvs):
 			return ErrSessionExpired
 		case w == nil: // from the revision after one at which it stood: no gap
-			w = l.watch(ctx, t.key, resp.Header.Revision+1, v3.WithFilterPut())
+			w = q.watchOwn(ctx, t, header.Revision)
 		}
-		// The watch tells of deletions of this key only. Any event is the end of the
+		// The watch tells of deletions of own keys only. Any event is the end of the
 		// ticket, because the watch began at a revision at which the ticket stood.
-		for news := (v3.WatchResponse{}); !missed(news, resp.Header.Revision); {
+		for news := (v3.WatchResponse{}); !missed(news, header.Revision); {
 			select {
 			case news = <-w.heard():
 			case <-ctx.Done():

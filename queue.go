@@ -2,7 +2,6 @@ package concurrency
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -43,8 +42,8 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == nil {
 		err = l.loss()
 	}
-	if err == ErrSessionExpired {
-		v.mine = ticket{} // it is gone
+	if err == ErrSessionExpired && len(q.also) == 0 {
+		v.mine = ticket{} // it is gone; of several keys some may be left
 	}
 	if cleaned := q.exit(join, v.mine, err); err != nil {
 		select {
@@ -66,7 +65,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
 	for {
 		v, err = q.join(ctx, join)
-		if err == nil && v.ahead != (ticket{}) {
+		if err == nil && len(v.blocking) > 0 {
 			v, err = q.wait(ctx, v)
 		}
 		doomed := false
@@ -86,10 +85,9 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 	}
 }
 
-// join carries out the transaction. Its view has the ticket that was drawn or found, and a
-// ticket ahead of that if there is one. join returns [ErrLocked] if the transaction must be
-// alone and there is one. After an error the view has the ticket if one stands, without a
-// revision if that is not known.
+// join carries out the transaction. Its view has the ticket that was drawn or found, and what
+// blocks it. join returns [ErrLocked] if the transaction must be alone and something blocks it.
+// After an error the view has the ticket if one stands, without a revision if that is not known.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
 		var found *mvccpb.KeyValue
@@ -97,9 +95,14 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 			return v, err
 		}
 		switch {
-		case v.mine == ticket{} && txn.alone:
+		case v.mine != ticket{}:
+		case txn.alone && len(v.blocking) > 0:
 			return v, ErrLocked
-		case v.mine == ticket{}:
+		case txn.alone:
+			// Others stand there and leave room. It is still there if nobody comes in between.
+			txn = txn.ifAlone(v.header.Revision)
+			continue
+		default:
 			// The session stands in line, with a ticket older than this call.
 			if v.mine, err = q.find(ctx, txn.key); err != nil {
 				return view{mine: ticket{key: txn.key}}, err
@@ -110,10 +113,10 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 		}
 		doomed := false
 		q.lease().seats.at(txn.key, func(s *seat) { doomed = v.mine.rev <= s.doomed })
+		if !doomed && found != nil {
+			v, doomed, err = q.recognize(ctx, txn, v, found)
+		}
 		if !doomed {
-			if found != nil {
-				v, err = q.setValue(ctx, v, found, txn.value)
-			}
 			return v, err
 		}
 		// The key found is being deleted, by a call that has no answer yet. Make sure
@@ -122,6 +125,27 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 			return view{}, err
 		}
 	}
+}
+
+// recognize goes on with a ticket of the session's that a join has found. It gives the key the
+// value of the join, or looks what blocks the ticket. It dooms a ticket that does not stand in
+// all its lines.
+func (q queue) recognize(
+	ctx context.Context, txn joinTxn, v view, found *mvccpb.KeyValue,
+) (_ view, doomed bool, err error) {
+	if txn.replaces {
+		v, err = q.setValue(ctx, v, found, txn.value)
+		return v, false, err
+	}
+	v, err = q.look(ctx, v.mine)
+	switch {
+	case err == ErrSessionExpired:
+		q.lease().seats.at(txn.key, func(s *seat) { s.doom(v.mine) })
+		return v, true, nil
+	case err == nil && txn.alone && len(v.blocking) > 0:
+		return v, false, ErrLocked
+	}
+	return v, false, err
 }
 
 // joinOnce sends the transaction until it is answered. A transaction that replaces the
@@ -175,21 +199,26 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 	return v, nil
 }
 
-// look shows, with one linearizable read, who stands directly ahead of mine. It returns
-// [ErrSessionExpired] if mine does not stand in line any more.
+// look shows, with one linearizable read, what blocks mine. It returns [ErrSessionExpired] if
+// mine does not stand any more, in any of its lines.
 //
 // A serializable read at the revision of an event would not do. The server tells of a
 // revision a moment before it shows that revision (End in
 // server/storage/mvcc/watchable_store_txn.go).
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
-	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
-	if err != nil {
-		return view{mine: mine}, err
+	v, parts := view{mine: mine}, q.deciding(q.keys(mine.key))
+	if !q.rule.shows() {
+		parts = append(parts, q.own(mine.key)...)
 	}
-	v, stands := mine.seen(resp)
-	if !stands {
+	kvs, header, err := q.read(ctx, parts, mine.rev)
+	if err != nil {
+		return v, err
+	}
+	v.header = header
+	if !q.among(mine, kvs) {
 		return v, ErrSessionExpired
 	}
+	v.blocking = q.rule.seen(q.prefix, mine, kvs)
 	return v, nil
 }
 
@@ -197,21 +226,22 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 // hand-overs are spared that watch. A lost key is heard of this much later.
 const ownWatchDelay = 100 * time.Millisecond
 
-// wait returns the first view that shows nobody ahead. It ends earlier for three reasons
-// only:
+// wait returns the first view that shows that the turn has come. It ends earlier for three
+// reasons only:
 //
 //   - the ticket is gone, and wait returns [ErrSessionExpired];
 //   - ctx, the client or the lease has ended;
 //   - a look met a permanent error.
 //
-// Whatever else happens, it looks again. It watches two keys for their deletion.
+// Whatever else happens, it looks again. It watches what blocks, and its own keys, for their
+// deletion.
 //
-// The key ahead is watched from now on, because the server serves a watch that starts in
+// What blocks is watched from now on, because the server serves a watch that starts in
 // the past only every 100 ms (server/storage/mvcc/watchable_store.go). A deletion between
 // the last look and the beginning of the watch would be missed. So a beginning that is
 // newer than the last look calls for another look.
 //
-// The own key is watched from the revision after a look that has shown it. That leaves no
+// Own keys are watched from the revision after a look that has shown them. That leaves no
 // gap. The 100 ms don't matter there.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l, delay := q.lease(), time.NewTimer(ownWatchDelay)
@@ -226,17 +256,20 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 			ahead.stop()
 		}
 	}()
-	for v.ahead != (ticket{}) {
-		if ahead == nil || ahead.key != v.ahead.key {
+	for len(v.blocking) > 0 {
+		if key, _ := q.watching(v); ahead == nil || ahead.key != key {
 			ahead.stop()
 			ahead = q.watchAhead(ctx, v)
 		}
 		var news v3.WatchResponse
 		select {
 		case news = <-ahead.heard():
+			if !v.concerned(news) {
+				continue
+			}
 		case news = <-own.heard():
 		case <-delay.C:
-			own = l.watch(ctx, v.mine.key, v.header.Revision+1, v3.WithFilterPut())
+			own = q.watchOwn(ctx, v.mine, v.header.Revision)
 			continue
 		case <-ctx.Done():
 			return v, ctx.Err()
@@ -253,14 +286,36 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	return v, nil
 }
 
-// watchAhead watches the key ahead from now on, or goes on with the kept watch. The watch
-// may be kept itself, and so does not end with ctx.
+// watchAhead watches what blocks from now on, or goes on with the kept watch. The watch may be
+// kept itself, and so does not end with ctx.
 func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	l := q.lease()
-	if w := l.kept.take(v.ahead.key, v.header.Revision); w != nil {
+	key, opts := q.watching(v)
+	if w := l.kept.take(key, v.header.Revision); w != nil {
 		return w
 	}
-	return l.watch(context.WithoutCancel(ctx), v.ahead.key, 0, v3.WithFilterPut())
+	return l.watch(context.WithoutCancel(ctx), key, 0, append(opts, v3.WithFilterPut())...)
+}
+
+// watching is what has to be watched to hear of the end of a ticket that blocks. Several of
+// them are of the kind of the rule.
+func (q queue) watching(v view) (key string, opts []v3.OpOption) {
+	if len(v.blocking) == 1 {
+		return v.blocking[0].key, nil
+	}
+	return q.prefix + q.rule.kind, []v3.OpOption{v3.WithPrefix()}
+}
+
+// watchOwn watches the keys of a ticket for their deletion, from the revision after rev, at
+// which they stood.
+func (q queue) watchOwn(ctx context.Context, t ticket, rev int64) *watcher {
+	l, keys := q.lease(), q.keys(t.key)
+	w := l.watch(ctx, t.key, rev+1, v3.WithFilterPut())
+	for _, key := range keys[1:] {
+		w.beside = append(w.beside,
+			l.watches.watchInto(ctx, w.news, l.client, l.timeToLive(), key, rev+1, v3.WithFilterPut()))
+	}
+	return w
 }
 
 // leave gives the ownership back. It deletes the ticket, which nobody is granted again. It
