@@ -189,10 +189,14 @@ func (j joinTxn) ifAlone(at int64) joinTxn {
 	if !j.alone && j.asks > 0 {
 		j.els = append(slices.Clip(j.els), reads(j.deciding, 0)...)
 	}
-	j.alone, j.unless = true, nil
-	for _, p := range j.deciding {
-		j.unless = append(j.unless, p.older(at))
+	absent := j.unless[:0:0]
+	if !j.rule.shows() {
+		absent = append(absent, v3.Compare(v3.CreateRevision(j.key), "=", 0))
 	}
+	for _, p := range j.deciding {
+		absent = append(absent, p.older(at))
+	}
+	j.alone, j.unless = true, absent
 	return j
 }
 
