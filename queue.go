@@ -250,7 +250,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	defer func() {
 		own.stop()
 		// A session that has ended keeps none: etcd's own services open one for each call.
-		if err == nil && l.ctx.Err() == nil {
+		if err == nil && l.ctx.Err() == nil && q.rule.most < 2 {
 			l.kept.keep(ahead, v.header.Revision)
 		} else {
 			ahead.stop()
@@ -291,8 +291,11 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 func (q queue) watchAhead(ctx context.Context, v view) *watcher {
 	l := q.lease()
 	key, opts := q.watching(v)
-	if w := l.kept.take(key, v.header.Revision); w != nil {
-		return w
+	// A watch of many keys is not kept, because it would tell of all who pass.
+	if len(opts) == 0 {
+		if w := l.kept.take(key, v.header.Revision); w != nil {
+			return w
+		}
 	}
 	return l.watch(context.WithoutCancel(ctx), key, 0, append(opts, v3.WithFilterPut())...)
 }
