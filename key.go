@@ -2,6 +2,7 @@ package concurrency
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"strings"
 
@@ -41,8 +42,9 @@ func (t ticket) among(kvs []*mvccpb.KeyValue) bool {
 //
 // The zero rule is the exclusive one. No ticket is of its kind, so nobody may be ahead.
 type rule struct {
-	kind string // the part of the line where the kind has its keys; "" for none
-	most int    // how many of the kind may own at once; 0 for any number
+	kind    string // the part of the line where the kind has its keys; "" for none
+	most    int    // how many of the kind may own at once; 0 for any number
+	several bool   // the ticket stands in several lines, and owns in all of them at once
 }
 
 // readers is the rule of those who own beside each other. The keys of a kind come after all
@@ -52,47 +54,46 @@ var readers = rule{kind: "~r/"}
 // permits is the rule of those who own beside each other, n at once.
 func permits(n int) rule { return rule{kind: "~p/", most: n} }
 
-// blocking returns the tickets that keep the turn of a ticket from coming. While all of them
-// stand, it has not come. If there are none, it has. ahead are the tickets ahead of it in the
-// line under the prefix, the newest first.
-func (r rule) blocking(prefix string, ahead []ticket) []ticket {
-	for i, t := range ahead {
-		if r.kind == "" || !strings.HasPrefix(t.key, prefix+r.kind) {
-			return ahead[i : i+1] // a ticket that excludes is enough, whoever else is ahead
-		}
-		if i+1 == r.most {
-			return ahead[:r.most]
-		}
-	}
-	return nil
+// blocks reports whether the turn of a ticket has not come, from those that are known ahead of
+// it in the line under the prefix.
+func (r rule) blocks(prefix string, ahead []ticket) bool {
+	return r.most > 0 && len(ahead) >= r.most || slices.ContainsFunc(ahead, func(t ticket) bool {
+		return r.kind == "" || !strings.HasPrefix(t.key, prefix+r.kind)
+	})
 }
 
-// deciding is what has to be read of the line under the prefix to know what blocks a ticket.
+// nearby is how many tickets that keep its turn from coming a waiter knows at most. A waiter who
+// knows all of them follows the line, and is told of each release. So each release is told to
+// as many waiters at most, however long the line is.
+const nearby = 16
+
+// follows is how many tickets ahead a waiter may have and follow the line. One watch of one line
+// can't prove that all lines are free at once. Nor can it tell a reader of the writers ahead
+// alone, beside its own key. So these follow nobody, and look when the ticket directly ahead is
+// gone.
+func (r rule) follows() int {
+	switch {
+	case r.several || r.kind != "" && r.most == 0:
+		return 0
+	default:
+		return max(r.most, 1) - 1 + nearby
+	}
+}
+
+// deciding is what has to be read of the line under the prefix to know who blocks a ticket.
 // own keys of the ticket stand in that line.
 func (r rule) deciding(prefix string, own int) []part {
-	end := v3.GetPrefixRangeEnd(prefix)
+	end, newest := v3.GetPrefixRangeEnd(prefix), r.follows()+1
 	if r.shows() {
-		return []part{{prefix, end, own + max(r.most, 1)}}
+		return []part{{prefix, end, own + newest}}
 	}
-	// Any number of the kind may be ahead. Only the newest ticket around them counts.
+	// Any number of the kind may be ahead. Only the tickets around them count.
 	kind := prefix + r.kind
-	return []part{{prefix, kind, 1}, {v3.GetPrefixRangeEnd(kind), end, 1}}
+	return []part{{prefix, kind, newest}, {v3.GetPrefixRangeEnd(kind), end, newest}}
 }
 
-// shows reports whether what is read to know what blocks a ticket shows the ticket itself.
+// shows reports whether what is read to know who blocks a ticket shows the ticket itself.
 func (r rule) shows() bool { return r.kind == "" || r.most > 0 }
-
-// seen tells what blocks a ticket, from the keys that were read of the line under the prefix.
-func (r rule) seen(prefix string, mine ticket, kvs []*mvccpb.KeyValue) []ticket {
-	var ahead []ticket
-	for _, kv := range kvs {
-		if t := ticketOf(kv); t.rev < mine.rev {
-			ahead = append(ahead, t)
-		}
-	}
-	slices.SortStableFunc(ahead, func(a, b ticket) int { return cmp.Compare(b.rev, a.rev) })
-	return r.blocking(prefix, ahead)
-}
 
 // part is a part of a line, of which the newest tickets are read.
 type part struct {
@@ -124,33 +125,86 @@ func reads(parts []part, rev int64) (ops []v3.Op) {
 	return ops
 }
 
-// keysOf collects what operations of a transaction have read.
-func keysOf(answers []*pb.ResponseOp) (kvs []*mvccpb.KeyValue) {
+// keysOf is what the operations of a transaction have read, each for itself.
+func keysOf(answers []*pb.ResponseOp) (read [][]*mvccpb.KeyValue) {
 	for _, answer := range answers {
-		kvs = append(kvs, answer.GetResponseRange().GetKvs()...)
+		read = append(read, answer.GetResponseRange().GetKvs())
 	}
-	return kvs
+	return read
 }
 
-// view is what was seen of the lines at one revision.
+// view is what is known of a ticket and those ahead at one revision: what a call has shown, and
+// what one watch of the line has told since.
 type view struct {
-	mine     ticket
-	blocking []ticket // see [rule.blocking]
-	header   *pb.ResponseHeader
+	rule   rule
+	prefix string
+	mine   ticket
+	ahead  []ticket           // of mine, the newest first; not the oldest of them if there are many
+	near   bool               // ahead has all that count
+	header *pb.ResponseHeader // of that revision
 }
 
-// concerned reports whether the news of a watch call for a look. They don't if they tell only
-// of tickets that block nothing.
-func (v view) concerned(news v3.WatchResponse) bool {
-	return len(news.Events) == 0 || slices.ContainsFunc(news.Events, func(e *v3.Event) bool {
-		return slices.ContainsFunc(v.blocking, func(t ticket) bool { return t.key == string(e.Kv.Key) })
-	})
+// stand takes in what was read of the parts. A part that was filled may have left some out.
+func (v *view) stand(parts []part, read [][]*mvccpb.KeyValue) {
+	v.near = true
+	for i, kvs := range read {
+		v.near = v.near && len(kvs) < parts[i].newest
+		for _, kv := range kvs {
+			if t := ticketOf(kv); t.rev < v.mine.rev {
+				v.ahead = append(v.ahead, t)
+			}
+		}
+	}
+	slices.SortStableFunc(v.ahead, func(a, b ticket) int { return cmp.Compare(b.rev, a.rev) })
 }
 
-// joinTxn is the transaction by which a session joins its lines. It puts the session's keys
-// and reads back who is ahead. If it may not put the keys, it reads back the head of the line,
-// or the keys that are there. Repeating it is harmless, because the repetition finds its own
-// keys.
+// turn reports whether mine owns.
+func (v *view) turn() bool { return v.near && !v.rule.blocks(v.prefix, v.ahead) }
+
+// known reports whether anything is known of those ahead.
+func (v *view) known() bool { return v.near || len(v.ahead) > 0 }
+
+// farthest is the ticket whose end brings mine near, or may give it the turn.
+func (v *view) farthest() ticket { return v.ahead[min(v.rule.follows(), len(v.ahead)-1)] }
+
+// hear takes in what a watch of the line's deletions has told. It reports whether mine is
+// gone, and whether the view is stale, so that a look is needed.
+//
+// A view that has all who count needs no look to know that the turn has come. etcd promises
+// that a watch tells all events since its beginning, in their order, and the events of one
+// revision together (etcd's documentation, KV API guarantees, Watch APIs). Nobody can come in
+// ahead. When the watch has told of as many deletions ahead as the rule wants, and of none of
+// mine, the turn has come. Mine owned at the revision of the last of these events.
+//
+// There is no gap between the view and the watch in any of these cases:
+//
+//   - The watch began after the view's revision. Its first news say so, and call for a look.
+//   - The watch broke, or what it was to tell was compacted. It says so, and that calls for a
+//     look.
+//   - The watch began before, on a member that lags or for another wait. What it tells of the
+//     view's revision and earlier ones is in the view.
+//   - A key ahead was deleted and put again. The first deletion after the view's revision is
+//     the end of the ticket that the view has. The new ticket stands behind mine.
+func (v *view) hear(news v3.WatchResponse) (gone, stale bool) {
+	if news.Canceled || news.Created || !v.near {
+		return false, missed(news, v.header.Revision)
+	}
+	rev := v.header.Revision
+	for _, ev := range news.Events {
+		if ev.Kv.ModRevision <= rev {
+			continue
+		}
+		key := string(ev.Kv.Key)
+		gone = gone || key == v.mine.key
+		v.ahead = slices.DeleteFunc(v.ahead, func(t ticket) bool { return t.key == key })
+		v.header = headerAt(news.Header, ev.Kv.ModRevision)
+	}
+	return gone, false
+}
+
+// joinTxn is the transaction by which a participant joins its lines. It puts its keys and reads
+// back who is ahead. If it may not put the keys, it reads back its own keys that are there.
+// Repeating it is harmless, because the repetition finds its own keys.
 type joinTxn struct {
 	leaseID   v3.LeaseID
 	key       string   // the first of own, by which the seat is known
@@ -160,25 +214,22 @@ type joinTxn struct {
 	deciding  []part
 	unless    []v3.Cmp // a single one for a single key, as If wants it
 	then, els []v3.Op
-	asks      int // how many of els ask for own keys
 	value     string
 	alone     bool // the keys are put only if nobody stands in line who excludes, and nobody waits
 	replaces  bool // a key that is found is to have the value
 }
 
-// newJoin puts the session's keys in its lines, if none of them exists.
+// newJoin puts the participant's keys in its lines, if none of them exists.
 func newJoin(own []string, prefix, value string, id v3.LeaseID, r rule, deciding []part) joinTxn {
 	j := joinTxn{leaseID: id, key: own[0], own: own, prefix: prefix, rule: r, deciding: deciding, value: value}
 	for _, key := range own {
 		j.unless = append(j.unless, v3.Compare(v3.CreateRevision(key), "=", 0))
 		j.then = append(j.then, v3.OpPut(key, value, v3.WithLease(id)))
-		j.els = append(j.els, v3.OpGet(key, v3.WithKeysOnly()))
+		j.els = append(j.els, v3.OpGet(key))
 	}
 	j.then = append(j.then, reads(deciding, 0)...)
-	j.asks = len(own)
-	// Upstream's keys: the session may own with a key of before, and then it is the head.
-	if r == (rule{}) && len(own) == 1 {
-		j.els, j.asks = []v3.Op{v3.OpGet(prefix, oldest...)}, 0
+	if r == (rule{}) { // the session may own with a key of before, and then it is the head
+		j.els = append(j.els, v3.OpGet(prefix, oldest...))
 	}
 	return j
 }
@@ -186,7 +237,7 @@ func newJoin(own []string, prefix, value string, id v3.LeaseID, r rule, deciding
 // ifAlone makes a join put its keys only if all that stand in line, the session itself
 // included, stood there at the revision. They must leave the room. 0 wants nobody there.
 func (j joinTxn) ifAlone(at int64) joinTxn {
-	if !j.alone && j.asks > 0 {
+	if !j.alone && j.rule != (rule{}) {
 		j.els = append(slices.Clip(j.els), reads(j.deciding, 0)...)
 	}
 	absent := j.unless[:0:0]
@@ -200,39 +251,40 @@ func (j joinTxn) ifAlone(at int64) joinTxn {
 	return j
 }
 
-// replacing makes a join that finds the session's key read it, so that it can be given the
-// value.
+// replacing makes a join that finds the session's key give it the value.
 func (j joinTxn) replacing() joinTxn {
 	j.replaces = true
-	j.els, j.asks = []v3.Op{v3.OpGet(j.key), j.els[0]}, 1
 	return j
 }
 
 // oldest selects the head of a line.
 var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 
-// joined reads the answer to a join. Keys that were just put are the newest in line.
-// Otherwise the session's own ticket is known only if it is the head, or was asked for. What
-// blocks a ticket that was asked for is not known.
-func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
-	v.header = resp.Header
+// joined reads the answer to a join. Keys that were just put are the newest in line. If the
+// participant stood there before, it gets the key that it was found by. Nothing is known then
+// of those ahead, unless it is the head. If it does not stand there, because it was to be
+// alone, all who do count as ahead.
+func (j joinTxn) joined(resp *v3.TxnResponse) (v view, own *mvccpb.KeyValue) {
+	v = view{rule: j.rule, prefix: j.prefix, header: resp.Header}
+	read := keysOf(resp.Responses)
 	if resp.Succeeded {
 		v.mine = ticket{j.key, resp.Header.Revision}
-		v.blocking = j.rule.seen(j.prefix, v.mine, keysOf(resp.Responses))
+		v.stand(j.deciding, read[len(j.own):])
 		return v, nil
 	}
-	if asked := keysOf(resp.Responses[:j.asks]); len(asked) > 0 {
-		found = asked[0]
-		v.mine = ticket{j.key, found.CreateRevision}
-	}
-	var others []ticket
-	for _, kv := range keysOf(resp.Responses[j.asks:]) {
-		if t := ticketOf(kv); t.key == j.key {
-			v.mine = t
-		} else {
-			others = append(others, t)
+	for _, kvs := range read[:len(j.own)] {
+		if len(kvs) > 0 && own == nil {
+			own = kvs[0]
+			v.mine = ticket{j.key, own.CreateRevision}
 		}
 	}
-	v.blocking = j.rule.blocking(j.prefix, others)
-	return v, found
+	switch others := read[len(j.own):]; {
+	case own == nil:
+		v.mine.rev = math.MaxInt64 // behind all others
+		v.stand(j.deciding, others)
+		v.mine = ticket{}
+	case j.rule == (rule{}):
+		v.near = v.mine.firstOf(others[0])
+	}
+	return v, own
 }

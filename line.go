@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -138,13 +139,13 @@ func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (*v3.Ge
 
 // read reads the parts at one revision, up to the tickets of the revision upTo. It is a
 // linearizable read.
-func (q queue) read(ctx context.Context, parts []part, upTo int64) ([]*mvccpb.KeyValue, *pb.ResponseHeader, error) {
+func (q queue) read(ctx context.Context, parts []part, upTo int64) ([][]*mvccpb.KeyValue, *pb.ResponseHeader, error) {
 	if len(parts) == 1 {
 		resp, err := q.get(ctx, parts[0].from, parts[0].upTo(upTo)...)
 		if err != nil {
 			return nil, nil, err
 		}
-		return resp.Kvs, resp.Header, nil
+		return [][]*mvccpb.KeyValue{resp.Kvs}, resp.Header, nil
 	}
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
@@ -165,7 +166,8 @@ func (q queue) own(key string) (parts []part) {
 }
 
 // among reports whether the ticket stands among the keys that were read, in all its lines.
-func (q queue) among(t ticket, kvs []*mvccpb.KeyValue) bool {
+func (q queue) among(t ticket, read [][]*mvccpb.KeyValue) bool {
+	kvs := slices.Concat(read...)
 	for _, t := range q.tickets(t) {
 		if !t.among(kvs) {
 			return false
@@ -177,11 +179,11 @@ func (q queue) among(t ticket, kvs []*mvccpb.KeyValue) bool {
 // find returns the ticket that stands under the key, or none. It also finds a ticket that
 // stands only in some of its lines.
 func (q queue) find(ctx context.Context, key string) (ticket, error) {
-	kvs, _, err := q.read(ctx, q.own(key), 0)
-	if err != nil || len(kvs) == 0 {
-		return ticket{}, err
+	read, _, err := q.read(ctx, q.own(key), 0)
+	if kvs := slices.Concat(read...); err == nil && len(kvs) > 0 {
+		return ticket{key, kvs[0].CreateRevision}, nil
 	}
-	return ticket{key, kvs[0].CreateRevision}, nil
+	return ticket{}, err
 }
 
 // remove deletes the ticket, and never a later one of the same name. The deletion was

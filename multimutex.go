@@ -32,7 +32,7 @@ func NewMultiMutex(s *Session, names ...string) *MultiMutex {
 	if len(names) == 0 {
 		panic("concurrency: a MultiMutex without names")
 	}
-	q, known := newQueue(s, names[0]).apart(rule{}), map[string]bool{}
+	q, known := newQueue(s, names[0]).apart(rule{several: true}), map[string]bool{}
 	for i, name := range names {
 		if known[name] {
 			panic("concurrency: a MultiMutex that has a name twice: " + name)

@@ -2,6 +2,7 @@ package concurrency
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -153,7 +154,7 @@ func (o *ownership) context() context.Context {
 	case o.term == nil:
 		// A term is followed only when somebody asks, because a watch costs as much as a
 		// call.
-		o.term = o.queue.follow(o.held)
+		o.term = o.queue.follow(o.held, o.header)
 	}
 	return o.term.ctx
 }
@@ -191,14 +192,14 @@ func (t *term) cause() error { return context.Cause(t.ctx) }
 // follow starts the term of a grant. It ends with the session, and with the deletion of the
 // key, which it watches for. A deletion by another handle of the session is known before it
 // is sent.
-func (q queue) follow(g *grant) *term {
+func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
 	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
 	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		defer detach()
-		err := q.standing(ctx, g.ticket)
+		err := q.standing(ctx, g.ticket, header)
 		if err == ErrSessionExpired {
 			l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
 		}
@@ -217,35 +218,49 @@ func (q queue) follow(g *grant) *term {
 	return &term{&punctual{ctx, look}, cancel}
 }
 
-// standing returns [ErrSessionExpired] when the ticket is seen to be gone. It ends earlier
-// when ctx does. It also ends with a permanent error that keeps it from reading the key,
-// because a process that can't know does not own.
-func (q queue) standing(ctx context.Context, t ticket) error {
+// standing returns [ErrSessionExpired] when the ticket is seen to be gone, in any of its lines.
+// It stood at the revision of the header. It ends earlier when ctx does. It also ends with a
+// permanent error that keeps it from reading the key, because a process that can't know does
+// not own.
+//
+// The place that a session has in a line goes on with the watch of the line, and leaves it to
+// the next wait. So one watch serves a session from turn to turn. Other places watch their own
+// keys, because many of them may own at once.
+func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader) error {
 	var w *watcher
-	defer func() { w.stop() }()
-	for {
-		// A watch that broke, or fell silent, has told nothing of what happened meanwhile.
-		// A look does.
-		kvs, header, err := q.read(ctx, q.own(t.key), 0)
-		switch {
-		case err != nil:
-			return err
-		case !q.among(t, kvs):
-			return ErrSessionExpired
-		case w == nil: // from the revision after one at which it stood: no gap
-			w = q.watchOwn(ctx, t, header.Revision)
-		}
-		// The watch tells of deletions of own keys only. Any event is the end of the
-		// ticket, because the watch began at a revision at which the ticket stood.
-		for news := (v3.WatchResponse{}); !missed(news, header.Revision); {
-			select {
-			case news = <-w.heard():
-			case <-ctx.Done():
-				return ctx.Err()
+	defer func() { q.keep(w, header) }()
+	if header == nil { // of a resumed election
+		header = &pb.ResponseHeader{}
+	}
+	if q.rule == (rule{}) && t.key == q.key() {
+		w = q.watchLine(header)
+	}
+	for stale := w == nil; ; {
+		if stale {
+			read, now, err := q.read(ctx, q.own(t.key), 0)
+			switch {
+			case err != nil:
+				return err
+			case !q.among(t, read):
+				return ErrSessionExpired
 			}
-			if len(news.Events) > 0 {
+			if header = now; w == nil {
+				w = q.watchOwn(ctx, t, header.Revision)
+			}
+		}
+		var news v3.WatchResponse
+		select {
+		case news = <-w.heard():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, ev := range news.Events {
+			if ev.Kv.ModRevision > header.Revision && slices.Contains(q.keys(t.key), string(ev.Kv.Key)) {
 				return ErrSessionExpired
 			}
 		}
+		// A watch that began later, broke, or fell silent, has told nothing of what happened
+		// before. A look does.
+		stale = (news.Canceled || news.Created) && missed(news, header.Revision)
 	}
 }

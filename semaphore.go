@@ -38,8 +38,7 @@ func NewSemaphore(s *Session, pfx string, n int) *Semaphore {
 // or wait for one. If this handle holds its permit already, Acquire succeeds.
 //
 // It blocks and fails as [Mutex.Lock] does. It costs one call if there is a permit left. A wait
-// costs one call more, and one for each other participant that leaves from among the n
-// directly ahead while it lasts.
+// costs what a wait of [Mutex.Lock] does, for 16 participants more than have a permit.
 func (s *Semaphore) Acquire(ctx context.Context) error {
 	_, err := s.take(ctx)
 	return err

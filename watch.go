@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	v3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
 )
@@ -135,6 +136,12 @@ func (w *watcher) tell(ctx context.Context, news v3.WatchResponse) bool {
 // at rev.
 func missed(news v3.WatchResponse, rev int64) bool {
 	return news.Canceled || news.Header.GetRevision() > rev
+}
+
+// headerAt is the header of an earlier revision. That of a watch's news may be newer than what
+// they tell.
+func headerAt(h *pb.ResponseHeader, rev int64) *pb.ResponseHeader {
+	return &pb.ResponseHeader{ClusterId: h.ClusterId, MemberId: h.MemberId, Revision: rev, RaftTerm: h.RaftTerm}
 }
 
 // heard is where the news come from. A nil watcher is no watch and has none.
