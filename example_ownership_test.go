@@ -210,6 +210,42 @@ func ExampleMutex_Do() {
 	// failed: true lost: true
 }
 
+// The goroutines of a process share one handle. They pass the lock on without a call, and each
+// has a token of its own.
+func ExampleLocalMutex() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := concurrency.NewSession(client)
+	check(err)
+	defer s.Close()
+	m := concurrency.NewLocalMutex(s, "my-lock")
+
+	type token struct{ rev, seq int64 }
+	var newest token // guarded by m
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			check(m.Do(ctx, func(ctx context.Context) error {
+				mine := token{m.Rev(), m.Seq()}
+				if mine.rev < newest.rev || mine.rev == newest.rev && mine.seq <= newest.seq {
+					return errStale
+				}
+				newest = mine
+				return nil
+			}))
+		})
+	}
+	all.Wait()
+	fmt.Println("each token was greater than the one before")
+	fmt.Println("held:", m.Rev() != 0)
+
+	// Output:
+	// each token was greater than the one before
+	// held: false
+}
+
 // A leader's work goes on until it is done or the leadership is lost.
 func ExampleElection_Lead() {
 	client, stop := connect()

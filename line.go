@@ -43,6 +43,13 @@ func (q queue) joinTxn(value string) joinTxn {
 	return newJoin(q.prefix, q.key(), value, q.session.id)
 }
 
+// never is a comparison that is false. No create revision is negative. The server refuses a
+// comparison without a key.
+func (q queue) never() v3.Cmp {
+	q.made()
+	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
+}
+
 // lease is where the state of the session lies. A session that NewSession did not return
 // has none.
 func (q queue) lease() *lease {

@@ -11,7 +11,7 @@ var lockReleased = ended(ErrLockReleased)
 
 // Mutex is a lock that sessions take in turn, first come, first served. A session holds it.
 // Two handles of one session and one name share the lock, and each can take it while the
-// other holds it. To exclude goroutines, use [NewLocker], or give each a session.
+// other holds it. To exclude goroutines, use [LocalMutex], or give each a session.
 //
 // All methods may be called from any goroutine.
 type Mutex struct {

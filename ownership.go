@@ -110,10 +110,7 @@ func (o *ownership) stands() v3.Cmp {
 	if held := o.ticket(); held != (ticket{}) {
 		return held.stands()
 	}
-	o.queue.made()
-	// No create revision is negative, so this is false. The server refuses a comparison
-	// without a key.
-	return v3.Compare(v3.CreateRevision(o.queue.key()), "<", 0)
+	return o.queue.never()
 }
 
 // context returns the context of the term, which the first caller starts. If nothing is

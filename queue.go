@@ -46,12 +46,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == ErrSessionExpired {
 		v.mine = ticket{} // it is gone
 	}
-	if cleaned := q.exit(join, v.mine, err); err != nil {
-		select {
-		case <-cleaned:
-		case <-time.After(cleanUpWait):
-		}
-	}
+	q.exit(join, v.mine, err)
 	if err == ErrSessionExpired {
 		err = q.askForLease(ctx)
 	}
