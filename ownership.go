@@ -21,6 +21,14 @@ type ownership struct {
 	busy   bool  // a Do or Lead is under way
 }
 
+// resume makes the handle own by a ticket that the lease was granted before, unless key or rev
+// is none.
+func (o *ownership) resume(key string, rev int64) {
+	if key != "" && rev != 0 {
+		o.queue.lease().seats.at(key, func(s *seat) { o.held = s.grant(ticket{key, rev}) })
+	}
+}
+
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
