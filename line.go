@@ -60,6 +60,15 @@ func (q queue) lease() *lease {
 	return q.session.lease
 }
 
+// gone is [lease.loss] for who has not begun yet. It says of a lost lease what etcd would say.
+func (q queue) gone() error {
+	err := q.lease().loss()
+	if err == ErrSessionExpired {
+		err = rpctypes.ErrLeaseNotFound
+	}
+	return err
+}
+
 // need panics if the caller has given no context.
 func need(ctx context.Context) {
 	if ctx == nil {

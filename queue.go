@@ -7,7 +7,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -29,11 +28,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	l := q.lease()
 	l.use()
 	defer l.unuse()
-	switch err := l.loss(); err {
-	case nil:
-	case ErrSessionExpired:
-		return nil, nil, rpctypes.ErrLeaseNotFound // what etcd would say
-	default:
+	if err := q.gone(); err != nil {
 		return nil, nil, err
 	}
 	q.enter(join)
