@@ -42,12 +42,13 @@ const (
 	// identity of its session as its value, or no value. A candidate has the value of its
 	// campaign, which may be empty too.
 	KindExclusive ParticipantKind = "exclusive"
-	// KindReader is the key of a reader. It waits until no exclusive key is ahead. Other
-	// readers, and foreign keys whose names come after those of exclusive keys, don't count.
+	// KindReader is the key of a reader. It waits until only readers are ahead, and Ahead counts
+	// the others.
 	KindReader ParticipantKind = "reader"
-	// KindPermit is the key of a permit of a semaphore. It waits until fewer keys are ahead
-	// than the semaphore has permits. The holders alone know how many that are. So Owns is
-	// true only for the first, and the others own if Ahead is less than that number.
+	// KindPermit is the key of a permit of a semaphore. It waits until only permits are ahead,
+	// and fewer than the semaphore has. No key tells how many it has. So Owns is true only for
+	// the first. The others own if nobody else is among those ahead, and Ahead is less than
+	// that number.
 	KindPermit ParticipantKind = "permit"
 	// KindForeign is a key that no participant keeps. Its name is none of the above, or it is
 	// not bound to the lease in its name. Others wait for its deletion all the same. It may be
@@ -127,10 +128,14 @@ func (i inspection) inspect(ctx context.Context, client *v3.Client, name string)
 	return line, nil
 }
 
+// partOf is the part of a line in which the keys of a kind lie. They come after all names of
+// leases, which are hexadecimal.
+var partOf = map[ParticipantKind]string{KindReader: "~r/", KindPermit: "~p/"}
+
 // participants tells what the keys of a line stand for. The oldest comes first.
 func participants(prefix string, kvs []*mvccpb.KeyValue) []Participant {
 	all := make([]Participant, len(kvs))
-	exclusive := 0 // keys so far for which readers wait
+	excluding := 0 // keys so far for which readers wait
 	for i, kv := range kvs {
 		p := Participant{
 			Key: string(kv.Key), Rev: kv.CreateRevision, Value: string(kv.Value), Lease: v3.LeaseID(kv.Lease),
@@ -138,11 +143,11 @@ func participants(prefix string, kvs []*mvccpb.KeyValue) []Participant {
 		}
 		name := strings.TrimPrefix(p.Key, prefix)
 		if p.Kind = kindOf(name, p.Lease); p.Kind == KindReader {
-			p.Ahead = exclusive
+			p.Ahead = excluding
 		}
-		// Readers look at a range of names in which all numbers in hex lie.
-		if name < "g" {
-			exclusive++
+		// Readers go by the names alone.
+		if !strings.HasPrefix(name, partOf[KindReader]) {
+			excluding++
 		}
 		p.Owns = p.Ahead == 0 && p.Kind != KindForeign
 		all[i] = p
@@ -152,20 +157,19 @@ func participants(prefix string, kvs []*mvccpb.KeyValue) []Participant {
 
 // kindOf tells what a key of a line stands for. A participant's key has the lease in its name.
 func kindOf(name string, lease v3.LeaseID) ParticipantKind {
-	if lease == v3.NoLease {
+	id := strconv.FormatInt(int64(lease), 16)
+	switch {
+	case lease == v3.NoLease:
 		return KindForeign
-	}
-	reading, reader := strings.CutPrefix(name, "~r/")
-	switch rest, found := strings.CutPrefix(reading, strconv.FormatInt(int64(lease), 16)); {
-	case !found:
-		return KindForeign
-	case rest == "" && !reader:
+	case name == id:
 		return KindExclusive
-	// One session may have several of these keys, so each has a number of its own.
-	case len(rest) < 2 || rest[0] != '/' || strings.Contains(rest[1:], "/"):
-		return KindForeign
-	case reader:
-		return KindReader
 	}
-	return KindPermit
+	for kind, part := range partOf {
+		// One session may have several of these keys, so each has a number of its own.
+		number, found := strings.CutPrefix(name, part+id+"/")
+		if found && number != "" && !strings.Contains(number, "/") {
+			return kind
+		}
+	}
+	return KindForeign
 }

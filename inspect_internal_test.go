@@ -17,30 +17,31 @@ func TestKindOf(t *testing.T) {
 	}{
 		{"1f", 0x1f, KindExclusive},
 		{"7fffffffffffffff", 0x7fffffffffffffff, KindExclusive},
-		{"1f/0", 0x1f, KindPermit},
-		{"1f/9a3c", 0x1f, KindPermit},
+		{"~p/1f/0", 0x1f, KindPermit},
+		{"~p/1f/9a3c", 0x1f, KindPermit},
 		{"~r/1f/0", 0x1f, KindReader},
 		{"~r/1f/9a3c", 0x1f, KindReader},
 
 		{"1f", 0, KindForeign}, // overwritten without its lease
-		{"1f/0", 0, KindForeign},
+		{"~p/1f/0", 0, KindForeign},
 		{"~r/1f/0", 0, KindForeign},
 		{"0", 0, KindForeign},
+		{"~r/0/0", 0, KindForeign},
 		{"1f", 0x2f, KindForeign},
-		{"1f/0", 0x2f, KindForeign},
+		{"~p/1f/0", 0x2f, KindForeign},
 		{"~r/1f/0", 0x2f, KindForeign},
 		{"1F", 0x1f, KindForeign},
 		{"01f", 0x1f, KindForeign},
 		{"", 0x1f, KindForeign},
 		{"config", 0x1f, KindForeign},
 		{"b/1f", 0x1f, KindForeign}, // of the lock a/b, in the line of a
-		{"b/1f/0", 0x1f, KindForeign},
-		{"1f/", 0x1f, KindForeign},
+		{"b/~r/1f/0", 0x1f, KindForeign},
+		{"1f/0", 0x1f, KindForeign},
 		{"1fa", 0x1f, KindForeign},
-		{"1f/0/0", 0x1f, KindForeign},
 		{"~r/1f", 0x1f, KindForeign}, // of the lock a/~r
 		{"~r/1f/", 0x1f, KindForeign},
 		{"~r/1f/0/0", 0x1f, KindForeign},
+		{"~p/1fa/0", 0x1f, KindForeign},
 		{"~w/1f/0", 0x1f, KindForeign},
 	} {
 		require.Equal(t, c.kind, kindOf(c.name, c.lease), "%q on lease %x", c.name, c.lease)
@@ -50,7 +51,7 @@ func TestKindOf(t *testing.T) {
 // TestParticipants shows who owns, and how many others a participant has to reckon with.
 func TestParticipants(t *testing.T) {
 	// Each key is a name under the prefix. Those with a number have that lease.
-	const writer, reader, reader2, permit, permit2 = "1f", "~r/1f/0", "~r/2f/7", "1f/0", "2f/7"
+	const writer, reader, reader2, permit, permit2 = "1f", "~r/1f/0", "~r/2f/7", "~p/1f/0", "~p/2f/7"
 	leases := map[string]int64{writer: 0x1f, "2f": 0x2f, reader: 0x1f, reader2: 0x2f, permit: 0x1f, permit2: 0x2f}
 	type seen struct {
 		kind  ParticipantKind
@@ -90,14 +91,14 @@ func TestParticipants(t *testing.T) {
 			[]seen{{KindForeign, 0, false}, {KindExclusive, 1, false}, {KindReader, 2, false}},
 		},
 		{
-			"a foreign key behind the names of locks does not count for readers",
-			[]string{"zone", reader, writer},
-			[]seen{{KindForeign, 0, false}, {KindReader, 0, true}, {KindExclusive, 2, false}},
+			"a foreign key counts for readers, wherever it stands in the order of names",
+			[]string{"zone", "~q", reader, writer},
+			[]seen{{KindForeign, 0, false}, {KindForeign, 1, false}, {KindReader, 2, false}, {KindExclusive, 3, false}},
 		},
 		{
-			"a name ends in line before g, and g does not",
-			[]string{"f/x/y", "g", reader},
-			[]seen{{KindForeign, 0, false}, {KindForeign, 1, false}, {KindReader, 1, false}},
+			"a foreign key among those of readers does not count for readers",
+			[]string{"~r/notes", reader, writer},
+			[]seen{{KindForeign, 0, false}, {KindReader, 0, true}, {KindExclusive, 2, false}},
 		},
 	} {
 		var kvs []*mvccpb.KeyValue

@@ -16,8 +16,8 @@ import (
 type waits map[clientv3.LeaseID]map[clientv3.LeaseID]string
 
 // waitsOf finds for whom each participant waits directly. An exclusive key that waits itself
-// stands for all who are ahead of it. Nobody but its holder knows whether a permit waits, so
-// permits are taken to wait for nobody. A foreign key has no session.
+// stands for all who are ahead of it. Nobody but the semaphore's users knows for how many
+// permits a permit waits, so it is taken to wait for none. A foreign key has no session.
 func waitsOf(lines []concurrency.Line) waits {
 	w := waits{}
 	for _, line := range lines {
@@ -39,15 +39,15 @@ func waitsOf(lines []concurrency.Line) waits {
 	return w
 }
 
-// blocks reports whether p waits for the one that is ahead.
+// blocks reports whether p waits for the one that is ahead, for certain.
 func blocks(ahead, p concurrency.Participant) bool {
 	switch p.Kind {
+	case concurrency.KindForeign:
+		return false
 	case concurrency.KindExclusive:
 		return ahead.Kind != concurrency.KindForeign
-	case concurrency.KindReader:
-		return ahead.Kind == concurrency.KindExclusive || ahead.Kind == concurrency.KindPermit
 	}
-	return false
+	return ahead.Kind != concurrency.KindForeign && ahead.Kind != p.Kind
 }
 
 // standing leaves in the lines those that were seen again later. All of them stood in line at

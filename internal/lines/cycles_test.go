@@ -45,6 +45,7 @@ func TestCycles(t *testing.T) {
 		{"readers behind a writer that waits", []string{"r1 x2 r3", "x3 x1"}, []string{"1: b for 3, a for 2, a for 1"}},
 		{"whether a permit waits is not known", []string{"p1 p2", "x2 x1"}, nil},
 		{"a holder of a permit is waited for", []string{"p1 x2", "x2 x1"}, []string{"1: b for 2, a for 1"}},
+		{"a permit waits for a writer", []string{"x1 p2", "x2 x1"}, []string{"1: b for 2, a for 1"}},
 		{"a reader waits for a permit", []string{"p1 r2", "x2 x1"}, []string{"1: b for 2, a for 1"}},
 		{"a foreign key waits for nobody, and nobody for its lease", []string{"f1 x2", "x2 x1", "x3 f4", "x4 x3"}, nil},
 	} {

@@ -36,9 +36,9 @@ Environment, the variables of etcdctl:
   ETCDCTL_USER                       name:password, and also ETCDCTL_PASSWORD
 
 Columns:
-  STATE   owns, or how many are ahead. Who holds a permit is not known: whoever
-          has fewer ahead than the semaphore has permits. A foreign key is
-          nobody's place, but all wait for its deletion
+  STATE   owns, or how many are ahead. A permit also owns if only permits are
+          ahead, and fewer than the semaphore has: no key tells how many it has.
+          A foreign key is nobody's place, but all wait for its deletion
   TOKEN   the create revision: what Rev tells, what the data was fenced with
   LEFT    of the lease's life. "not renewed" is a session that has missed a
           renewal, because it died or can't reach the servers
