@@ -65,6 +65,9 @@ lint: ## formatting, knots, sentences, vet, staticcheck, modernizers, tidiness, 
 	go mod tidy -diff
 	$(MUTANTS) -check
 
+readme: ## the programs of README.md, each in a new module; make others runs this, too
+	go test -count=1 -timeout=5m ./internal/readme
+
 api: | .build ## the exported API against upstream's: only what testdata/api.except lists may differ
 	$(TOOL) apidiff $(CLIENT)/concurrency . >.build/api.txt
 	@awk '/^[^#]/ && !reason {print "no reason given: " $$0; bad = 1} \
@@ -187,5 +190,5 @@ bench-quick: ## call counts, raft entries and the hand-over against upstream, in
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo lines test check lint api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
+.PHONY: help demo lines test check lint readme api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
 	chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick
