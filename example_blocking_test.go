@@ -22,7 +22,7 @@ func transact(client *clientv3.Client, apply func(stm concurrency.STM), opts ...
 }
 
 // A barrier holds all up for as long as its key exists.
-func ExampleSTM_Retry_barrier() {
+func ExampleSTM_barrier() {
 	client, stop := connect()
 	defer stop()
 
@@ -47,7 +47,7 @@ func ExampleSTM_Retry_barrier() {
 }
 
 // A double barrier lets its members begin together, and end together.
-func ExampleSTM_Retry_doubleBarrier() {
+func ExampleSTM_doubleBarrier() {
 	client, stop := connect()
 	defer stop()
 	const members = 3
@@ -83,7 +83,7 @@ func ExampleSTM_Retry_doubleBarrier() {
 }
 
 // A queue gives each item to one of its consumers, the oldest first.
-func ExampleSTM_Retry_queue() {
+func ExampleSTM_queue() {
 	client, stop := connect()
 	defer stop()
 
@@ -131,7 +131,7 @@ func ExampleSTM_Retry_queue() {
 
 // A counting semaphore lets three in. A holder's key has the lease of its session, so that
 // its place is free when it dies.
-func ExampleSTM_Retry_semaphore() {
+func ExampleSTM_semaphore() {
 	client, stop := connect()
 	defer stop()
 	session, err := concurrency.NewSession(client)
@@ -169,7 +169,7 @@ func ExampleSTM_Retry_semaphore() {
 }
 
 // A service waits until the configuration is one that it can use.
-func ExampleSTM_Retry_configuration() {
+func ExampleSTM_configuration() {
 	client, stop := connect()
 	defer stop()
 
@@ -196,7 +196,7 @@ func ExampleSTM_Retry_configuration() {
 
 // Two bookings of one room must not overlap. A booking that comes to lie in the range makes the
 // transaction conflict, although no key that it has read has changed.
-func ExampleSTM_Range() {
+func ExampleSTM_range() {
 	client, stop := connect()
 	defer stop()
 
