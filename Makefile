@@ -48,7 +48,7 @@ lint: ## formatting, knots, sentences, vet, staticcheck, modernizers, tidiness, 
 	@$(call none,$(TOOL) gofumpt -l .)
 	@$(call none,go list -f '{{join .Imports "\n"}}' . | awk '/^[^\/]*\./ && \
 		$$0 != "$(CLIENT)" && !/^go\.etcd\.io\/etcd\/api\/v3\// && \
-		!/^google\.golang\.org\/grpc\/(codes|status|connectivity)$$/')
+		!/^google\.golang\.org\/grpc\/(codes|connectivity|metadata|status)$$/')
 	@$(call nowhere,--exclude='*.sum',\b(TOD[O]|FIXM[E]|XX[X])\b)
 	@$(call nowhere,--include='*_test.go',time\.Sleep)
 	@$(call nowhere,--include='*.go',\.Skip(f|Now)?\b)

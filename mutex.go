@@ -63,8 +63,9 @@ func (m *Mutex) TryLock(ctx context.Context) error {
 // A Lock that fails takes its key away again. If that takes long, it goes on in the
 // background. The key goes with the lease at the latest.
 //
-// A free lock costs one call. A wait for one holder costs two. Each ticket that leaves the
-// line directly ahead costs one more, and so does a store that is written to meanwhile.
+// A free lock costs one call. A wait costs one watch, which the next wait takes over, and no
+// further call while at most 16 stand ahead. It costs one call more if more stand ahead, and
+// one if the store is written to before the watch begins.
 func (m *Mutex) Lock(ctx context.Context) error {
 	_, err := m.lock(ctx)
 	return err
@@ -148,8 +149,9 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 // therefore sees the end at once. Contexts that are derived from it end when a timer runs,
 // a moment later.
 //
-// The first call after the lock was taken reads the key once and watches it in the
-// background until the context ends. A member that falls silent is noticed within the TTL.
+// The first call after the lock was taken watches the line in the background until the context
+// ends. It reads the key once if the store was written to since. A member that falls silent is
+// noticed within the TTL.
 func (m *Mutex) Ctx() context.Context { return m.context() }
 
 // Do runs work while the lock is held. It takes the lock as [Mutex.Lock] does. It calls

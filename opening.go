@@ -44,7 +44,8 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 		}
 	}
 	// The seats are found by the ID, which is known only now.
-	l.seats = sharedOf(client).seatsOf(l.id)
+	s := sharedOf(client)
+	l.seats, l.watches = s.seatsOf(l.id), &s.watches
 	if l.id < v3.NoLease {
 		l.gone()
 		return l, nil

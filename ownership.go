@@ -2,6 +2,7 @@ package concurrency
 
 import (
 	"context"
+	"strings"
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -131,7 +132,7 @@ func (o *ownership) context() context.Context {
 	case o.term == nil:
 		// A term is followed only when somebody asks, because a watch costs as much as a
 		// call.
-		o.term = o.queue.follow(o.held)
+		o.term = o.queue.follow(o.held, o.header)
 	}
 	return o.term.ctx
 }
@@ -169,14 +170,14 @@ func (t *term) cause() error { return context.Cause(t.ctx) }
 // follow starts the term of a grant. It ends with the session, and with the deletion of the
 // key, which it watches for. A deletion by another handle of the session is known before it
 // is sent.
-func (q queue) follow(g *grant) *term {
+func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
 	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
 	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		defer detach()
-		err := q.standing(ctx, g.ticket)
+		err := q.standing(ctx, g.ticket, header)
 		if err == ErrSessionExpired {
 			l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
 		}
@@ -195,36 +196,43 @@ func (q queue) follow(g *grant) *term {
 	return &term{&punctual{ctx, look}, cancel}
 }
 
-// standing returns [ErrSessionExpired] when the ticket is seen to be gone. It ends earlier
-// when ctx does. It also ends with a permanent error that keeps it from reading the key,
-// because a process that can't know does not own.
-func (q queue) standing(ctx context.Context, t ticket) error {
-	l := q.lease()
-	var w *watcher
-	defer func() { w.stop() }()
+// standing returns [ErrSessionExpired] when the ticket is seen to be gone. It stood at the
+// revision of the header. It ends earlier when ctx does. It also ends with a permanent error
+// that keeps it from reading the key, because a process that can't know does not own.
+//
+// It watches the line, as a wait does, so that one watch serves a session from turn to turn.
+func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader) error {
+	if header == nil { // of a resumed election
+		header = &pb.ResponseHeader{}
+	}
+	if !strings.HasPrefix(t.key, q.prefix) { // of an election that was resumed with a key from elsewhere
+		q.prefix = t.key
+	}
+	w := q.watchLine(header)
+	defer func() { q.keep(w, header) }()
 	for {
-		// A watch that broke, or fell silent, has told nothing of what happened meanwhile.
-		// A look does.
-		resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
-		switch {
-		case err != nil:
-			return err
-		case !t.firstOf(resp.Kvs):
-			return ErrSessionExpired
-		case w == nil: // from the revision after one at which it stood: no gap
-			w = watch(ctx, l.client, l.timeToLive(), t.key, resp.Header.Revision+1, v3.WithFilterPut())
+		var news v3.WatchResponse
+		select {
+		case news = <-w.heard():
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		// The watch tells of deletions of this key only. Any event is the end of the
-		// ticket, because the watch began at a revision at which the ticket stood.
-		for news := (v3.WatchResponse{}); !missed(news, resp.Header.Revision); {
-			select {
-			case news = <-w.heard():
-			case <-ctx.Done():
-				return ctx.Err()
-			}
-			if len(news.Events) > 0 {
+		for _, ev := range news.Events {
+			if ev.Kv.ModRevision > header.Revision && string(ev.Kv.Key) == t.key {
 				return ErrSessionExpired
 			}
+		}
+		// A watch that began later, broke, or fell silent, has told nothing of what happened
+		// before. A look does.
+		if (news.Canceled || news.Created) && missed(news, header.Revision) {
+			resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
+			switch {
+			case err != nil:
+				return err
+			case !t.firstOf(resp.Kvs):
+				return ErrSessionExpired
+			}
+			header = resp.Header
 		}
 	}
 }

@@ -66,7 +66,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
 	for {
 		v, err = q.join(ctx, join)
-		if err == nil && v.ahead != (ticket{}) {
+		if err == nil && !v.turn() {
 			v, err = q.wait(ctx, v)
 		}
 		doomed := false
@@ -86,46 +86,42 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 	}
 }
 
-// join carries out the transaction. Its view has the ticket that was drawn or found, and a
-// ticket ahead of that if there is one. join returns [ErrLocked] if the transaction must be
-// alone and there is one. After an error the view has the ticket if one stands, without a
-// revision if that is not known.
+// join carries out the transaction. Its view has the ticket that was drawn or found, and those
+// ahead. join returns [ErrLocked] if the transaction must be alone and is not. After an error
+// the view has the ticket if one stands, without a revision if that is not known.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
 		var found *mvccpb.KeyValue
-		if v, found, err = q.joinOnce(ctx, txn); err != nil {
+		switch v, found, err = q.joinOnce(ctx, txn); {
+		case err != nil:
 			return v, err
-		}
-		switch {
-		case v.mine == ticket{} && txn.alone:
-			return v, ErrLocked
-		case v.mine == ticket{}:
-			// The session stands in line, with a ticket older than this call.
-			if v.mine, err = q.find(ctx, txn.key); err != nil {
-				return view{mine: ticket{key: txn.key}}, err
-			}
-			if v.mine == (ticket{}) {
-				continue // it has just gone
-			}
+		case txn.alone && !v.turn():
+			return view{}, ErrLocked
 		}
 		doomed := false
 		q.lease().seats.at(txn.key, func(s *seat) { doomed = v.mine.rev <= s.doomed })
-		if !doomed {
-			if found != nil {
-				v, err = q.setValue(ctx, v, found, txn.value)
+		switch {
+		case doomed:
+			// The key found is being deleted, by a call that has no answer yet. Make sure
+			// of it, and draw a new ticket.
+			if _, err = q.remove(ctx, v.mine); err != nil && err != ErrSessionExpired {
+				return view{}, err
 			}
-			return v, err
+			continue
+		case !v.near && len(v.ahead) == 0: // it stood in line before
+			if v, err = q.look(ctx, v.mine); err == ErrSessionExpired {
+				continue // it has just gone
+			}
 		}
-		// The key found is being deleted, by a call that has no answer yet. Make sure
-		// of it, and draw a new ticket.
-		if _, err := q.remove(ctx, v.mine); err != nil && err != ErrSessionExpired {
-			return view{}, err
+		if err == nil && found != nil && txn.replaces {
+			v, err = q.setValue(ctx, v, found, txn.value)
 		}
+		return v, err
 	}
 }
 
-// joinOnce sends the transaction until it is answered. A transaction that replaces the
-// value of the session's key also returns that key, if it has found it.
+// joinOnce sends the transaction until it is answered. It also returns the session's key if it
+// has found it.
 func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
@@ -160,7 +156,9 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 		if err != nil {
 			return v, err
 		}
-		v.header = resp.Header // at which the ticket stood, too
+		if v.turn() {
+			v.header = resp.Header // at which the ticket owned, too; of those ahead it tells nothing
+		}
 		if resp.Succeeded {
 			break
 		}
@@ -175,14 +173,14 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 	return v, nil
 }
 
-// look shows, with one linearizable read, who stands directly ahead of mine. It returns
+// look shows, with one linearizable read, who stands ahead of mine. It returns
 // [ErrSessionExpired] if mine does not stand in line any more.
 //
 // A serializable read at the revision of an event would not do. The server tells of a
 // revision a moment before it shows that revision (End in
 // server/storage/mvcc/watchable_store_txn.go).
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
-	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
+	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newest), v3.WithMaxCreateRev(mine.rev))...)
 	if err != nil {
 		return view{mine: mine}, err
 	}
@@ -193,58 +191,60 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	return v, nil
 }
 
-// ownWatchDelay is how long a wait lasts before it watches its own key as well. Quick
-// hand-overs are spared that watch. A lost key is heard of this much later.
-const ownWatchDelay = 100 * time.Millisecond
-
-// wait returns the first view that shows nobody ahead. It ends earlier for three reasons
+// wait returns the first view in which the turn has come. It ends earlier for three reasons
 // only:
 //
 //   - the ticket is gone, and wait returns [ErrSessionExpired];
 //   - ctx, the client or the lease has ended;
 //   - a look met a permanent error.
 //
-// Whatever else happens, it looks again. It watches two keys for their deletion.
+// Whatever else happens, it looks again.
 //
-// The key ahead is watched from now on, because the server serves a watch that starts in
-// the past only every 100 ms (server/storage/mvcc/watchable_store.go). A deletion between
-// the last look and the beginning of the watch would be missed. So a beginning that is
-// newer than the last look calls for another look.
+// Near the head it follows the line by one watch, which proves the turn. See [view.hear].
+// Farther back it watches the own key, and the farthest ticket that it knows. When that one
+// goes, it looks, and is near.
 //
-// The own key is watched from the revision after a look that has shown it. That leaves no
-// gap. The 100 ms don't matter there.
+// All watches begin with the present, because the server serves a watch that starts in the
+// past only every 100 ms (server/storage/mvcc/watchable_store.go).
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
-	l, delay := q.lease(), time.NewTimer(ownWatchDelay)
-	defer delay.Stop()
-	var ahead, own *watcher
+	l := q.lease()
+	var line, own, far *watcher
 	defer func() {
 		own.stop()
-		// A session that has ended keeps none: etcd's own services open one for each call.
-		if err == nil && l.ctx.Err() == nil {
-			l.kept.keep(ahead, v.header.Revision)
+		far.stop()
+		if err == nil {
+			q.keep(line, v.header)
 		} else {
-			ahead.stop()
+			line.stop()
 		}
 	}()
-	for v.ahead != (ticket{}) {
-		if ahead == nil || ahead.key != v.ahead.key {
-			ahead.stop()
-			ahead = q.watchAhead(ctx, v)
+	for !v.turn() {
+		switch {
+		case v.near && line == nil:
+			own.stop()
+			far.stop()
+			line, own, far = q.watchLine(v.header), nil, nil
+		case !v.near && own == nil:
+			own = l.watch(ctx, v.mine.key, 0, v3.WithFilterPut())
+			fallthrough
+		case !v.near && far.key != v.farthest().key:
+			far.stop()
+			far = l.watch(ctx, v.farthest().key, 0, v3.WithFilterPut())
 		}
 		var news v3.WatchResponse
 		select {
-		case news = <-ahead.heard():
+		case news = <-line.heard():
 		case news = <-own.heard():
-		case <-delay.C:
-			own = watch(ctx, l.client, l.timeToLive(), v.mine.key, v.header.Revision+1, v3.WithFilterPut())
-			continue
+		case news = <-far.heard():
 		case <-ctx.Done():
 			return v, ctx.Err()
 		case <-l.lost.Done():
 			return v, l.loss()
 		}
-		// News at or before the revision of the last look tell nothing new.
-		if missed(news, v.header.Revision) {
+		switch gone, stale := v.hear(news); {
+		case gone:
+			return v, ErrSessionExpired
+		case stale:
 			if v, err = q.look(ctx, v.mine); err != nil {
 				return v, err
 			}
@@ -253,14 +253,28 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	return v, nil
 }
 
-// watchAhead watches the key ahead from now on, or goes on with the kept watch. The watch
-// may be kept itself, and so does not end with ctx.
-func (q queue) watchAhead(ctx context.Context, v view) *watcher {
+// watchLine watches the deletions in the line from now on, or goes on with the kept watch. The
+// header is of the revision up to which its user knows the line. The watch may be kept, and so
+// does not end with the caller's context.
+func (q queue) watchLine(header *pb.ResponseHeader) *watcher {
 	l := q.lease()
-	if w := l.kept.take(v.ahead.key, v.header.Revision); w != nil {
+	if w := l.kept.take(q.prefix, header.Revision); w != nil {
 		return w
 	}
-	return watch(context.WithoutCancel(ctx), l.client, l.timeToLive(), v.ahead.key, 0, v3.WithFilterPut())
+	return l.watch(context.Background(), q.prefix, 0, v3.WithPrefix(), v3.WithFilterPut())
+}
+
+// keep keeps a watch of the line for the session's next use of it. Its user knows the line up
+// to the revision of the header. A session that has ended keeps none, because etcd's own
+// services open one for each call.
+func (q queue) keep(w *watcher, header *pb.ResponseHeader) {
+	switch l := q.lease(); {
+	case w == nil:
+	case l.ctx.Err() == nil:
+		l.kept.keep(w, header.Revision)
+	default:
+		w.stop()
+	}
 }
 
 // leave gives the ownership back. It deletes the ticket, which nobody is granted again. It

@@ -30,7 +30,11 @@ func TestJoinTransaction(t *testing.T) {
 	require.Equal(t, "v", string(put.ValueBytes()))
 	require.True(t, read.IsGet())
 	require.False(t, read.IsSerializable())
-	for _, op := range append(join.els, read) {
+	own := join.els[0]
+	require.True(t, own.IsGet(), "a join that finds the key writes nothing")
+	require.Equal(t, "name/cafe", string(own.KeyBytes()))
+	require.Empty(t, own.RangeBytes())
+	for _, op := range append(join.els[1:], read) {
 		require.True(t, op.IsGet(), "a join that finds the key writes nothing")
 		require.True(t, op.IsKeysOnly())
 		require.Equal(t, "name/", string(op.KeyBytes()))
