@@ -40,7 +40,8 @@ const (
 	// KindExclusive is the key of a lock, of a writer, or of a candidate. It waits until no
 	// other key is ahead. Nothing in a key tells a lock from a candidacy. A lock has the
 	// identity of its session as its value, or no value. A candidate has the value of its
-	// campaign, which may be empty too.
+	// campaign, which may be empty too. If several locks are taken together, the session owns
+	// none of them before it owns in the line of each.
 	KindExclusive ParticipantKind = "exclusive"
 	// KindReader is the key of a reader. It waits until only readers are ahead, and Ahead counts
 	// the others.
@@ -128,22 +129,27 @@ func (i inspection) inspect(ctx context.Context, client *v3.Client, name string)
 	return line, nil
 }
 
-// partOf is the part of a line in which the keys of a kind lie. They come after all names of
-// leases, which are hexadecimal.
-var partOf = map[ParticipantKind]string{KindReader: "~r/", KindPermit: "~p/"}
+// partOf is the part of a line in which the keys of a kind lie. Those of readers and permits
+// come after all names of leases, which are hexadecimal.
+var partOf = map[ParticipantKind]string{KindExclusive: "", KindReader: "~r/", KindPermit: "~p/"}
 
 // participants tells what the keys of a line stand for. The oldest comes first.
 func participants(prefix string, kvs []*mvccpb.KeyValue) []Participant {
 	all := make([]Participant, len(kvs))
-	excluding := 0 // keys so far for which readers wait
+	excluding := 0                    // keys so far for which readers wait
+	olderKeys, olderExcluding := 0, 0 // those before the revision that is looked at
 	for i, kv := range kvs {
+		// One transaction may have put several keys. None of them is ahead of another.
+		if i > 0 && kv.CreateRevision > kvs[i-1].CreateRevision {
+			olderKeys, olderExcluding = i, excluding
+		}
 		p := Participant{
 			Key: string(kv.Key), Rev: kv.CreateRevision, Value: string(kv.Value), Lease: v3.LeaseID(kv.Lease),
-			Ahead: i,
+			Ahead: olderKeys,
 		}
 		name := strings.TrimPrefix(p.Key, prefix)
 		if p.Kind = kindOf(name, p.Lease); p.Kind == KindReader {
-			p.Ahead = excluding
+			p.Ahead = olderExcluding
 		}
 		// Readers go by the names alone.
 		if !strings.HasPrefix(name, partOf[KindReader]) {
@@ -165,7 +171,7 @@ func kindOf(name string, lease v3.LeaseID) ParticipantKind {
 		return KindExclusive
 	}
 	for kind, part := range partOf {
-		// One session may have several of these keys, so each has a number of its own.
+		// A session that has several keys of a kind in a line has a number in each.
 		number, found := strings.CutPrefix(name, part+id+"/")
 		if found && number != "" && !strings.Contains(number, "/") {
 			return kind

@@ -17,6 +17,8 @@ func TestKindOf(t *testing.T) {
 	}{
 		{"1f", 0x1f, KindExclusive},
 		{"7fffffffffffffff", 0x7fffffffffffffff, KindExclusive},
+		{"1f/0", 0x1f, KindExclusive}, // one of several locks that are taken together
+		{"1f/9a3c", 0x1f, KindExclusive},
 		{"~p/1f/0", 0x1f, KindPermit},
 		{"~p/1f/9a3c", 0x1f, KindPermit},
 		{"~r/1f/0", 0x1f, KindReader},
@@ -36,7 +38,10 @@ func TestKindOf(t *testing.T) {
 		{"config", 0x1f, KindForeign},
 		{"b/1f", 0x1f, KindForeign}, // of the lock a/b, in the line of a
 		{"b/~r/1f/0", 0x1f, KindForeign},
-		{"1f/0", 0x1f, KindForeign},
+		{"1f/", 0x1f, KindForeign},
+		{"1f/0/0", 0x1f, KindForeign},
+		{"1f/0", 0x2f, KindForeign},
+		{"1f/0", 0, KindForeign},
 		{"1fa", 0x1f, KindForeign},
 		{"~r/1f", 0x1f, KindForeign}, // of the lock a/~r
 		{"~r/1f/", 0x1f, KindForeign},
@@ -45,6 +50,31 @@ func TestKindOf(t *testing.T) {
 		{"~w/1f/0", 0x1f, KindForeign},
 	} {
 		require.Equal(t, c.kind, kindOf(c.name, c.lease), "%q on lease %x", c.name, c.lease)
+	}
+}
+
+// TestNobodyIsAheadInOneTransaction shows keys that one transaction has put, whose order is not
+// said. The others wait for all of them.
+func TestNobodyIsAheadInOneTransaction(t *testing.T) {
+	kvs := []*mvccpb.KeyValue{
+		{Key: []byte("a/1f/7"), CreateRevision: 5, Lease: 0x1f},
+		{Key: []byte("a/b/1f/7"), CreateRevision: 5, Lease: 0x1f},
+		{Key: []byte("a/2f"), CreateRevision: 6, Lease: 0x2f},
+		{Key: []byte("a/~r/2f/7"), CreateRevision: 7, Lease: 0x2f},
+	}
+	for _, swapped := range []bool{false, true} {
+		if swapped {
+			kvs[0], kvs[1] = kvs[1], kvs[0]
+		}
+		ahead, owners := map[string]int{}, []string(nil)
+		for _, p := range participants("a/", kvs) {
+			ahead[p.Key] = p.Ahead
+			if p.Owns {
+				owners = append(owners, p.Key)
+			}
+		}
+		require.Equal(t, map[string]int{"a/1f/7": 0, "a/b/1f/7": 0, "a/2f": 2, "a/~r/2f/7": 3}, ahead)
+		require.Equal(t, []string{"a/1f/7"}, owners)
 	}
 }
 

@@ -17,13 +17,14 @@ type waits map[clientv3.LeaseID]map[clientv3.LeaseID]string
 
 // waitsOf finds for whom each participant waits directly. An exclusive key that waits itself
 // stands for all who are ahead of it. Nobody but the semaphore's users knows for how many
-// permits a permit waits, so it is taken to wait for none. A foreign key has no session.
+// permits a permit waits, so it is taken to wait for none. A foreign key has no session. Keys
+// of one revision were put by one transaction, and don't wait for each other.
 func waitsOf(lines []concurrency.Line) waits {
 	w := waits{}
 	for _, line := range lines {
 		for i, p := range line.Participants {
 			for _, ahead := range slices.Backward(line.Participants[:i]) {
-				if !blocks(ahead, p) {
+				if ahead.Rev == p.Rev || !blocks(ahead, p) {
 					continue
 				}
 				if w[p.Lease] == nil {
