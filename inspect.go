@@ -129,9 +129,10 @@ func (i inspection) inspect(ctx context.Context, client *v3.Client, name string)
 	return line, nil
 }
 
-// partOf is the part of a line in which the keys of a kind lie. Those of readers and permits
-// come after all names of leases, which are hexadecimal.
-var partOf = map[ParticipantKind]string{KindExclusive: "", KindReader: "~r/", KindPermit: "~p/"}
+// partOf is the part of a line in which the keys of a kind lie, see [rule].
+var partOf = map[ParticipantKind]string{
+	KindExclusive: rule{}.kind, KindReader: readers.kind, KindPermit: permits(1).kind,
+}
 
 // participants tells what the keys of a line stand for. The oldest comes first.
 func participants(prefix string, kvs []*mvccpb.KeyValue) []Participant {
@@ -152,7 +153,7 @@ func participants(prefix string, kvs []*mvccpb.KeyValue) []Participant {
 			p.Ahead = olderExcluding
 		}
 		// Readers go by the names alone.
-		if !strings.HasPrefix(name, partOf[KindReader]) {
+		if !strings.HasPrefix(name, readers.kind) {
 			excluding++
 		}
 		p.Owns = p.Ahead == 0 && p.Kind != KindForeign

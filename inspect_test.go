@@ -84,6 +84,66 @@ func TestInspect(t *testing.T) {
 	require.True(t, inspect().Participants[0].Owns)
 }
 
+// TestInspectKinds shows all kinds of locks in their lines, as they hold and wait.
+func TestInspectKinds(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	c := client(t)
+	type seen struct {
+		kind  concurrency.ParticipantKind
+		ahead int
+		owns  bool
+	}
+	inspect := func(name string) (all []seen) {
+		line, err := concurrency.Inspect(ctx, c, name)
+		require.NoError(t, err)
+		for _, p := range line.Participants {
+			all = append(all, seen{p.Kind, p.Ahead, p.Owns})
+		}
+		return all
+	}
+	s1, s2, s3 := session(t, c), session(t, c), session(t, c)
+
+	name := prefix(t)
+	reader1, reader2, reader3 := concurrency.NewRWMutex(s1, name), concurrency.NewRWMutex(s1, name), concurrency.NewRWMutex(s3, name)
+	writer := concurrency.NewRWMutex(s2, name)
+	require.NoError(t, reader1.RLock(ctx))
+	require.NoError(t, reader2.RLock(ctx))
+	writing := etcdtest.Go(func() error { return writer.Lock(ctx) })
+	etcdtest.WaitKeys(t, c, name, 3)
+	reading := etcdtest.Go(func() error { return reader3.RLock(ctx) })
+	etcdtest.WaitKeys(t, c, name, 4)
+	require.Equal(t, []seen{
+		{concurrency.KindReader, 0, true},
+		{concurrency.KindReader, 0, true},
+		{concurrency.KindExclusive, 2, false},
+		{concurrency.KindReader, 1, false},
+	}, inspect(name))
+	require.NoError(t, reader1.RUnlock(ctx))
+	require.NoError(t, reader2.RUnlock(ctx))
+	require.NoError(t, writing.Wait(t))
+	require.Equal(t, []seen{{concurrency.KindExclusive, 0, true}, {concurrency.KindReader, 1, false}}, inspect(name))
+	require.NoError(t, writer.Unlock(ctx))
+	require.NoError(t, reading.Wait(t))
+	require.Equal(t, []seen{{concurrency.KindReader, 0, true}}, inspect(name))
+	require.NoError(t, reader3.RUnlock(ctx))
+
+	name = prefix(t)
+	permit1, permit2 := concurrency.NewSemaphore(s1, name, 2), concurrency.NewSemaphore(s2, name, 2)
+	require.NoError(t, permit1.Acquire(ctx))
+	require.NoError(t, permit2.Acquire(ctx))
+	require.Equal(t, []seen{{concurrency.KindPermit, 0, true}, {concurrency.KindPermit, 1, false}}, inspect(name))
+	require.NoError(t, permit1.Release(ctx))
+	require.NoError(t, permit2.Release(ctx))
+
+	name = prefix(t)
+	both := concurrency.NewMultiMutex(s1, name, name+"/within")
+	require.NoError(t, both.Lock(ctx))
+	require.ElementsMatch(t, []seen{{concurrency.KindExclusive, 0, true}, {concurrency.KindForeign, 0, false}}, inspect(name))
+	require.Equal(t, []seen{{concurrency.KindExclusive, 0, true}}, inspect(name+"/within"))
+	require.NoError(t, both.Unlock(ctx))
+}
+
 // TestInspectTellsOfLeasesThatAreGone shows a key without a lease, and a lease that ends before
 // it is asked for.
 func TestInspectTellsOfLeasesThatAreGone(t *testing.T) {
@@ -200,6 +260,36 @@ func TestWithIdentity(t *testing.T) {
 		l.Lock()
 		require.Equal(t, identity, valueOf(t, name))
 		l.Unlock()
+	})
+	t.Run("the keys of the other kinds of lock", func(t *testing.T) {
+		for i, take := range []func(name string) (release func() error){
+			func(name string) func() error {
+				m := concurrency.NewRWMutex(s, name)
+				require.NoError(t, m.Lock(ctx))
+				return func() error { return m.Unlock(ctx) }
+			},
+			func(name string) func() error {
+				m := concurrency.NewRWMutex(s, name)
+				require.NoError(t, m.RLock(ctx))
+				return func() error { return m.RUnlock(ctx) }
+			},
+			func(name string) func() error {
+				m := concurrency.NewSemaphore(s, name, 2)
+				require.NoError(t, m.Acquire(ctx))
+				return func() error { return m.Release(ctx) }
+			},
+			func(name string) func() error {
+				m := concurrency.NewMultiMutex(s, name, name+"-other")
+				require.NoError(t, m.Lock(ctx))
+				require.Equal(t, identity, valueOf(t, name+"-other"))
+				return func() error { return m.Unlock(ctx) }
+			},
+		} {
+			name := prefix(t)
+			release := take(name)
+			require.Equal(t, identity, valueOf(t, name), i)
+			require.NoError(t, release())
+		}
 	})
 	t.Run("a handle that was made for a placeholder", func(t *testing.T) {
 		name := prefix(t)

@@ -24,7 +24,7 @@ type Mutex struct {
 // It panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
 	q := newQueue(s, pfx)
-	join := q.joinTxn(s.identity)
+	join := q.lockTxn()
 	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
 }
 
@@ -35,7 +35,7 @@ func NewMutex(s *Session, pfx string) *Mutex {
 // It costs one call, which is repeated over transient faults until ctx or the lease ends.
 // The other errors, and what a failure leaves behind, are those of [Mutex.Lock].
 func (m *Mutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.joining().ifAlone(m.queue.prefix))
+	_, err := m.acquire(ctx, m.joining().ifAlone(0))
 	return err
 }
 
@@ -80,7 +80,7 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 func (m *Mutex) joining() joinTxn {
 	m.queue.made()
 	if m.prepared.leaseID != m.queue.session.id {
-		return m.queue.joinTxn(m.queue.session.identity)
+		return m.queue.lockTxn()
 	}
 	return *m.prepared
 }
@@ -94,17 +94,7 @@ func (m *Mutex) joining() joinTxn {
 // ctx's and etcd's. After an error the key may or may not be deleted yet. The session will
 // not be given the lock by that key again. The deletion goes on in the background until it
 // is carried out or the lease is gone. Unlock can be repeated.
-func (m *Mutex) Unlock(ctx context.Context) error {
-	held, _ := m.state()
-	if held == nil {
-		return ErrLockReleased
-	}
-	_, err := m.release(ctx, held)
-	if err == ErrSessionExpired {
-		return nil
-	}
-	return err
-}
+func (m *Mutex) Unlock(ctx context.Context) error { return m.unlock(ctx, m.queue) }
 
 // IsOwner returns a comparison that is true in a transaction only while this handle holds
 // the lock. A write guarded by it is refused once the lock is lost. No check on the

@@ -2,7 +2,7 @@ package concurrency
 
 import (
 	"context"
-	"strings"
+	"slices"
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -25,9 +25,17 @@ type ownership struct {
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
+	return o.acquireIn(ctx, o.queue, join)
+}
+
+// acquireIn acquires by one of the places of a handle that has several.
+func (o *ownership) acquireIn(ctx context.Context, q queue, join joinTxn) (*grant, error) {
 	// A failure tells that this ownership is lost, and tells nothing of a newer one.
 	before, _ := o.state()
-	g, header, err := o.queue.acquire(ctx, join)
+	if before != nil && before.key != join.key {
+		before = nil // nor of one by another place
+	}
+	g, header, err := q.acquire(ctx, join)
 	switch err {
 	case nil:
 		o.mu.Lock()
@@ -52,6 +60,20 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 		o.drop(held)
 	}
 	return header, err
+}
+
+// unlock releases what the handle holds by its place in q. A lock that was lost meanwhile needs
+// no release.
+func (o *ownership) unlock(ctx context.Context, q queue) error {
+	held, _ := o.state()
+	if held == nil || held.key != q.key() {
+		return ErrLockReleased
+	}
+	_, err := o.release(ctx, held)
+	if err == ErrSessionExpired {
+		return nil
+	}
+	return err
 }
 
 // lose notes that held was seen to be gone, for the siblings too. nil is nothing.
@@ -196,21 +218,36 @@ func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
 	return &term{&punctual{ctx, look}, cancel}
 }
 
-// standing returns [ErrSessionExpired] when the ticket is seen to be gone. It stood at the
-// revision of the header. It ends earlier when ctx does. It also ends with a permanent error
-// that keeps it from reading the key, because a process that can't know does not own.
+// standing returns [ErrSessionExpired] when the ticket is seen to be gone, in any of its lines.
+// It stood at the revision of the header. It ends earlier when ctx does. It also ends with a
+// permanent error that keeps it from reading the key, because a process that can't know does
+// not own.
 //
-// It watches the line, as a wait does, so that one watch serves a session from turn to turn.
+// The place that a session has in a line goes on with the watch of the line, and leaves it to
+// the next wait. So one watch serves a session from turn to turn. Other places watch their own
+// keys, because many of them may own at once.
 func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader) error {
+	var w *watcher
+	defer func() { q.keep(w, header) }()
 	if header == nil { // of a resumed election
 		header = &pb.ResponseHeader{}
 	}
-	if !strings.HasPrefix(t.key, q.prefix) { // of an election that was resumed with a key from elsewhere
-		q.prefix = t.key
+	if q.rule == (rule{}) && t.key == q.key() {
+		w = q.watchLine(header)
 	}
-	w := q.watchLine(header)
-	defer func() { q.keep(w, header) }()
-	for {
+	for stale := w == nil; ; {
+		if stale {
+			read, now, err := q.read(ctx, q.own(t.key), 0)
+			switch {
+			case err != nil:
+				return err
+			case !q.among(t, read):
+				return ErrSessionExpired
+			}
+			if header = now; w == nil {
+				w = q.watchOwn(ctx, t, header.Revision)
+			}
+		}
 		var news v3.WatchResponse
 		select {
 		case news = <-w.heard():
@@ -218,21 +255,12 @@ func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader
 			return ctx.Err()
 		}
 		for _, ev := range news.Events {
-			if ev.Kv.ModRevision > header.Revision && string(ev.Kv.Key) == t.key {
+			if ev.Kv.ModRevision > header.Revision && slices.Contains(q.keys(t.key), string(ev.Kv.Key)) {
 				return ErrSessionExpired
 			}
 		}
 		// A watch that began later, broke, or fell silent, has told nothing of what happened
 		// before. A look does.
-		if (news.Canceled || news.Created) && missed(news, header.Revision) {
-			resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
-			switch {
-			case err != nil:
-				return err
-			case !t.firstOf(resp.Kvs):
-				return ErrSessionExpired
-			}
-			header = resp.Header
-		}
+		stale = (news.Canceled || news.Created) && missed(news, header.Revision)
 	}
 }

@@ -2,7 +2,6 @@ package concurrency
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -43,8 +42,8 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == nil {
 		err = l.loss()
 	}
-	if err == ErrSessionExpired {
-		v.mine = ticket{} // it is gone
+	if err == ErrSessionExpired && len(q.also) == 0 {
+		v.mine = ticket{} // it is gone; of several keys some may be left
 	}
 	if cleaned := q.exit(join, v.mine, err); err != nil {
 		select {
@@ -87,42 +86,62 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 }
 
 // join carries out the transaction. Its view has the ticket that was drawn or found, and those
-// ahead. join returns [ErrLocked] if the transaction must be alone and is not. After an error
-// the view has the ticket if one stands, without a revision if that is not known.
+// ahead. join returns [ErrLocked] if the transaction must be alone and somebody is in the way.
+// After an error the view has the ticket if one stands, without a revision if that is not known.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
-		var found *mvccpb.KeyValue
-		switch v, found, err = q.joinOnce(ctx, txn); {
+		var own *mvccpb.KeyValue
+		switch v, own, err = q.joinOnce(ctx, txn); {
 		case err != nil:
 			return v, err
-		case txn.alone && !v.turn():
+		case v.mine != ticket{}:
+		case v.rule.blocks(v.prefix, v.ahead):
 			return view{}, ErrLocked
+		default:
+			// Others stand there and leave room. It is still there if nobody comes in between.
+			txn = txn.ifAlone(v.header.Revision)
+			continue
 		}
 		doomed := false
 		q.lease().seats.at(txn.key, func(s *seat) { doomed = v.mine.rev <= s.doomed })
-		switch {
-		case doomed:
-			// The key found is being deleted, by a call that has no answer yet. Make sure
-			// of it, and draw a new ticket.
-			if _, err = q.remove(ctx, v.mine); err != nil && err != ErrSessionExpired {
-				return view{}, err
-			}
-			continue
-		case !v.near && len(v.ahead) == 0: // it stood in line before
-			if v, err = q.look(ctx, v.mine); err == ErrSessionExpired {
-				continue // it has just gone
-			}
+		if !doomed && own != nil {
+			v, doomed, err = q.recognize(ctx, txn, v, own)
 		}
-		if err == nil && found != nil && txn.replaces {
-			v, err = q.setValue(ctx, v, found, txn.value)
+		if !doomed {
+			return v, err
 		}
-		return v, err
+		// The key found is being deleted, by a call that has no answer yet. Make sure
+		// of it, and draw a new ticket.
+		if _, err := q.remove(ctx, v.mine); err != nil && err != ErrSessionExpired {
+			return view{}, err
+		}
 	}
 }
 
-// joinOnce sends the transaction until it is answered. It also returns the session's key if it
-// has found it.
-func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
+// recognize goes on with a ticket of the session's that a join has found. It looks who is ahead,
+// and gives the key the value of the join. It dooms a ticket that does not stand in all its
+// lines, or is gone.
+func (q queue) recognize(
+	ctx context.Context, txn joinTxn, v view, own *mvccpb.KeyValue,
+) (_ view, doomed bool, err error) {
+	if !v.known() {
+		v, err = q.look(ctx, v.mine)
+	}
+	switch {
+	case err == ErrSessionExpired:
+		q.lease().seats.at(txn.key, func(s *seat) { s.doom(v.mine) })
+		return v, true, nil
+	case err == nil && txn.alone && !v.turn():
+		return view{}, false, ErrLocked
+	case err == nil && txn.replaces:
+		v, err = q.setValue(ctx, v, own, txn.value)
+	}
+	return v, false, err
+}
+
+// joinOnce sends the transaction until it is answered. It also returns the key of the place if
+// it has found one.
+func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, own *mvccpb.KeyValue, err error) {
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		resp, err := l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
@@ -138,8 +157,8 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb
 	if err != nil {
 		return view{}, nil, err
 	}
-	v, found = txn.joined(resp)
-	return v, found, nil
+	v, own = txn.joined(resp)
+	return v, own, nil
 }
 
 // setValue gives the session's key the value. It writes over what it has read and nothing
@@ -174,20 +193,25 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 }
 
 // look shows, with one linearizable read, who stands ahead of mine. It returns
-// [ErrSessionExpired] if mine does not stand in line any more.
+// [ErrSessionExpired] if mine does not stand any more, in any of its lines.
 //
 // A serializable read at the revision of an event would not do. The server tells of a
 // revision a moment before it shows that revision (End in
 // server/storage/mvcc/watchable_store_txn.go).
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
-	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newest), v3.WithMaxCreateRev(mine.rev))...)
-	if err != nil {
-		return view{mine: mine}, err
+	v, parts := view{rule: q.rule, prefix: q.prefix, mine: mine}, q.deciding(q.keys(mine.key))
+	asked := len(parts)
+	if !q.rule.shows() {
+		parts = append(parts, q.own(mine.key)...)
 	}
-	v, stands := mine.seen(resp)
-	if !stands {
+	read, header, err := q.read(ctx, parts, mine.rev)
+	if err != nil {
+		return v, err
+	}
+	if v.header = header; !q.among(mine, read) {
 		return v, ErrSessionExpired
 	}
+	v.stand(parts, read[:asked])
 	return v, nil
 }
 
@@ -201,11 +225,8 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 // Whatever else happens, it looks again.
 //
 // Near the head it follows the line by one watch, which proves the turn. See [view.hear].
-// Farther back it watches the own key, and the farthest ticket that it knows. When that one
-// goes, it looks, and is near.
-//
-// All watches begin with the present, because the server serves a watch that starts in the
-// past only every 100 ms (server/storage/mvcc/watchable_store.go).
+// Otherwise it watches its own keys, and the ticket whose end may bring it near. When that one
+// goes, it looks.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l := q.lease()
 	var line, own, far *watcher
@@ -224,10 +245,10 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 			own.stop()
 			far.stop()
 			line, own, far = q.watchLine(v.header), nil, nil
-		case !v.near && own == nil:
-			own = l.watch(ctx, v.mine.key, 0, v3.WithFilterPut())
-			fallthrough
-		case !v.near && far.key != v.farthest().key:
+		case !v.near && (far == nil || far.key != v.farthest().key):
+			if own == nil {
+				own = q.watchOwn(ctx, v.mine, v.header.Revision)
+			}
 			far.stop()
 			far = l.watch(ctx, v.farthest().key, 0, v3.WithFilterPut())
 		}
@@ -256,6 +277,9 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 // watchLine watches the deletions in the line from now on, or goes on with the kept watch. The
 // header is of the revision up to which its user knows the line. The watch may be kept, and so
 // does not end with the caller's context.
+//
+// It begins with the present, because the server serves a watch that starts in the past only
+// every 100 ms (server/storage/mvcc/watchable_store.go).
 func (q queue) watchLine(header *pb.ResponseHeader) *watcher {
 	l := q.lease()
 	if w := l.kept.take(q.prefix, header.Revision); w != nil {
@@ -265,16 +289,26 @@ func (q queue) watchLine(header *pb.ResponseHeader) *watcher {
 }
 
 // keep keeps a watch of the line for the session's next use of it. Its user knows the line up
-// to the revision of the header. A session that has ended keeps none, because etcd's own
-// services open one for each call.
+// to the revision of the header. Other watches end, and so do those of a session that has
+// ended, because etcd's own services open one for each call.
 func (q queue) keep(w *watcher, header *pb.ResponseHeader) {
-	switch l := q.lease(); {
-	case w == nil:
-	case l.ctx.Err() == nil:
+	if l := q.lease(); w != nil && w.key == q.prefix && l.ctx.Err() == nil {
 		l.kept.keep(w, header.Revision)
-	default:
+	} else {
 		w.stop()
 	}
+}
+
+// watchOwn watches the keys of a ticket for their deletion, from the revision after rev, at
+// which they stood. That leaves no gap. The 100 ms don't matter here.
+func (q queue) watchOwn(ctx context.Context, t ticket, rev int64) *watcher {
+	l, keys := q.lease(), q.keys(t.key)
+	w := l.watch(ctx, t.key, rev+1, v3.WithFilterPut())
+	for _, key := range keys[1:] {
+		w.beside = append(w.beside,
+			l.watches.watchInto(ctx, w.news, l.client, l.timeToLive(), key, rev+1, v3.WithFilterPut()))
+	}
+	return w
 }
 
 // leave gives the ownership back. It deletes the ticket, which nobody is granted again. It

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -25,6 +26,9 @@ func TestAView(t *testing.T) {
 	turns, losses := 0, 0
 	for range *histories {
 		h := &lineHistory{tb: t, Rand: random, stands: map[string]int64{}}
+		if random.IntN(3) == 0 {
+			h.rule = permits(1 + random.IntN(4))
+		}
 		switch h.play() {
 		case "turn":
 			turns++
@@ -40,6 +44,7 @@ func TestAView(t *testing.T) {
 type lineHistory struct {
 	tb testing.TB
 	*rand.Rand
+	rule      rule
 	rev       int64
 	stands    map[string]int64 // create revision by key
 	deletions []lineDeletion   // all that there were, in their order
@@ -55,9 +60,15 @@ type lineDeletion struct {
 
 // play goes on until the waiter knows its end.
 func (h *lineHistory) play() string {
-	const mine = "line/mine"
+	mine := "line/" + h.rule.kind + "mine"
 	names := h.IntN(2 * nearby)
-	name := func() string { return fmt.Sprintf("line/%d", h.IntN(names+1)) }
+	name := func() string {
+		n := h.IntN(names + 1)
+		if n%7 == 0 {
+			return fmt.Sprintf("line/%d", n) // of another kind
+		}
+		return fmt.Sprintf("line/%s%d", h.rule.kind, n)
+	}
 	for range names + h.IntN(4) {
 		h.put(name())
 	}
@@ -139,8 +150,12 @@ func (h *lineHistory) look(me ticket) (stands bool) {
 		}
 	}
 	slices.SortFunc(kvs, func(a, b *mvccpb.KeyValue) int { return int(b.CreateRevision - a.CreateRevision) })
-	kvs = kvs[:min(len(kvs), nearby+2)]
-	h.view, stands = me.seen(&v3.GetResponse{Header: &pb.ResponseHeader{Revision: h.rev}, Kvs: kvs})
+	parts := h.rule.deciding("line/", 1)
+	kvs = kvs[:min(len(kvs), parts[0].newest)]
+	h.view = view{rule: h.rule, prefix: "line/", mine: me, header: &pb.ResponseHeader{Revision: h.rev}}
+	if stands = me.among(kvs); stands {
+		h.view.stand(parts, [][]*mvccpb.KeyValue{kvs})
+	}
 	return stands
 }
 
@@ -198,9 +213,14 @@ func (h *lineHistory) standing(rev int64) map[string]int64 {
 func (h *lineHistory) owns(me ticket) {
 	stood := h.standing(h.view.header.Revision)
 	require.Equal(h.tb, me.rev, stood[me.key])
+	room := max(h.rule.most, 1) - 1
 	for key, created := range stood {
-		require.GreaterOrEqual(h.tb, created, me.rev, "%s is ahead", key)
+		if created < me.rev {
+			require.True(h.tb, h.rule.kind != "" && strings.HasPrefix(key, "line/"+h.rule.kind), "%s is ahead", key)
+			room--
+		}
 	}
+	require.GreaterOrEqual(h.tb, room, 0, "so many are ahead")
 }
 
 // agrees checks that the view has those who are ahead at the revision up to which the watch has
