@@ -2,6 +2,7 @@ package concurrency_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -130,11 +131,11 @@ func ExampleParticipant() {
 	check(err)
 	fmt.Printf("taken from %s: %v\n", holder.Value, resp.Succeeded)
 	<-owned.Done()
-	fmt.Println(context.Cause(owned))
+	fmt.Println("lost:", errors.Is(context.Cause(owned), concurrency.ErrSessionExpired))
 
 	// Output:
 	// taken from host-1: true
-	// mutex: session is expired
+	// lost: true
 }
 
 // How long the line of a lock is, for a metric.

@@ -35,32 +35,6 @@ func ExampleNewSession() {
 	// context canceled
 }
 
-// A liveness probe asks how much of a session's life is left. A session that is renewed has at
-// least two thirds, less a round trip. Below a third, something is wrong for some time already.
-func ExampleSession_Deadline() {
-	client, stop := connect()
-	defer stop()
-
-	session, err := concurrency.NewSession(client, concurrency.WithTTL(30))
-	check(err)
-	healthy := func() error {
-		switch left := time.Until(session.Deadline()); {
-		case session.Ctx().Err() != nil:
-			return context.Cause(session.Ctx())
-		case left < session.TTL()/3:
-			return fmt.Errorf("no renewal was answered, %v are left", left)
-		}
-		return nil
-	}
-	fmt.Println(healthy())
-	check(session.Close())
-	fmt.Println(healthy())
-
-	// Output:
-	// <nil>
-	// context canceled
-}
-
 // A session ends with a context, whose cause tells why. Its lease is left to expire then, so
 // that the locks stand for a moment longer than the work that has to stop. Who can't wait for
 // that revokes the lease.
