@@ -107,7 +107,7 @@ func named(t *testing.T, kind *doc.Type) bool {
 		text, err := os.ReadFile(name)
 		require.NoError(t, err)
 		for _, word := range wanted {
-			if regexp.MustCompile(`\bconcurrency\.`+word+`\b`).Match(text) {
+			if regexp.MustCompile(`\bconcurrency\.` + word + `\b`).Match(text) {
 				return true
 			}
 		}
