@@ -241,11 +241,11 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	}()
 	for !v.turn() {
 		switch {
-		case v.near && line == nil:
+		case v.follows() && line == nil:
 			own.stop()
 			far.stop()
 			line, own, far = q.watchLine(v.header), nil, nil
-		case !v.near && (far == nil || far.key != v.farthest().key):
+		case !v.follows() && (far == nil || far.key != v.farthest().key):
 			if own == nil {
 				own = q.watchOwn(ctx, v.mine, v.header.Revision)
 			}
