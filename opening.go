@@ -14,10 +14,11 @@ import (
 
 // sessionOptions are what a session is opened with.
 type sessionOptions struct {
-	ttl     int
-	leaseID v3.LeaseID
-	ctx     context.Context
-	margin  time.Duration
+	ttl      int
+	leaseID  v3.LeaseID
+	ctx      context.Context
+	margin   time.Duration
+	identity string
 }
 
 // openLease has a lease granted or takes over the one in o, and keeps it alive.
