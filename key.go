@@ -31,6 +31,7 @@ func (t ticket) firstOf(kvs []*mvccpb.KeyValue) bool { return len(kvs) > 0 && ti
 type view struct {
 	mine   ticket
 	ahead  ticket // directly ahead of mine; none when the turn has come
+	place  int64  // of mine in the line, from 1 on; 0: nobody has counted
 	header *pb.ResponseHeader
 }
 
@@ -89,9 +90,11 @@ var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
 	v.header = resp.Header
 	// The read of the line comes last, in either branch.
-	line := resp.Responses[len(resp.Responses)-1].GetResponseRange().Kvs
+	read := resp.Responses[len(resp.Responses)-1].GetResponseRange()
+	line := read.Kvs
 	if resp.Succeeded {
-		v.mine = ticket{j.key, line[0].CreateRevision}
+		// The answer counts the whole line, although it shows two keys of it at most.
+		v.mine, v.place = ticket{j.key, line[0].CreateRevision}, read.Count
 		if len(line) > 1 {
 			v.ahead = ticketOf(line[1])
 		}

@@ -94,7 +94,7 @@ func leadOnce(
 		failure = work(ctx)
 		cause := context.Cause(ctx)
 		lost = cause != nil &&
-			(failure == nil || errors.Is(failure, cause) || errors.Is(failure, context.Canceled))
+			(failure == nil || tellsLoss(failure, cause) || errors.Is(failure, context.Canceled))
 		return nil
 	})
 	if led {

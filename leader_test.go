@@ -161,7 +161,7 @@ func TestDoErrors(t *testing.T) {
 	}
 	lose := func(t *testing.T, l *line, h holder, ctx context.Context) {
 		l.delete(t, h.Key())
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 	}
 	refuse := func(l *line) {
 		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
@@ -172,10 +172,13 @@ func TestDoErrors(t *testing.T) {
 		}, errWork, nil},
 		{"the loss, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
 			return func(ctx context.Context) error { lose(t, l, h, ctx); return nil }
-		}, concurrency.ErrSessionExpired, nil},
+		}, concurrency.ErrKeyDeleted, nil},
 		{"the loss that the work tells, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
 			return func(ctx context.Context) error { lose(t, l, h, ctx); return context.Cause(ctx) }
-		}, concurrency.ErrSessionExpired, nil},
+		}, concurrency.ErrKeyDeleted, nil},
+		{"the loss that the work tells in fewer words, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
+			return func(ctx context.Context) error { lose(t, l, h, ctx); return concurrency.ErrSessionExpired }
+		}, concurrency.ErrKeyDeleted, nil},
 		{"the release's, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
 			return func(context.Context) error { refuse(l); return nil }
 		}, rpctypes.ErrPermissionDenied, nil},
@@ -266,7 +269,7 @@ func TestDoLoss(t *testing.T) {
 				<-ctx.Done()
 				return nil
 			})
-			require.Equal(t, concurrency.ErrSessionExpired, err)
+			require.Equal(t, concurrency.ErrKeyDeleted, err)
 			l.stand(t, 1)
 			require.NoError(t, rival.Ctx().Err())
 		})
@@ -276,10 +279,10 @@ func TestDoLoss(t *testing.T) {
 			h := kind(l.session, l.name)
 			err := h.during(t.Context(), func(ctx context.Context) error {
 				p.Stall()
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 				return nil
 			})
-			require.Equal(t, concurrency.ErrSessionExpired, err)
+			require.Equal(t, concurrency.ErrDeadline, err)
 			require.Empty(t, h.Key())
 			require.Equal(t, rpctypes.ErrLeaseNotFound, h.during(t.Context(), none(t)))
 		})
@@ -532,7 +535,7 @@ func TestRunLeader(t *testing.T) {
 				}
 				_, err := r.outside.Delete(t.Context(), key)
 				require.NoError(t, err)
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 				last = lease
 			}
 		})
@@ -564,7 +567,7 @@ func TestRunLeader(t *testing.T) {
 		_, lease := r.head(t)
 		_, err := r.outside.Revoke(t.Context(), lease)
 		require.NoError(t, err)
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		require.NoError(t, r.term(t).Err())
 		_, second := r.head(t)
 		require.NotEqual(t, lease, second)
@@ -576,7 +579,7 @@ func TestRunLeader(t *testing.T) {
 		ctx := r.term(t)
 		_, lease := r.head(t)
 		p.Stall()
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		p.Resume()
 		require.NoError(t, r.term(t).Err())
 		_, second := r.head(t)
@@ -605,7 +608,7 @@ func TestRunLeader(t *testing.T) {
 		for range 2 {
 			ctx := r.term(t)
 			own.Stop(0)
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 			require.NoError(t, own.Restart(0))
 		}
 		require.NoError(t, r.term(t).Err())
@@ -737,7 +740,7 @@ func TestRunLeaderReturns(t *testing.T) {
 		_, lease := r.head(t)
 		revokedAtEnd(t, r.outside, lease)
 		r.client.Close()
-		require.Equal(t, context.Canceled, cause(t, inner))
+		require.Equal(t, concurrency.ErrClientClosed, cause(t, inner))
 		require.Equal(t, context.Canceled, r.call.Wait(t))
 		require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, r.client, r.name, "value", none(t)))
 	})
@@ -884,7 +887,7 @@ func TestRunLeaderNeverTwo(t *testing.T) {
 			proxies[leader].Refuse()
 			proxies[leader].Cut()
 		}
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, inner))
+		require.ErrorIs(t, cause(t, inner), concurrency.ErrSessionExpired)
 		proxies[leader].Accept()
 		proxies[leader].Resume()
 	}

@@ -140,7 +140,7 @@ func (e *Election) watch(ctx context.Context, leader string) *watcher {
 // look finds out who leads, at one revision.
 func (e *Election) look(ctx context.Context, o *observer) error {
 	l := e.queue.lease()
-	resp, err := repeat(ctx, forever, l.timeToLive(), func(ctx context.Context) (*v3.GetResponse, error) {
+	resp, err := repeatTold(ctx, forever, l.timeToLive(), l.trace, func(ctx context.Context) (*v3.GetResponse, error) {
 		return l.client.Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
 	})
 	if err != nil {

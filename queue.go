@@ -65,7 +65,9 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 // ticket after an error too.
 func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
 	for {
-		v, err = q.join(ctx, join)
+		if v, err = q.join(ctx, join); err == nil {
+			q.tellJoined(v)
+		}
 		if err == nil && v.ahead != (ticket{}) {
 			v, err = q.wait(ctx, v)
 		}
@@ -73,6 +75,7 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 		q.lease().seats.at(join.key, func(s *seat) {
 			if doomed = v.mine.rev <= s.doomed; err == nil {
 				g = s.grant(v.mine)
+				q.tellGranted(g)
 			}
 		})
 		switch {
@@ -230,6 +233,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		if ahead == nil || ahead.key != v.ahead.key {
 			ahead.stop()
 			ahead = q.watchAhead(ctx, v)
+			q.tellWaiting(v)
 		}
 		var news v3.WatchResponse
 		select {
