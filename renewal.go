@@ -303,7 +303,8 @@ func (r *renewals) broke(s *stream, reason error) {
 		k.suspect = true
 	}
 	for _, sent := range s.owed {
-		sent[0].of.fails(reason)
+		newest := sent[len(sent)-1]
+		newest.of.fails(newest.at, reason)
 	}
 	r.drop(s)
 }
@@ -346,7 +347,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	if err != nil {
 		k.failures++
 		r.trouble = err
-		k.fails(err)
+		k.fails(sent, err)
 		// The failed call is made again soon, but never later than the next one would be.
 		if again := time.Now().Add(afterFailures(k.failures)); !k.over && again.Before(k.due) {
 			k.due = again

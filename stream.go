@@ -50,14 +50,16 @@ func (k *renewal) soon() time.Time {
 
 // sends notes that a renewal is sent, and that the one before has no answer yet if so.
 func (k *renewal) sends(now time.Time) {
-	if !k.pending.IsZero() {
-		k.fails(ErrNoAnswer)
-	}
+	k.fails(k.pending, ErrNoAnswer)
 	k.pending = now
 }
 
-// fails notes that the newest renewal has failed.
-func (k *renewal) fails(err error) {
+// fails notes that the renewal that was sent at the time has failed. If a newer one was sent, or
+// it was told before, that is no news.
+func (k *renewal) fails(sent time.Time, err error) {
+	if sent.IsZero() || !sent.Equal(k.pending) {
+		return
+	}
 	if k.pending = (time.Time{}); k.failed != nil {
 		k.failed(err)
 	}

@@ -36,7 +36,11 @@ func (q queue) tellWaiting(v view) {
 // tellGranted has the trace told what becomes of the grant from now on. It is called under the
 // mutex of the seats, and tells nothing itself.
 func (q queue) tellGranted(g *grant) {
-	if t := q.lease().trace; t != nil && g != nil && g.holding == nil {
+	t := q.lease().trace
+	if t == nil || t.Acquired == nil && t.Lost == nil && t.Released == nil {
+		return
+	}
+	if g != nil && g.holding == nil {
 		g.holding = &holding{tracing: t, event: q.event(g.ticket)}
 	}
 }
