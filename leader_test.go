@@ -519,6 +519,7 @@ func TestRunLeader(t *testing.T) {
 		"nil":         func(ctx context.Context) error { <-ctx.Done(); return nil },
 		"ctx.Err()":   func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 		"the cause":   func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) },
+		"the loss":    func(ctx context.Context) error { <-ctx.Done(); return concurrency.ErrSessionExpired },
 		"one wrapped": func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("stopped: %w", ctx.Err()) },
 	} {
 		t.Run("starts again with a new session after a loss, of which work returns "+what, func(t *testing.T) {

@@ -132,6 +132,22 @@ func TestTheClientsEndEndsWhatIsUnderWayOnAnOrphanedLease(t *testing.T) {
 	require.Equal(t, context.Canceled, s.lease.loss())
 }
 
+// The end of a client comes to its sessions on a goroutine, which may be late.
+func TestTheFirstLookAfterTheEndOfTheClient(t *testing.T) {
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		client := v3.NewCtxClient(ctx)
+		client.Lease = &granting{}
+		s, err := NewSession(client)
+		require.NoError(t, err)
+		require.NoError(t, s.Ctx().Err())
+		cancel()
+		require.Error(t, s.Ctx().Err())
+		require.Equal(t, ErrClientClosed, context.Cause(s.Ctx()))
+		<-s.Done()
+	}
+}
+
 // Programs compare contexts, and keep things by them.
 func TestContextsCanBeCompared(t *testing.T) {
 	l := stopped(t)

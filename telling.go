@@ -13,7 +13,8 @@ func (q queue) event(t ticket) LineEvent {
 	}
 }
 
-// tellJoined tells of a ticket that was drawn or found.
+// tellJoined tells of a ticket that was drawn or found. Whoever finds nobody ahead is the first,
+// also if nobody has counted.
 func (q queue) tellJoined(v view) {
 	if t := q.lease().trace; t != nil && t.Joined != nil {
 		e := q.event(v.mine)
@@ -36,6 +37,8 @@ func (q queue) tellWaiting(v view) {
 // tellGranted has the trace told what becomes of the grant from now on. It is called under the
 // mutex of the seats, and tells nothing itself.
 func (q queue) tellGranted(g *grant) {
+	// What is told of an ownership is kept with the grant. A trace that asks for none of it keeps
+	// nothing.
 	t := q.lease().trace
 	if t == nil || t.Acquired == nil && t.Lost == nil && t.Released == nil {
 		return
@@ -45,7 +48,8 @@ func (q queue) tellGranted(g *grant) {
 	}
 }
 
-// tellTaken tells what came of an acquisition that began at the time.
+// tellTaken tells what came of an acquisition that began at the time. The key is that of the
+// session, whether it was drawn or not.
 func (q queue) tellTaken(begun time.Time, key string, g *grant, err error) {
 	t := q.lease().trace
 	switch {

@@ -487,6 +487,26 @@ func TestATraceMayAsk(t *testing.T) {
 	})
 }
 
+func TestCloseWaitsForItsTrace(t *testing.T) {
+	t.Parallel()
+	slow, begun := make(chan struct{}), make(chan struct{})
+	r := &record{during: func(what string) {
+		if what == "Ended" {
+			close(begun)
+			<-slow
+		}
+	}}
+	l := newLine(t, r.option())
+	call := etcdtest.Go(l.session.Close)
+	<-begun
+	ended(t, l.session.Done(), "the session does not wait")
+	etcdtest.Eventually(t, func() bool { return !lives(t, l.outside, l.session.Lease()) }, "nor does the revocation")
+	require.True(t, call.Running())
+	close(slow)
+	require.NoError(t, call.Wait(t))
+	require.Len(t, r.of("Ended"), 1)
+}
+
 func TestATraceIsCopied(t *testing.T) {
 	t.Parallel()
 	r := &record{}
