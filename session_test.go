@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -300,6 +301,22 @@ func stalled(tb testing.TB) (*fault.Proxy, *clientv3.Client) {
 	p, c := proxied(tb, server(tb))
 	p.Stall()
 	return p, c
+}
+
+func TestNewSessionNamesTheServersThatDoNotAnswer(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never answers
+	require.NoError(t, err)
+	defer silent.Close()
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, closed.Close()) // refuses
+	for _, endpoint := range []string{silent.Addr().String(), closed.Addr().String()} {
+		_, err = concurrency.NewSession(etcdtest.Dial(t, endpoint), concurrency.WithTTL(1))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "no server of ["+endpoint+"]")
+		require.ErrorContains(t, err, "grant a lease within 1s")
+	}
 }
 
 func TestWithSafetyMargin(t *testing.T) {

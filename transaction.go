@@ -30,7 +30,7 @@ import (
 //   - context.Canceled if the client was closed before;
 //   - [ErrGuardFailed];
 //   - rpctypes.ErrTooManyOps, as it is, if the commit is over the servers' limit of
-//     operations;
+//     operations, which [WithMaxTxnOps] can tell beforehand, with the numbers;
 //   - rpctypes.ErrRequestTooLarge, as it is, if the commit is over the servers' limit of
 //     bytes, and the client's own error if it is over the client's;
 //   - any other error of etcd's, as it is;
