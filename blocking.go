@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -199,10 +198,6 @@ func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
 	if len(b.places) > 1 || !b.level.snapshot {
 		return snapshot{}
 	}
-	header := pb.ResponseHeader{
-		ClusterId: news.Header.ClusterId, MemberId: news.Header.MemberId,
-		Revision: last, RaftTerm: news.Header.RaftTerm,
-	}
 	known := newFacts()
 	maps.Copy(known.keys, b.reads.keys)
 	for _, s := range b.reads.spans {
@@ -219,5 +214,5 @@ func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
 		}
 		known.set(string(ev.Kv.Key), kv)
 	}
-	return snapshot{&header, known}
+	return snapshot{headerAt(news.Header, last), known}
 }

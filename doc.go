@@ -159,9 +159,9 @@
 // # Seeing what happens
 //
 // The package logs nothing. A program that wants to see what its locks, elections and
-// transactions do gives them a [Trace]: who waits behind which key, what was acquired and for how
-// long, what was lost and why, which calls and renewals had to be repeated. The examples have an
-// adapter for log/slog, metrics for Prometheus and liveness probes. OPERATIONS.md has alerts.
+// transactions do gives them a [Trace]. The Trace is told who waits behind which key, and what was
+// acquired or lost, and why. It is told which calls and renewals are repeated. The examples have
+// an adapter for log/slog, metrics for Prometheus, and liveness probes. OPERATIONS.md has alerts.
 //
 // # Goroutines
 //

@@ -395,10 +395,13 @@ func TestElectionCampaignFails(t *testing.T) {
 		b := newBallot(t, etcdtest.New(t)) // where nobody else writes, and calls for a look before
 		leader := b.rival(t)
 		b.wins(t, leader, "leader")
+		gate := b.faults.BreakWatch(1, nil)
 		call := b.waits(t, ctx, b.election, "waits", 2)
+		ended(t, gate.Reached(), "the watch")
 		b.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		require.NoError(t, leader.Resign(ctx))
+		gate.Open()
 		require.Equal(t, rpctypes.ErrPermissionDenied, call.Wait(t))
+		require.NoError(t, leader.Resign(ctx))
 		b.stand(t, 0)
 		require.Empty(t, b.election.Key())
 	})
@@ -459,10 +462,10 @@ func TestElectionCosts(t *testing.T) {
 
 	leader := b.rival(t)
 	b.wins(t, leader, "leader")
-	costs("Campaign that waited for one leader", 2, func() error {
-		watches := b.faults.Count(fault.Watch)
+	costs("Campaign that waited for one leader", 1, func() error {
+		begun := watchBegins(b.faults)
 		call := b.waits(t, ctx, b.election, "v", 2)
-		etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Watch) == watches+2 }, "it watches")
+		ended(t, begun, "the watch")
 		require.NoError(t, leader.Resign(ctx))
 		return call.Wait(t)
 	})

@@ -1129,7 +1129,7 @@ func TestLeadersLeavesNothingRunning(t *testing.T) {
 		stacks := make([]byte, 4<<20)
 		stacks = stacks[:runtime.Stack(stacks, true)]
 		return strings.Contains(string(stacks), "concurrency.(*Election).observe") ||
-			strings.Contains(string(stacks), "concurrency.watch.func")
+			strings.Contains(string(stacks), "concurrency.(*watches).watch.func")
 	}
 	ends := func(when string) { // a goroutine has stopped a moment before it is gone
 		t.Helper()

@@ -6,32 +6,37 @@ import (
 	"time"
 )
 
-// event is what the trace is told of the session in its line, with the ticket t.
+// event is what the trace is told of the session in its line, with the ticket t. Who stands in
+// several lines has all their names.
 func (q queue) event(t ticket) LineEvent {
-	return LineEvent{
-		Name: strings.TrimSuffix(q.prefix, "/"), Lease: q.session.id, Key: t.key, Token: t.rev,
+	name := strings.TrimSuffix(q.prefix, "/")
+	for _, prefix := range q.also {
+		name += ", " + strings.TrimSuffix(prefix, "/")
 	}
+	return LineEvent{Name: name, Lease: q.session.id, Key: t.key, Token: t.rev}
 }
 
-// tellJoined tells of a ticket that was drawn or found. Whoever finds nobody ahead is the first,
-// also if nobody has counted.
+// tellJoined tells of a ticket that was drawn or found.
 func (q queue) tellJoined(v view) {
 	if t := q.lease().trace; t != nil && t.Joined != nil {
 		e := q.event(v.mine)
-		if e.Ahead, e.Position = v.ahead.key, int(v.place); v.ahead == (ticket{}) {
-			e.Position = 1
+		if e.Ahead = v.next().key; v.near {
+			e.Position = len(v.ahead) + 1
 		}
 		t.Joined(e)
 	}
 }
 
-// tellWaiting tells which ticket is directly ahead.
-func (q queue) tellWaiting(v view) {
-	if t := q.lease().trace; t != nil && t.Waiting != nil {
+// tellWaiting tells which ticket is directly ahead, unless that was told before. It returns that
+// ticket.
+func (q queue) tellWaiting(v view, told ticket) ticket {
+	ahead := v.next()
+	if t := q.lease().trace; t != nil && t.Waiting != nil && ahead != told {
 		e := q.event(v.mine)
-		e.Ahead = v.ahead.key
+		e.Ahead = ahead.key
 		t.Waiting(e)
 	}
+	return ahead
 }
 
 // tellGranted has the trace told what becomes of the grant from now on. It is called under the

@@ -64,18 +64,18 @@ type Trace struct {
 // LineEvent is something that has happened to a session in the line of a lock or an election.
 // Each field says where it is set.
 type LineEvent struct {
-	// Name is that of the lock or the election, and Lease is that of the session.
+	// Name is that of the lock or the election, and Lease is that of the session. A [MultiMutex]
+	// has its names separated by ", ".
 	Name  string
 	Lease v3.LeaseID
 	// Key is the session's key, and Token its create revision, as [Mutex.Rev] returns it. Token
 	// is 0 in GaveUp, and wherever it is not known.
 	Key   string
 	Token int64
-	// Position, in Joined, is the place in line, where the first place is 1. It is 0 if the key
-	// stood there before and others are ahead, because nobody has counted them.
+	// Position, in Joined, is the place among those who count: 1, if nobody is ahead, and so on. It
+	// is 0 if there are so many that nobody has counted them, which is more than 16.
 	Position int
-	// Ahead, in Joined and Waiting, is the key directly ahead. It is "" if the turn has come. For
-	// a key that stood there before, it is the head of the line.
+	// Ahead, in Joined and Waiting, is the key directly ahead, or "" if there is none.
 	Ahead string
 	// Waited, in Acquired and GaveUp, is the time since the call began.
 	Waited time.Duration

@@ -8,7 +8,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -21,16 +20,15 @@ type free struct {
 }
 
 func newFree() *free {
-	line := &pb.RangeResponse{Count: 1, Kvs: []*mvccpb.KeyValue{{CreateRevision: 1}}}
+	put := &pb.ResponseOp{Response: &pb.ResponseOp_ResponsePut{ResponsePut: &pb.PutResponse{}}}
+	line := &pb.ResponseOp{Response: &pb.ResponseOp_ResponseRange{ResponseRange: &pb.RangeResponse{}}}
 	return &free{resp: &v3.TxnResponse{
-		Header: &pb.ResponseHeader{Revision: 1}, Succeeded: true,
-		Responses: []*pb.ResponseOp{{Response: &pb.ResponseOp_ResponseRange{ResponseRange: line}}},
+		Header: &pb.ResponseHeader{Revision: 1}, Succeeded: true, Responses: []*pb.ResponseOp{put, line},
 	}}
 }
 
 func (f *free) Txn(context.Context) v3.Txn {
-	// Each lock has a ticket of its own.
-	f.resp.Responses[0].GetResponseRange().Kvs[0].CreateRevision++
+	f.resp.Header.Revision++ // each lock has a ticket of its own
 	return f
 }
 func (f *free) If(...v3.Cmp) v3.Txn              { return f }

@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	v3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
 )
@@ -32,6 +33,7 @@ type watcher struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	begun  atomic.Bool // a server has answered, and the watch has not broken since
+	beside []*watcher  // of further keys, whose news come on the same channel
 }
 
 // watch starts a watch of the key for events after the revision from. If from is 0, the watch
@@ -47,8 +49,16 @@ type watcher struct {
 func (s *watches) watch(
 	ctx context.Context, client *v3.Client, patience time.Duration, key string, from int64, opts ...v3.OpOption,
 ) *watcher {
+	return s.watchInto(ctx, make(chan v3.WatchResponse), client, patience, key, from, opts...)
+}
+
+// watchInto starts a watch whose news come on a channel that it may share with others.
+func (s *watches) watchInto(
+	ctx context.Context, news chan v3.WatchResponse, client *v3.Client, patience time.Duration,
+	key string, from int64, opts ...v3.OpOption,
+) *watcher {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(ctx))
-	w := &watcher{key: key, news: make(chan v3.WatchResponse), cancel: cancel, done: make(chan struct{})}
+	w := &watcher{key: key, news: news, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		start := []v3.OpOption{v3.WithRev(from)}
@@ -128,6 +138,12 @@ func missed(news v3.WatchResponse, rev int64) bool {
 	return news.Canceled || news.Header.GetRevision() > rev
 }
 
+// headerAt is the header of an earlier revision. That of a watch's news may be newer than what
+// they tell.
+func headerAt(h *pb.ResponseHeader, rev int64) *pb.ResponseHeader {
+	return &pb.ResponseHeader{ClusterId: h.ClusterId, MemberId: h.MemberId, Revision: rev, RaftTerm: h.RaftTerm}
+}
+
 // heard is where the news come from. A nil watcher is no watch and has none.
 func (w *watcher) heard() <-chan v3.WatchResponse {
 	if w == nil {
@@ -136,11 +152,14 @@ func (w *watcher) heard() <-chan v3.WatchResponse {
 	return w.news
 }
 
-// stop ends the watch and waits for its goroutine.
+// stop ends the watch and those beside it, and waits for their goroutines.
 func (w *watcher) stop() {
 	if w != nil {
 		w.cancel()
 		<-w.done
+		for _, other := range w.beside {
+			other.stop()
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package history
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -102,7 +103,7 @@ func CheckOrder(h History) (found []Violation) {
 			if !waited(c, life, calls[at]) {
 				continue
 			}
-			if token := heldAfter(c, holds[at]); token > life.Token {
+			if token := heldAfter(c, calls[at], holds[at]); token > life.Token {
 				found = append(found, Violation{"order", c.Package, life.Gone, fmt.Sprintf(
 					"%v: %s of %q lost its place with token %d and came to own with %d",
 					c.Who, c.Op, c.Name, life.Token, token)})
@@ -128,12 +129,18 @@ func waited(c Call, life Life, others []Call) bool {
 	return true
 }
 
-// heldAfter is the token that c acquired, 0 if the holder did not come to look at it.
-func heldAfter(c Call, holds []Hold) (token int64) {
-	var first time.Duration
+// heldAfter is the token that c acquired, 0 if the holder did not come to look at it: its hold
+// would have begun before the next call of its place, but for proclamations.
+func heldAfter(c Call, others []Call, holds []Hold) (token int64) {
+	until := time.Duration(math.MaxInt64)
+	for _, o := range others {
+		if o.Call >= c.Return && !strings.HasPrefix(o.Op, "Proclaim") {
+			until = min(until, o.Call)
+		}
+	}
 	for _, hold := range holds {
-		if hold.Start >= c.Return && (token == 0 || hold.Start < first) {
-			token, first = hold.Token, hold.Start
+		if c.Return <= hold.Start && hold.Start < until {
+			token, until = hold.Token, hold.Start
 		}
 	}
 	return token
