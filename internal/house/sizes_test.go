@@ -16,7 +16,7 @@ const (
 	lockPath         = 2290
 	transactions     = 845
 	ranges           = 670
-	traces           = 270
+	traces           = 280
 	mostFieldsOfSome = 14 // of type lease, which everything would otherwise be put in
 )
 
