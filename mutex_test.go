@@ -558,7 +558,7 @@ func TestLock(t *testing.T) {
 		call := l.waiting(t, ctx, l.mutex, 2)
 		l.client.Close()
 		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
-		require.Equal(t, context.Canceled, context.Cause(l.session.Ctx()))
+		require.Equal(t, concurrency.ErrClientClosed, context.Cause(l.session.Ctx()))
 		for _, again := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
 			require.Equal(t, context.Canceled, within(t, time.Second, func() error { return again(ctx) }))
 		}
