@@ -34,7 +34,7 @@ func (e *jobElector) IsLeader(context.Context) error {
 
 // run campaigns until ctx ends.
 func (e *jobElector) run(ctx context.Context, client *clientv3.Client, name string) error {
-	return concurrency.RunLeader(ctx, client, "jobs-leader", name, func(ctx context.Context) error {
+	return concurrency.RunLeader(ctx, client, "jobs-leader", name, func(ctx context.Context, _ *concurrency.Election) error {
 		e.leading.Store(&ctx)
 		defer e.leading.Store(nil)
 		<-ctx.Done()

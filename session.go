@@ -10,6 +10,11 @@ import (
 // defaultTTL is the TTL in seconds of a session that asks for none.
 const defaultTTL = 60
 
+// patience is for how long a blocked transaction, or an observer without a session, may miss a
+// change, because the member that it watches on is silent. Neither has a lease from which that
+// could follow. So it is the patience of a session whose TTL is the default.
+const patience = defaultTTL * time.Second
+
 // Session is a lease that is kept alive. Locks and candidacies are bound to the lease, and
 // end with it at the latest.
 //
@@ -74,7 +79,7 @@ func WithSafetyMargin(d time.Duration) SessionOption {
 }
 
 // WithIdentity makes the session write who it is, such as a host and a process, as the value of
-// the keys of its locks. [Inspect] shows it to whoever wonders who holds a lock. Nothing else
+// the keys of its locks and double barriers. [Inspect] shows it to whoever wonders who holds a lock. Nothing else
 // depends on it, and clients that know nothing of it pay no attention to it. Candidates have
 // the value of their campaign instead. The identity may be any text that the servers take for a
 // value. If it is too large for them, each Lock fails with their error.
