@@ -94,17 +94,17 @@ func (q queue) joinTxn(value string) joinTxn {
 	return newJoin(own, q.prefix, value, q.session.id, q.rule, q.deciding(own))
 }
 
-// lockTxn is the transaction by which a lock joins its lines. Its keys tell whose they are.
-func (q queue) lockTxn() joinTxn {
-	q.made()
-	return q.joinTxn(q.session.identity)
-}
-
 // never is a comparison that is false. No create revision is negative. The server refuses a
 // comparison without a key.
 func (q queue) never() v3.Cmp {
 	q.made()
 	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
+}
+
+// lockTxn is the transaction by which a lock joins its lines. Its keys tell whose they are.
+func (q queue) lockTxn() joinTxn {
+	q.made()
+	return q.joinTxn(q.session.identity)
 }
 
 // lease is where the state of the session lies. A session that NewSession did not return
