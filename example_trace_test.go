@@ -333,7 +333,7 @@ func ExampleTrace_runLeader() {
 		until := deadline.Load()
 		return until == nil || time.Until(*until) > life/3
 	}
-	err := concurrency.RunLeader(ctx, client, "my-election", "me", func(context.Context) error {
+	err := concurrency.RunLeader(ctx, client, "my-election", "me", func(context.Context, *concurrency.Election) error {
 		fmt.Println("healthy:", healthy())
 		cancel() // the program is to stop
 		return ctx.Err()
