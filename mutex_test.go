@@ -1193,7 +1193,7 @@ func TestResumeMutex(t *testing.T) {
 		l.delete(t, key)
 		m := concurrency.ResumeMutex(s, l.name, key, rev)
 		require.False(t, l.owns(t, m))
-		require.ErrorIs(t, cause(t, m.Ctx()), concurrency.ErrSessionExpired)
+		require.Equal(t, concurrency.ErrSessionExpired, cause(t, m.Ctx()))
 		require.Empty(t, m.Key())
 		require.NoError(t, m.Lock(ctx))
 		require.Greater(t, m.Rev(), rev)
