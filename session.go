@@ -79,10 +79,10 @@ func WithSafetyMargin(d time.Duration) SessionOption {
 }
 
 // WithIdentity makes the session write who it is, such as a host and a process, as the value of
-// the keys of its locks. [Inspect] shows it to whoever wonders who holds a lock. Nothing else
-// depends on it, and clients that know nothing of it pay no attention to it. Candidates have
-// the value of their campaign instead. The identity may be any text that the servers take for a
-// value. If it is too large for them, each Lock fails with their error.
+// the keys of its locks and double barriers. [Inspect] shows it to whoever wonders who holds a
+// lock. Nothing else depends on it, and clients that know nothing of it pay no attention to it.
+// Candidates have the value of their campaign instead. The identity may be any text that the
+// servers take for a value. If it is too large for them, each Lock fails with their error.
 func WithIdentity(identity string) SessionOption {
 	return func(o *sessionOptions) { o.identity = identity }
 }
