@@ -101,6 +101,12 @@ func (q queue) never() v3.Cmp {
 	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
 }
 
+// lockTxn is the transaction by which a lock joins its lines. Its keys tell whose they are.
+func (q queue) lockTxn() joinTxn {
+	q.made()
+	return q.joinTxn(q.session.identity)
+}
+
 // lease is where the state of the session lies. A session that NewSession did not return
 // has none.
 func (q queue) lease() *lease {

@@ -24,7 +24,7 @@ type Mutex struct {
 // It panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
 	q := newQueue(s, pfx)
-	join := q.joinTxn("")
+	join := q.lockTxn()
 	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
 }
 
@@ -95,7 +95,7 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 func (m *Mutex) joining() joinTxn {
 	m.queue.made()
 	if m.prepared.leaseID != m.queue.session.id {
-		return m.queue.joinTxn("")
+		return m.queue.lockTxn()
 	}
 	return *m.prepared
 }

@@ -14,11 +14,12 @@ import (
 
 // sessionOptions are what a session is opened with.
 type sessionOptions struct {
-	ttl     int
-	leaseID v3.LeaseID
-	ctx     context.Context
-	margin  time.Duration
-	trace   *Trace
+	ttl      int
+	leaseID  v3.LeaseID
+	ctx      context.Context
+	margin   time.Duration
+	identity string
+	trace    *Trace
 }
 
 // openLease has a lease granted or takes over the one in o, and keeps it alive.
