@@ -30,8 +30,9 @@ var (
 	ErrLeaseGone = fmt.Errorf("%w: the server does not have the lease any more", ErrSessionExpired)
 
 	// ErrKeyDeleted is the cause of [Mutex.Ctx] and [Election.Ctx] when the key is gone. Somebody
-	// deleted the key alone, or it went with its lease. In the second case Session.Ctx ends as
-	// well, as soon as a server has said so. It wraps [ErrSessionExpired].
+	// deleted the key, or another handle of the session released it, or it went with its lease.
+	// In the last case Session.Ctx ends as well, as soon as a server has said so. It wraps
+	// [ErrSessionExpired].
 	ErrKeyDeleted = fmt.Errorf("%w: the key was deleted", ErrSessionExpired)
 
 	// ErrClientClosed is the cause of [Session.Ctx] when the client was closed, which is no loss.
