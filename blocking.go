@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -133,10 +132,11 @@ func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, st
 }
 
 func (b *blocked) watch(ctx context.Context, place want) *watcher {
+	all := &sharedOf(b.client).watches
 	if place.end == "" {
-		return watch(ctx, b.client, patience, place.begin, 0)
+		return all.watch(ctx, b.client, patience, place.begin, 0)
 	}
-	return watch(ctx, b.client, patience, place.first(), 0, v3.WithRange(place.end))
+	return all.watch(ctx, b.client, patience, place.first(), 0, v3.WithRange(place.end))
 }
 
 // hear takes in the news of a watch, and reports whether something has changed.
@@ -193,10 +193,6 @@ func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
 	if len(b.places) > 1 || !b.level.snapshot {
 		return snapshot{}
 	}
-	header := pb.ResponseHeader{
-		ClusterId: news.Header.ClusterId, MemberId: news.Header.MemberId,
-		Revision: last, RaftTerm: news.Header.RaftTerm,
-	}
 	known := newFacts()
 	maps.Copy(known.keys, b.reads.keys)
 	for _, s := range b.reads.spans {
@@ -213,5 +209,5 @@ func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
 		}
 		known.set(string(ev.Kv.Key), kv)
 	}
-	return snapshot{&header, known}
+	return snapshot{headerAt(news.Header, last), known}
 }

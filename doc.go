@@ -122,6 +122,13 @@
 // longest pause that is to be harmless, and what the work needs to stop. The rest, TTL
 // less margin, should be long enough for a few renewals.
 //
+// # Who holds a lock
+//
+// [Inspect] reads the line of a name at one revision. It tells who owns, who waits for how
+// many, and which keys are nobody's place. A session that was opened with [WithIdentity] says
+// who it is. [WithLeases] tells which holder has missed a renewal. `make lines` prints all that,
+// and tells which sessions wait for each other in a circle.
+//
 // # Failure
 //
 // Waiting calls ride out what passes: lost connections, elections among the servers,

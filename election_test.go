@@ -3,9 +3,7 @@ package concurrency_test
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -395,10 +393,13 @@ func TestElectionCampaignFails(t *testing.T) {
 		b := newBallot(t, etcdtest.New(t)) // where nobody else writes, and calls for a look before
 		leader := b.rival(t)
 		b.wins(t, leader, "leader")
+		gate := b.faults.BreakWatch(1, nil)
 		call := b.waits(t, ctx, b.election, "waits", 2)
+		ended(t, gate.Reached(), "the watch")
 		b.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		require.NoError(t, leader.Resign(ctx))
+		gate.Open()
 		require.Equal(t, rpctypes.ErrPermissionDenied, call.Wait(t))
+		require.NoError(t, leader.Resign(ctx))
 		b.stand(t, 0)
 		require.Empty(t, b.election.Key())
 	})
@@ -459,10 +460,10 @@ func TestElectionCosts(t *testing.T) {
 
 	leader := b.rival(t)
 	b.wins(t, leader, "leader")
-	costs("Campaign that waited for one leader", 2, func() error {
-		watches := b.faults.Count(fault.Watch)
+	costs("Campaign that waited for one leader", 1, func() error {
+		begun := watchBegins(b.faults)
 		call := b.waits(t, ctx, b.election, "v", 2)
-		etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Watch) == watches+2 }, "it watches")
+		ended(t, begun, "the watch")
 		require.NoError(t, leader.Resign(ctx))
 		return call.Wait(t)
 	})
@@ -1074,21 +1075,15 @@ func TestElectionObserveCloses(t *testing.T) {
 
 // It runs alone, so that all goroutines of this package are its own.
 func TestElectionObserveLeavesNoGoroutine(t *testing.T) {
-	running := func() bool {
-		stacks := make([]byte, 4<<20)
-		stacks = stacks[:runtime.Stack(stacks, true)]
-		return strings.Contains(string(stacks), "concurrency.(*Election).observe") ||
-			strings.Contains(string(stacks), "concurrency.watch.func")
-	}
 	b := newBallot(t, server(t))
 	b.wins(t, b.election, "leader")
 	ctx, cancel := context.WithCancel(t.Context())
 	observed := b.election.Observe(ctx)
 	require.Empty(t, b.until(t, observed, "leader"))
-	etcdtest.Eventually(t, running, "the observer's goroutines")
+	etcdtest.Eventually(t, observing, "the observer's goroutines")
 	cancel()
 	closes(t, observed)
-	etcdtest.Eventually(t, func() bool { return !running() }, "their end")
+	etcdtest.Eventually(t, func() bool { return !observing() }, "their end")
 }
 
 func TestElectionOnWrappedClients(t *testing.T) {

@@ -288,7 +288,7 @@ func TestTheSessionHasEndedWhenAnErrorSaysSo(t *testing.T) {
 			bound, cancel := context.WithCancel(t.Context())
 			call := etcdtest.Go(func() error { return h.take(bound) })
 			l.stand(t, 2)
-			l.watched(t, 2)
+			l.watched(t, 1)
 			asked := l.faults.Hold(fault.TimeToLive, 1)
 			revoke(t, l.outside, l.session)
 			ended(t, asked.Reached(), "the question for the lease")

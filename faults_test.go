@@ -106,22 +106,24 @@ func (k *keyed) Watch(ctx context.Context, key string, opts ...clientv3.OpOption
 	return k.Watcher.Watch(ctx, key, opts...)
 }
 
-// Ten waits in quick succession behind one key take one watch of it, or few on a machine that
-// is busy elsewhere: not one each.
-func TestWaitsBehindOneKeyShareAWatch(t *testing.T) {
+// Ten waits in quick succession, and the contexts of their ownerships, take one watch of the
+// line, or few on a machine that is busy elsewhere: not one each.
+func TestWaitsInOneLineShareAWatch(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
 	rival := l.held(t)
-	k := &keyed{Watcher: l.client.Watcher, key: rival.Key()}
+	k := &keyed{Watcher: l.client.Watcher, key: l.name + "/"}
 	l.client.Watcher = k
 	for range 10 {
 		call := etcdtest.Go(func() error { return l.mutex.Lock(t.Context()) })
 		l.stand(t, 2)
 		require.NoError(t, rival.Unlock(t.Context()))
 		require.NoError(t, call.Wait(t))
+		require.NoError(t, l.mutex.Ctx().Err())
 		require.NoError(t, l.mutex.Unlock(t.Context()))
 		require.NoError(t, rival.Lock(t.Context()))
 	}
+	require.Positive(t, k.watches.Load())
 	require.Less(t, k.watches.Load(), int64(5))
 }
 

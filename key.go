@@ -1,6 +1,11 @@
 package concurrency
 
 import (
+	"cmp"
+	"math"
+	"slices"
+	"strings"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -27,97 +32,266 @@ func ticketOf(kv *mvccpb.KeyValue) ticket { return ticket{string(kv.Key), kv.Cre
 // firstOf reports whether the first of the keys that were read is the ticket's, in this life.
 func (t ticket) firstOf(kvs []*mvccpb.KeyValue) bool { return len(kvs) > 0 && ticketOf(kvs[0]) == t }
 
-// view is what was seen of a line at one revision.
-type view struct {
-	mine   ticket
-	ahead  ticket // directly ahead of mine; none when the turn has come
-	header *pb.ResponseHeader
+// among reports whether the ticket is among the keys that were read.
+func (t ticket) among(kvs []*mvccpb.KeyValue) bool {
+	return slices.ContainsFunc(kvs, func(kv *mvccpb.KeyValue) bool { return ticketOf(kv) == t })
 }
 
-// joinTxn is the transaction by which a session joins a line. It puts the session's key and
-// reads back who is ahead. If it may not put the key, it reads back the head of the line.
-// Repeating it is harmless, because the repetition finds its own key.
-type joinTxn struct {
-	leaseID   v3.LeaseID
-	key       string
-	unless    []v3.Cmp // a single one, as If wants it
-	then, els []v3.Op
-	value     string
-	alone     bool // the key is put only if nobody stands in line, and nobody waits
-	replaces  bool // a key that is found is to have the value
+// rule decides when the turn of a ticket has come. All tickets ahead must be of the rule's
+// kind, and fewer than most. Any other ticket, a stranger's too, excludes those behind it.
+//
+// The zero rule is the exclusive one. No ticket is of its kind, so nobody may be ahead.
+type rule struct {
+	kind    string // the part of the line where the kind has its keys; "" for none
+	most    int    // how many of the kind may own at once; 0 for any number
+	several bool   // the ticket stands in several lines, and owns in all of them at once
 }
 
-// newJoin puts the session's key in the line under the prefix, if the key does not exist.
-func newJoin(prefix, key, value string, id v3.LeaseID) joinTxn {
-	return joinTxn{
-		leaseID: id,
-		key:     key,
-		value:   value,
-		unless:  []v3.Cmp{v3.Compare(v3.CreateRevision(key), "=", 0)},
-		then:    []v3.Op{v3.OpPut(key, value, v3.WithLease(id)), v3.OpGet(prefix, newestTwo...)},
-		els:     []v3.Op{v3.OpGet(prefix, oldest...)},
+// readers is the rule of those who own beside each other. The keys of a kind come after all
+// names of leases, which are hexadecimal.
+var readers = rule{kind: "~r/"}
+
+// permits is the rule of those who own beside each other, n at once.
+func permits(n int) rule { return rule{kind: "~p/", most: n} }
+
+// blocks reports whether the turn of a ticket has not come, from those that are known ahead of
+// it in the line under the prefix.
+func (r rule) blocks(prefix string, ahead []ticket) bool {
+	return r.most > 0 && len(ahead) >= r.most || slices.ContainsFunc(ahead, func(t ticket) bool {
+		return r.kind == "" || !strings.HasPrefix(t.key, prefix+r.kind)
+	})
+}
+
+// nearby is how many tickets that keep its turn from coming a waiter knows at most. A waiter who
+// knows all of them follows the line, and is told of each release. So each release is told to
+// as many waiters at most, however long the line is.
+const nearby = 16
+
+// follows is how many tickets ahead a waiter may have and follow the line. One watch of one line
+// can't prove that all lines are free at once. Nor can it tell a reader of the writers ahead
+// alone, beside its own key. So these follow nobody, and look when the ticket directly ahead is
+// gone.
+func (r rule) follows() int {
+	switch {
+	case r.several || r.kind != "" && r.most == 0:
+		return 0
+	default:
+		return max(r.most, 1) - 1 + nearby
 	}
 }
 
-// ifAlone makes a join of the line under the prefix put the session's key only if nobody
-// stands in line, the session itself included.
-func (j joinTxn) ifAlone(prefix string) joinTxn {
-	j.alone = true
-	j.unless = []v3.Cmp{v3.Compare(v3.CreateRevision(prefix), "=", 0).WithPrefix()}
+// deciding is what has to be read of the line under the prefix to know who blocks a ticket.
+// own keys of the ticket stand in that line.
+func (r rule) deciding(prefix string, own int) []part {
+	end, newest := v3.GetPrefixRangeEnd(prefix), r.follows()+1
+	if r.shows() {
+		return []part{{prefix, end, own + newest}}
+	}
+	// Any number of the kind may be ahead. Only the tickets around them count.
+	kind := prefix + r.kind
+	return []part{{prefix, kind, newest}, {v3.GetPrefixRangeEnd(kind), end, newest}}
+}
+
+// shows reports whether what is read to know who blocks a ticket shows the ticket itself.
+func (r rule) shows() bool { return r.kind == "" || r.most > 0 }
+
+// part is a part of a line, of which the newest tickets are read.
+type part struct {
+	from, end string // the end is not in it; "" for the one key
+	newest    int    // how many
+}
+
+// upTo selects the tickets that are no newer than rev, the newest first. 0 is no bound.
+func (p part) upTo(rev int64) []v3.OpOption {
+	if p.end == "" {
+		return []v3.OpOption{v3.WithKeysOnly()}
+	}
+	return []v3.OpOption{
+		v3.WithRange(p.end), v3.WithKeysOnly(), v3.WithMaxCreateRev(rev), v3.WithLimit(int64(p.newest)),
+		v3.WithSort(v3.SortByCreateRevision, v3.SortDescend),
+	}
+}
+
+// older is true in a transaction if no ticket stands there that is newer than rev.
+func (p part) older(rev int64) v3.Cmp {
+	return v3.Compare(v3.CreateRevision(p.from), "<", rev+1).WithRange(p.end)
+}
+
+// reads are the operations that read the parts.
+func reads(parts []part, rev int64) (ops []v3.Op) {
+	for _, p := range parts {
+		ops = append(ops, v3.OpGet(p.from, p.upTo(rev)...))
+	}
+	return ops
+}
+
+// keysOf is what the operations of a transaction have read, each for itself.
+func keysOf(answers []*pb.ResponseOp) (read [][]*mvccpb.KeyValue) {
+	for _, answer := range answers {
+		read = append(read, answer.GetResponseRange().GetKvs())
+	}
+	return read
+}
+
+// view is what is known of a ticket and those ahead at one revision: what a call has shown, and
+// what one watch of the line has told since.
+type view struct {
+	rule   rule
+	prefix string
+	mine   ticket
+	ahead  []ticket           // of mine, the newest first; not the oldest of them if there are many
+	near   bool               // ahead has all that count
+	header *pb.ResponseHeader // of that revision
+}
+
+// stand takes in what was read of the parts. A part that was filled may have left some out.
+func (v *view) stand(parts []part, read [][]*mvccpb.KeyValue) {
+	v.near = true
+	for i, kvs := range read {
+		v.near = v.near && len(kvs) < parts[i].newest
+		for _, kv := range kvs {
+			if t := ticketOf(kv); t.rev < v.mine.rev {
+				v.ahead = append(v.ahead, t)
+			}
+		}
+	}
+	slices.SortStableFunc(v.ahead, func(a, b ticket) int { return cmp.Compare(b.rev, a.rev) })
+}
+
+// follows reports whether the waiter follows the line. A waiter of a rule that lets several own
+// always does. Those ahead of it go in any order, so the end of no single ticket brings it near.
+func (v *view) follows() bool { return v.near || v.rule.most > 1 }
+
+// turn reports whether mine owns.
+func (v *view) turn() bool { return v.near && !v.rule.blocks(v.prefix, v.ahead) }
+
+// known reports whether anything is known of those ahead.
+func (v *view) known() bool { return v.near || len(v.ahead) > 0 }
+
+// farthest is the ticket whose end brings mine near, or may give it the turn.
+func (v *view) farthest() ticket { return v.ahead[min(v.rule.follows(), len(v.ahead)-1)] }
+
+// hear takes in what a watch of the line's deletions has told. It reports whether mine is
+// gone, and whether the view is stale, so that a look is needed.
+//
+// A view that has not all who count is not stale as long as those that it has are in the way.
+//
+// A view that has all who count needs no look to know that the turn has come. etcd promises
+// that a watch tells all events since its beginning, in their order, and the events of one
+// revision together (etcd's documentation, KV API guarantees, Watch APIs). Nobody can come in
+// ahead. When the watch has told of as many deletions ahead as the rule wants, and of none of
+// mine, the turn has come. Mine owned at the revision of the last of these events.
+//
+// There is no gap between the view and the watch in any of these cases:
+//
+//   - The watch began after the view's revision. Its first news say so, and call for a look.
+//   - The watch broke, or what it was to tell was compacted. It says so, and that calls for a
+//     look.
+//   - The watch began before, on a member that lags or for another wait. What it tells of the
+//     view's revision and earlier ones is in the view.
+//   - A key ahead was deleted and put again. The first deletion after the view's revision is
+//     the end of the ticket that the view has. The new ticket stands behind mine.
+func (v *view) hear(news v3.WatchResponse) (gone, stale bool) {
+	if news.Canceled || news.Created || !v.follows() {
+		return false, missed(news, v.header.Revision)
+	}
+	rev := v.header.Revision
+	for _, ev := range news.Events {
+		if ev.Kv.ModRevision <= rev {
+			continue
+		}
+		key := string(ev.Kv.Key)
+		gone = gone || key == v.mine.key
+		v.ahead = slices.DeleteFunc(v.ahead, func(t ticket) bool { return t.key == key })
+		v.header = headerAt(news.Header, ev.Kv.ModRevision)
+	}
+	// Those that are known ahead leave room. Only a look shows whether there are others.
+	return gone, !v.near && !v.rule.blocks(v.prefix, v.ahead)
+}
+
+// joinTxn is the transaction by which a participant joins its lines. It puts its keys and reads
+// back who is ahead. If it may not put the keys, it reads back its own keys that are there.
+// Repeating it is harmless, because the repetition finds its own keys.
+type joinTxn struct {
+	leaseID   v3.LeaseID
+	key       string   // the first of own, by which the seat is known
+	own       []string // a key in each line
+	prefix    string
+	rule      rule
+	deciding  []part
+	unless    []v3.Cmp // a single one for a single key, as If wants it
+	then, els []v3.Op
+	value     string
+	alone     bool // the keys are put only if nobody stands in line who excludes, and nobody waits
+	replaces  bool // a key that is found is to have the value
+}
+
+// newJoin puts the participant's keys in its lines, if none of them exists.
+func newJoin(own []string, prefix, value string, id v3.LeaseID, r rule, deciding []part) joinTxn {
+	j := joinTxn{leaseID: id, key: own[0], own: own, prefix: prefix, rule: r, deciding: deciding, value: value}
+	for _, key := range own {
+		j.unless = append(j.unless, v3.Compare(v3.CreateRevision(key), "=", 0))
+		j.then = append(j.then, v3.OpPut(key, value, v3.WithLease(id)))
+		j.els = append(j.els, v3.OpGet(key))
+	}
+	j.then = append(j.then, reads(deciding, 0)...)
+	if r == (rule{}) { // the session may own with a key of before, and then it is the head
+		j.els = append(j.els, v3.OpGet(prefix, oldest...))
+	}
 	return j
 }
 
-// replacing makes a join that finds the session's key read it, so that it can be given the
-// value.
+// ifAlone makes a join put its keys only if all that stand in line, the session itself
+// included, stood there at the revision. They must leave the room. 0 wants nobody there.
+func (j joinTxn) ifAlone(at int64) joinTxn {
+	if !j.alone && j.rule != (rule{}) {
+		j.els = append(slices.Clip(j.els), reads(j.deciding, 0)...)
+	}
+	absent := j.unless[:0:0]
+	if !j.rule.shows() {
+		absent = append(absent, v3.Compare(v3.CreateRevision(j.key), "=", 0))
+	}
+	for _, p := range j.deciding {
+		absent = append(absent, p.older(at))
+	}
+	j.alone, j.unless = true, absent
+	return j
+}
+
+// replacing makes a join that finds the session's key give it the value.
 func (j joinTxn) replacing() joinTxn {
 	j.replaces = true
-	j.els = []v3.Op{v3.OpGet(j.key), j.els[0]}
 	return j
-}
-
-// newestTwo selects the newest two keys of a line. Restricted to those no newer than
-// a ticket, they are that ticket and the one directly ahead.
-var newestTwo = []v3.OpOption{
-	v3.WithPrefix(), v3.WithKeysOnly(), v3.WithSort(v3.SortByCreateRevision, v3.SortDescend), v3.WithLimit(2),
 }
 
 // oldest selects the head of a line.
 var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 
-// joined reads the answer to a join. A key that was just put is the newest in line.
-// Otherwise the session's own ticket is known only if it is the head, or was asked for.
-func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
-	v.header = resp.Header
-	// The read of the line comes last, in either branch.
-	line := resp.Responses[len(resp.Responses)-1].GetResponseRange().Kvs
+// joined reads the answer to a join. Keys that were just put are the newest in line. If the
+// participant stood there before, it gets the key that it was found by. Nothing is known then
+// of those ahead, unless it is the head. If it does not stand there, because it was to be
+// alone, all who do count as ahead.
+func (j joinTxn) joined(resp *v3.TxnResponse) (v view, own *mvccpb.KeyValue) {
+	v = view{rule: j.rule, prefix: j.prefix, header: resp.Header}
+	read := keysOf(resp.Responses)
 	if resp.Succeeded {
-		v.mine = ticket{j.key, line[0].CreateRevision}
-		if len(line) > 1 {
-			v.ahead = ticketOf(line[1])
-		}
+		v.mine = ticket{j.key, resp.Header.Revision}
+		v.stand(j.deciding, read[len(j.own):])
 		return v, nil
 	}
-	if j.replaces {
-		found = resp.Responses[0].GetResponseRange().Kvs[0]
-		v.mine = ticketOf(found)
+	for _, kvs := range read[:len(j.own)] {
+		if len(kvs) > 0 && own == nil {
+			own = kvs[0]
+			v.mine = ticket{j.key, own.CreateRevision}
+		}
 	}
-	if head := ticketOf(line[0]); head.key == j.key {
-		v.mine = head
-	} else {
-		v.ahead = head
+	switch others := read[len(j.own):]; {
+	case own == nil:
+		v.mine.rev = math.MaxInt64 // behind all others
+		v.stand(j.deciding, others)
+		v.mine = ticket{}
+	case j.rule == (rule{}):
+		v.near = v.mine.firstOf(others[0])
 	}
-	return v, found
-}
-
-// seen reads the answer to a look at the newest two keys that are not newer than mine. It
-// reports whether mine stands.
-func (t ticket) seen(resp *v3.GetResponse) (v view, stands bool) {
-	v = view{mine: t, header: resp.Header}
-	if !t.firstOf(resp.Kvs) {
-		return v, false
-	}
-	if len(resp.Kvs) > 1 {
-		v.ahead = ticketOf(resp.Kvs[1])
-	}
-	return v, true
+	return v, own
 }

@@ -1132,22 +1132,24 @@ func TestLeadersEnd(t *testing.T) {
 	})
 }
 
+// observing reports whether an observer, or any watch, is running in this process.
+func observing() bool {
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	return strings.Contains(string(stacks), "concurrency.(*observer).observe(") ||
+		strings.Contains(string(stacks), "concurrency.(*watches).watchInto.func")
+}
+
 // Not parallel, since it looks at all goroutines.
 func TestLeadersLeavesNothingRunning(t *testing.T) {
-	running := func() bool {
-		stacks := make([]byte, 4<<20)
-		stacks = stacks[:runtime.Stack(stacks, true)]
-		return strings.Contains(string(stacks), "concurrency.(*Election).observe") ||
-			strings.Contains(string(stacks), "concurrency.watch.func")
-	}
 	ends := func(when string) { // a goroutine has stopped a moment before it is gone
 		t.Helper()
-		etcdtest.Eventually(t, func() bool { return !running() }, "%s", when)
+		etcdtest.Eventually(t, func() bool { return !observing() }, "%s", when)
 	}
 	b := newBallot(t, server(t))
 	b.wins(t, b.election, "leader")
 	for range b.election.Leaders(t.Context()) {
-		etcdtest.Eventually(t, running, "its goroutines")
+		etcdtest.Eventually(t, observing, "its goroutines")
 		break
 	}
 	ends("after a loop that was left")

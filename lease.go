@@ -20,7 +20,8 @@ type lease struct {
 	ends
 	clock   clock
 	renewal keeper
-	seats   *seats // what its sessions know of their tickets
+	seats   *seats   // what its sessions know of their tickets
+	watches *watches // of the client
 	kept    keptWatch
 	revoked atomic.Bool // the server has said that the lease is gone
 
@@ -115,6 +116,11 @@ func (l *lease) answered(sent time.Time, ttl time.Duration) {
 		return
 	}
 	l.clock.extend(sent, ttl)
+}
+
+// watch watches a key, as [watches.watch] does.
+func (l *lease) watch(ctx context.Context, key string, from int64, opts ...v3.OpOption) *watcher {
+	return l.watches.watch(ctx, l.client, l.timeToLive(), key, from, opts...)
 }
 
 // timeToLive is also the patience of all calls on the lease: within it they have to reach a

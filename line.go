@@ -3,19 +3,27 @@ package concurrency
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
+	"slices"
 	"strconv"
+	"strings"
 	"sync/atomic"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// queue is the line under a prefix as one session stands in it. A session has one place in
-// a line, whichever handles use it. See [seat].
+// queue is the line under a prefix as one participant stands in it. A participant may stand
+// in several lines, and then wants to own in all of them at once. A session has one place in
+// the lines, whichever handles use it, unless the place has a number. See [seat].
 type queue struct {
 	session *Session
 	prefix  string
+	also    []string // prefixes of the further lines
+	rule    rule
+	number  string // tells the places of a session apart; "" for the one that its handles share
 }
 
 // newQueue adds one "/" to the name, as upstream's package does.
@@ -26,21 +34,64 @@ func newQueue(s *Session, name string) queue {
 	return queue{session: s, prefix: name + "/"}
 }
 
-// key is the name of the session's place. Upstream's package has the same name, so that
-// processes on either package stand in one line.
-func (q queue) key() string { return q.prefix + strconv.FormatInt(int64(q.session.id), 16) }
+// apart is a place of its own in the line, which follows the rule. Its number is drawn at
+// random, because other processes may have used the lease before.
+func (q queue) apart(r rule) queue {
+	q.rule = r
+	q.number = "/" + strconv.FormatUint(rand.Uint64(), 16)
+	return q
+}
 
-// made panics for the queue of a zero Mutex or Election.
+// key is the name of the place. Upstream's package has the same name for the place that the
+// handles of a session share, so that processes on either package stand in one line.
+func (q queue) key() string {
+	return q.prefix + q.rule.kind + strconv.FormatInt(int64(q.session.id), 16) + q.number
+}
+
+// made panics for the queue of a zero value.
 func (q queue) made() {
 	if q.session == nil {
-		panic("concurrency: a Mutex or Election that its constructor did not return")
+		panic("concurrency: a lock or an election that its constructor did not return")
 	}
 }
 
-// joinTxn is the transaction by which the session joins the line.
+// keys are those of the place in all its lines. key is the first of them.
+func (q queue) keys(key string) []string {
+	all := []string{key}
+	for _, prefix := range q.also {
+		all = append(all, prefix+strings.TrimPrefix(key, q.prefix))
+	}
+	return all
+}
+
+// tickets are those that stand for t. One transaction puts them, so they have one number.
+func (q queue) tickets(t ticket) (all []ticket) {
+	for _, key := range q.keys(t.key) {
+		all = append(all, ticket{key, t.rev})
+	}
+	return all
+}
+
+// deciding is what has to be read to know what blocks the place.
+func (q queue) deciding(own []string) (parts []part) {
+	for _, prefix := range append([]string{q.prefix}, q.also...) {
+		// The line of a name has the keys of the names within it, too.
+		within := 0
+		for _, key := range own {
+			if strings.HasPrefix(key, prefix) {
+				within++
+			}
+		}
+		parts = append(parts, q.rule.deciding(prefix, within)...)
+	}
+	return parts
+}
+
+// joinTxn is the transaction by which the participant joins its lines.
 func (q queue) joinTxn(value string) joinTxn {
 	q.made()
-	return newJoin(q.prefix, q.key(), value, q.session.id)
+	own := q.keys(q.key())
+	return newJoin(own, q.prefix, value, q.session.id, q.rule, q.deciding(own))
 }
 
 // never is a comparison that is false. No create revision is negative. The server refuses a
@@ -48,6 +99,12 @@ func (q queue) joinTxn(value string) joinTxn {
 func (q queue) never() v3.Cmp {
 	q.made()
 	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
+}
+
+// lockTxn is the transaction by which a lock joins its lines. Its keys tell whose they are.
+func (q queue) lockTxn() joinTxn {
+	q.made()
+	return q.joinTxn(q.session.identity)
 }
 
 // lease is where the state of the session lies. A session that NewSession did not return
@@ -102,13 +159,53 @@ func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (*v3.Ge
 	})
 }
 
-// find returns the ticket that stands under the key, or none.
-func (q queue) find(ctx context.Context, key string) (ticket, error) {
-	resp, err := q.get(ctx, key, v3.WithKeysOnly())
-	if err != nil || len(resp.Kvs) == 0 {
-		return ticket{}, err
+// read reads the parts at one revision, up to the tickets of the revision upTo. It is a
+// linearizable read.
+func (q queue) read(ctx context.Context, parts []part, upTo int64) ([][]*mvccpb.KeyValue, *pb.ResponseHeader, error) {
+	if len(parts) == 1 {
+		resp, err := q.get(ctx, parts[0].from, parts[0].upTo(upTo)...)
+		if err != nil {
+			return nil, nil, err
+		}
+		return [][]*mvccpb.KeyValue{resp.Kvs}, resp.Header, nil
 	}
-	return ticketOf(resp.Kvs[0]), nil
+	l := q.lease()
+	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
+		return l.client.Txn(ctx).Then(reads(parts, upTo)...).Commit()
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return keysOf(resp.Responses), resp.Header, nil
+}
+
+// own are the parts with the keys of the place, of which key is the first.
+func (q queue) own(key string) (parts []part) {
+	for _, key := range q.keys(key) {
+		parts = append(parts, part{from: key})
+	}
+	return parts
+}
+
+// among reports whether the ticket stands among the keys that were read, in all its lines.
+func (q queue) among(t ticket, read [][]*mvccpb.KeyValue) bool {
+	kvs := slices.Concat(read...)
+	for _, t := range q.tickets(t) {
+		if !t.among(kvs) {
+			return false
+		}
+	}
+	return true
+}
+
+// find returns the ticket that stands under the key, or none. It also finds a ticket that
+// stands only in some of its lines.
+func (q queue) find(ctx context.Context, key string) (ticket, error) {
+	read, _, err := q.read(ctx, q.own(key), 0)
+	if kvs := slices.Concat(read...); err == nil && len(kvs) > 0 {
+		return ticket{key, kvs[0].CreateRevision}, nil
+	}
+	return ticket{}, err
 }
 
 // remove deletes the ticket, and never a later one of the same name. The deletion was
@@ -117,12 +214,13 @@ func (q queue) find(ctx context.Context, key string) (ticket, error) {
 // remove returns [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	l := q.lease()
+	stand, then, els := q.removal(t)
 	// calls counts also those that were sent beside the first, because each may have
 	// deleted the ticket.
 	var calls atomic.Int64
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		calls.Add(1)
-		return l.client.Txn(ctx).If(t.stands()).Then(v3.OpDelete(t.key)).Commit()
+		return l.client.Txn(ctx).If(stand...).Then(then...).Else(els...).Commit()
 	})
 	switch {
 	case err != nil:
@@ -131,6 +229,19 @@ func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error)
 		return resp.Header, ErrSessionExpired
 	}
 	return resp.Header, nil
+}
+
+// removal is the transaction that deletes the ticket. It succeeds if the ticket stood in all
+// its lines. Otherwise it deletes what there is.
+func (q queue) removal(t ticket) (stand []v3.Cmp, then, els []v3.Op) {
+	for _, t := range q.tickets(t) {
+		stand = append(stand, t.stands())
+		then = append(then, v3.OpDelete(t.key))
+		if len(q.also) > 0 {
+			els = append(els, v3.OpTxn([]v3.Cmp{t.stands()}, []v3.Op{v3.OpDelete(t.key)}, nil))
+		}
+	}
+	return stand, then, els
 }
 
 // askForLease finds out whether the lease lives, after its key was seen to be gone. If the

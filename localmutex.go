@@ -69,7 +69,7 @@ func (m *LocalMutex) TryLock(ctx context.Context) error {
 		return ErrLocked
 	}
 	return m.acquire(t, func() (*grant, error) {
-		return m.mutex.acquire(ctx, m.mutex.joining().ifAlone(m.queue().prefix))
+		return m.mutex.acquire(ctx, m.mutex.joining().ifAlone(0))
 	})
 }
 

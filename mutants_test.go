@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -11,7 +12,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc"
@@ -39,9 +39,8 @@ func TestNamesThatEndInASlash(t *testing.T) {
 	require.NoError(t, e.Resign(t.Context()))
 }
 
-// Three in line, of whom the last has looked again: it waits for the second, and makes
-// no call when the first leaves.
-func TestWaitIsForTheOneDirectlyAhead(t *testing.T) {
+// Three in line, of whom the last has looked again: it makes no call when the others leave.
+func TestAWaitNearTheHeadMakesNoCall(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	l := newLine(t)
@@ -58,7 +57,7 @@ func TestWaitIsForTheOneDirectlyAhead(t *testing.T) {
 	require.NoError(t, next.Wait(t))
 	require.NoError(t, second.Unlock(ctx))
 	require.NoError(t, last.Wait(t))
-	require.Equal(t, 2, l.faults.Count(fault.Get))
+	require.Equal(t, 1, l.faults.Count(fault.Get))
 }
 
 // The key is gone when the call returns, while a server answers: not only later.
@@ -181,36 +180,35 @@ func TestLeaderIsTheOldestTicket(t *testing.T) {
 	require.NoError(t, call.Wait(t))
 }
 
-// detained is a Watcher that keeps puts back until the gate is opened.
-type detained struct {
+// early is a Watcher on a member that lags: its watches begin in the past, and tell of one
+// event at a time.
+type early struct {
 	clientv3.Watcher
-	gate chan struct{}
+	from int64
 }
 
-func (w *detained) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+func (w *early) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
 	out := make(chan clientv3.WatchResponse)
 	go func() {
 		defer close(out)
-		for resp := range w.Watcher.Watch(ctx, key, opts...) {
-			if len(resp.Events) > 0 && resp.Events[0].Type == mvccpb.Event_PUT {
+		for resp := range w.Watcher.Watch(ctx, key, append(opts, clientv3.WithRev(w.from))...) {
+			all := resp.Events
+			for n := range max(len(all), 1) {
+				if len(all) > 0 {
+					resp.Events = all[n : n+1]
+				}
 				select {
-				case <-w.gate:
+				case out <- resp:
 				case <-ctx.Done():
 					return
 				}
-			}
-			select {
-			case out <- resp:
-			case <-ctx.Done():
-				return
 			}
 		}
 	}()
 	return out
 }
 
-// A look shows more than its watch has delivered so far, of the same key: what comes
-// late is not told.
+// A look shows more than its watch has delivered so far: what comes late is not told.
 func TestObserveDoesNotGoBack(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -218,19 +216,13 @@ func TestObserveDoesNotGoBack(t *testing.T) {
 	b := newBallot(t, own)
 	b.wins(t, b.election, "leader")
 	watching := own.Client(t)
-	w := &detained{Watcher: watching.Watcher, gate: make(chan struct{})}
-	watching.Watcher = w
-	f := counted(t, watching)
-	observed := observe(t, concurrency.NewElection(session(t, watching), b.name))
-	require.Empty(t, b.until(t, observed, "leader"))
-	look := f.Hold(fault.Get, 1)
+	watching.Watcher = &early{watching.Watcher, b.election.Rev()}
 	b.delete(t, b.election.Key())
-	ended(t, look.Reached(), "the look after the deletion")
 	b.wins(t, b.election, "again")
 	for _, value := range []string{"1", "2", "3"} {
 		require.NoError(t, b.election.Proclaim(ctx, value))
 	}
-	look.Open()
+	observed := observe(t, concurrency.NewElection(session(t, watching), b.name))
 	require.Empty(t, b.until(t, observed, "3"))
 	seen := etcdtest.Go(func() error {
 		if resp := <-observed; string(resp.Kvs[0].Value) != "4" {
@@ -238,9 +230,40 @@ func TestObserveDoesNotGoBack(t *testing.T) {
 		}
 		return nil
 	})
-	close(w.gate)
 	require.NoError(t, b.election.Proclaim(ctx, "4"))
 	require.NoError(t, seen.Wait(t))
+}
+
+// An observer hears of a new leader without a call, and looks again when it knows nobody of a
+// long line any more.
+func TestAnObserverFollowsTheLine(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	own := etcdtest.New(t) // where nobody else writes, and calls for looks
+	b := newBallot(t, own)
+	b.wins(t, b.election, "0")
+	const candidates = 40 // more than an observer knows
+	calls := make([]*etcdtest.Call, candidates)
+	all := make([]*concurrency.Election, candidates)
+	for n := range candidates {
+		all[n] = concurrency.NewElection(session(t, b.outside), b.name)
+		calls[n] = b.waits(t, ctx, all[n], strconv.Itoa(n+1), n+2)
+	}
+	watching := own.Client(t)
+	f := counted(t, watching)
+	observed := observe(t, concurrency.NewElection(session(t, watching), b.name))
+	b.until(t, observed, "0")
+	require.NoError(t, b.election.Resign(ctx))
+	for n, e := range all {
+		require.NoError(t, calls[n].Wait(t))
+		require.Empty(t, b.until(t, observed, strconv.Itoa(n+1)))
+		if n == 3 {
+			b.waits(t, ctx, b.election, "late", candidates-n+1)
+		}
+		require.NoError(t, e.Resign(ctx))
+	}
+	require.Empty(t, b.until(t, observed, "late"))
+	require.LessOrEqual(t, f.KV(), 4, "one for each 16 candidates: %v", f)
 }
 
 // strict is a KV that notes which reads may be answered by a member that lags behind.
@@ -318,8 +341,7 @@ func TestWatchesAskForALeader(t *testing.T) {
 	giveUp, cancel := context.WithCancel(ctx)
 	m := concurrency.NewMutex(session(t, c), name)
 	call := etcdtest.Go(func() error { return m.Lock(giveUp) })
-	// That of the key ahead, and a little later that of the own key.
-	etcdtest.Eventually(t, func() bool { return len(spy.all()) == 2 }, "two watches")
+	etcdtest.Eventually(t, func() bool { return len(spy.all()) == 1 }, "the watch")
 	cancel()
 	require.Equal(t, context.Canceled, call.Wait(t))
 	for _, watch := range spy.all() {
@@ -414,7 +436,7 @@ func TestASessionThatHasEndedKeepsNoWatch(t *testing.T) {
 	require.NoError(t, rival.Lock(t.Context()))
 	m := concurrency.NewMutex(s, name)
 	call := etcdtest.Go(func() error { return m.Lock(t.Context()) })
-	etcdtest.Eventually(t, func() bool { return len(spy.all()) == 2 }, "two watches")
+	etcdtest.Eventually(t, func() bool { return len(spy.all()) == 1 }, "the watch")
 	require.NoError(t, rival.Unlock(t.Context()))
 	require.NoError(t, call.Wait(t))
 	for _, watch := range spy.all() {

@@ -24,7 +24,7 @@ type Mutex struct {
 // It panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
 	q := newQueue(s, pfx)
-	join := q.joinTxn("")
+	join := q.lockTxn()
 	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
 }
 
@@ -50,7 +50,7 @@ func ResumeMutex(s *Session, pfx string, myKey string, myRev int64) *Mutex {
 // It costs one call, which is repeated over transient faults until ctx or the lease ends.
 // The other errors, and what a failure leaves behind, are those of [Mutex.Lock].
 func (m *Mutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.joining().ifAlone(m.queue.prefix))
+	_, err := m.acquire(ctx, m.joining().ifAlone(0))
 	return err
 }
 
@@ -78,8 +78,9 @@ func (m *Mutex) TryLock(ctx context.Context) error {
 // A Lock that fails takes its key away again. If that takes long, it goes on in the
 // background. The key goes with the lease at the latest.
 //
-// A free lock costs one call. A wait for one holder costs two. Each ticket that leaves the
-// line directly ahead costs one more, and so does a store that is written to meanwhile.
+// A free lock costs one call. A wait costs one watch, which the next wait takes over, and no
+// further call while at most 16 stand ahead. It costs one call more if more stand ahead, and
+// one if the store is written to before the watch begins.
 func (m *Mutex) Lock(ctx context.Context) error {
 	_, err := m.lock(ctx)
 	return err
@@ -94,7 +95,7 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 func (m *Mutex) joining() joinTxn {
 	m.queue.made()
 	if m.prepared.leaseID != m.queue.session.id {
-		return m.queue.joinTxn("")
+		return m.queue.lockTxn()
 	}
 	return *m.prepared
 }
@@ -108,17 +109,7 @@ func (m *Mutex) joining() joinTxn {
 // ctx's and etcd's. After an error the key may or may not be deleted yet. The session will
 // not be given the lock by that key again. The deletion goes on in the background until it
 // is carried out or the lease is gone. Unlock can be repeated.
-func (m *Mutex) Unlock(ctx context.Context) error {
-	held, _ := m.state()
-	if held == nil {
-		return ErrLockReleased
-	}
-	_, err := m.release(ctx, held)
-	if err == ErrSessionExpired {
-		return nil
-	}
-	return err
-}
+func (m *Mutex) Unlock(ctx context.Context) error { return m.unlock(ctx, m.queue) }
 
 // IsOwner returns a comparison that is true in a transaction only while this handle holds
 // the lock. A write guarded by it is refused once the lock is lost. No check on the
@@ -163,8 +154,9 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 // therefore sees the end at once. Contexts that are derived from it end when a timer runs,
 // a moment later.
 //
-// The first call after the lock was taken reads the key once and watches it in the
-// background until the context ends. A member that falls silent is noticed within the TTL.
+// The first call after the lock was taken watches the line in the background until the context
+// ends. It reads the key once if the store was written to since. A member that falls silent is
+// noticed within the TTL.
 func (m *Mutex) Ctx() context.Context { return m.context() }
 
 // Do runs work while the lock is held. It takes the lock as [Mutex.Lock] does. It calls

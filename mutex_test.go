@@ -93,15 +93,21 @@ func (l *line) revision(tb testing.TB) int64 {
 	return resp.Header.Revision
 }
 
-// waiting starts a Lock and returns when it waits, with both of its watches: the
-// second begins a while after the first.
+// waiting starts a Lock and returns when it waits, on a watch that has begun.
 func (l *line) waiting(tb testing.TB, ctx context.Context, m *concurrency.Mutex, n int) *etcdtest.Call {
 	tb.Helper()
-	watches := l.faults.Count(fault.Watch)
+	begun := watchBegins(l.faults)
 	call := etcdtest.Go(func() error { return m.Lock(ctx) })
 	l.stand(tb, n)
-	etcdtest.Eventually(tb, func() bool { return l.faults.Count(fault.Watch) == watches+2 }, "two watches")
+	ended(tb, begun, "the watch")
 	return call
+}
+
+// watchBegins is closed when a server has answered the next watch.
+func watchBegins(f *fault.Faults) <-chan struct{} {
+	begun := make(chan struct{})
+	f.After(fault.Watch, 1, func(error) { close(begun) })
+	return begun
 }
 
 func TestNewMutex(t *testing.T) {
@@ -360,7 +366,7 @@ func TestLock(t *testing.T) {
 		require.NoError(t, l.mutex.Lock(ctx))
 		require.Equal(t, "Txn 1", l.faults.String())
 	})
-	t.Run("a wait for one holder on a quiet store costs two", func(t *testing.T) {
+	t.Run("a wait for one holder on a quiet store costs no more", func(t *testing.T) {
 		t.Parallel()
 		// A server of its own, where nobody else writes.
 		c := etcdtest.New(t).Client(t)
@@ -370,11 +376,12 @@ func TestLock(t *testing.T) {
 		m := concurrency.NewMutex(session(t, c), "lock")
 		require.NoError(t, held.Lock(ctx))
 		f.Reset()
+		begun := watchBegins(f)
 		call := etcdtest.Go(func() error { return m.Lock(ctx) })
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.Watch) == 2 }, "watches of both keys")
+		ended(t, begun, "the watch")
 		require.NoError(t, held.Unlock(ctx))
 		require.NoError(t, call.Wait(t))
-		require.Equal(t, "Get 1, Txn 1, Watch 2", f.String())
+		require.Equal(t, "Txn 1, Watch 1", f.String())
 	})
 	t.Run("and one more on a store that is written to meanwhile", func(t *testing.T) {
 		t.Parallel()
@@ -391,7 +398,7 @@ func TestLock(t *testing.T) {
 		ended(t, looked, "looked again")
 		require.NoError(t, held.Unlock(ctx))
 		require.NoError(t, call.Wait(t))
-		require.Equal(t, 3, l.faults.KV())
+		require.Equal(t, 2, l.faults.KV())
 	})
 	t.Run("when it returns nil the session held the lock at the revision of Header", func(t *testing.T) {
 		t.Parallel()
@@ -604,8 +611,11 @@ func TestLockFaults(t *testing.T) {
 		t.Parallel()
 		l := newLine(t)
 		held := l.held(t)
+		gate := l.faults.BreakWatch(1, nil)
 		l.faults.Refuse(fault.Get, 2, codes.Unavailable, "etcdserver: no leader")
 		call := l.waiting(t, ctx, l.mutex, 2)
+		gate.Open()
+		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) > 2 }, "the third look")
 		require.NoError(t, held.Unlock(ctx))
 		require.NoError(t, call.Wait(t))
 	})
@@ -617,7 +627,7 @@ func TestLockFaults(t *testing.T) {
 		l.faults.BrokenWatch(2, nil)
 		l.faults.BrokenWatch(3, rpctypes.ErrGRPCCompacted)
 		call := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Watch) > 4 }, "it watches again")
+		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Watch) > 3 }, "it watches again")
 		require.True(t, call.Running())
 		require.NoError(t, held.Unlock(ctx))
 		require.NoError(t, call.Wait(t))
@@ -691,10 +701,12 @@ func TestLockFaults(t *testing.T) {
 		t.Parallel()
 		l := lineOn(t, etcdtest.New(t)) // or a write of others calls for a look before
 		held := l.held(t)
+		gate := l.faults.BreakWatch(1, nil)
 		call := l.waiting(t, ctx, l.mutex, 2)
 		l.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		require.NoError(t, held.Unlock(ctx))
+		gate.Open()
 		require.Equal(t, rpctypes.ErrPermissionDenied, call.Wait(t))
+		require.NoError(t, held.Unlock(ctx))
 		l.stand(t, 0)
 	})
 }
@@ -893,8 +905,9 @@ func TestLockThatFailsLeavesNoKey(t *testing.T) {
 		cancel()
 		ended(t, removal.Reached(), "the clean-up")
 		require.Equal(t, context.Canceled, call.Wait(t))
+		begun := watchBegins(l.faults)
 		again := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Watch) > 3 }, "it waits")
+		ended(t, begun, "it waits")
 		removal.Open()
 		for _, kv := range etcdtest.WaitKeys(t, l.outside, l.name+"/", 2)[:1] {
 			l.delete(t, string(kv.Key))
@@ -953,22 +966,18 @@ func TestHandlesOfOneSession(t *testing.T) {
 		l := newLine(t)
 		held := l.held(t)
 		waits := l.waiting(t, ctx, l.mutex, 2)
+		broken := l.faults.BreakWatch(1, nil)
 		sibling := l.handle()
 		other := l.waiting(t, ctx, sibling, 2)
-		look := l.faults.Hold(fault.Get, 2) // whoever of the two looks later
+		look := l.faults.Hold(fault.Get, 1)
+		broken.Open()
+		ended(t, look.Reached(), "the sibling is about to look")
 		require.NoError(t, held.Unlock(ctx))
-		ended(t, look.Reached(), "one has looked, the other is about to")
-		var first *concurrency.Mutex
-		select {
-		case <-waits.Done():
-			first = l.mutex
-		case <-other.Done():
-			first = sibling
-		}
-		require.NoError(t, first.Unlock(ctx))
-		look.Open()
 		require.NoError(t, waits.Wait(t))
+		require.NoError(t, l.mutex.Unlock(ctx))
+		look.Open()
 		require.NoError(t, other.Wait(t))
+		require.True(t, l.owns(t, sibling))
 		l.stand(t, 1)
 	})
 	t.Run("one releases while the other joins, who draws a new ticket", func(t *testing.T) {

@@ -3,6 +3,7 @@ package concurrency
 import (
 	"context"
 	"iter"
+	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -101,18 +102,20 @@ func leaderIn(resp *v3.GetResponse) Leader {
 	return Leader{string(kv.Key), kv.CreateRevision, string(kv.Value), resp.Header.Revision}
 }
 
-// observer is what one Observe or Leaders knows of the election. A look shows who leads at
-// one revision. A put on the leader's key leaves the leader the leader.
+// observer is what one Observe or Leaders knows of the election: the head of the line at one
+// revision. A look shows it, and one watch of the whole line tells what becomes of it. So who
+// follows a leader is known without a look, as in [view.hear].
 type observer struct {
 	client    *v3.Client
 	prefix    string
 	patience  time.Duration // within which a change is to be told
 	vacancies bool          // that nobody leads is to be told
 
-	rev     int64           // of the last look
-	leader  ticket          // none: nobody led at rev
-	pending *v3.GetResponse // the latest that is not told; nil: none
-	told    *v3.GetResponse // what was told last
+	rev     int64              // up to which the line is known
+	line    []*mvccpb.KeyValue // the oldest candidates, in their order
+	whole   bool               // line has all candidates
+	pending *v3.GetResponse    // the latest state that is not told; nil: none
+	told    *v3.GetResponse    // what was told last
 }
 
 // ask finds out who leads, with a single call.
@@ -154,35 +157,23 @@ func (o observer) leaders(ctx context.Context) iter.Seq2[Leader, error] {
 }
 
 // observe tells the leaders until ctx ends, the client ends or a look meets a permanent
-// error. It returns that error. While somebody leads it watches that key, otherwise the
-// whole prefix. As in wait, a watch that began later than the last look calls for another
-// look.
+// error. It returns that error.
 func (o *observer) observe(ctx context.Context, out chan<- *v3.GetResponse) error {
 	bound, cancel := untilClosed(ctx, o.client)
 	defer cancel()
-	var w *watcher
-	var watched string // the leader's key, or "" for the prefix
-	defer func() { w.stop() }()
-	for stale := true; ; {
-		if stale {
-			if err := o.look(bound); err != nil {
-				return err
-			}
-			// Another leader has another key. The watch of the old key would tell nothing
-			// of it.
-			if w == nil || watched != o.leader.key {
-				w.stop()
-				watched = o.leader.key
-				w = o.watch(bound, watched)
-			}
-			stale = false
-		}
+	if err := o.look(bound); err != nil {
+		return err
+	}
+	w := sharedOf(o.client).watches.watch(bound, o.client, o.patience, o.prefix, 0, v3.WithPrefix())
+	defer w.stop()
+	for {
 		// A send on a nil channel never happens. So nothing is told while nothing is
 		// pending.
 		var tell chan<- *v3.GetResponse
 		if o.pending != nil {
 			tell = out
 		}
+		stale := false
 		select {
 		case tell <- o.pending:
 			o.told, o.pending = o.pending, nil
@@ -191,39 +182,39 @@ func (o *observer) observe(ctx context.Context, out chan<- *v3.GetResponse) erro
 		case <-bound.Done():
 			stale = true // the look tells the reason
 		}
+		if stale {
+			if err := o.look(bound); err != nil {
+				return err
+			}
+		}
 	}
 }
 
-// watch watches the leader's key from now on. While there is no leader, it watches for puts
-// on any key.
-func (o *observer) watch(ctx context.Context, leader string) *watcher {
-	if leader != "" {
-		return watch(ctx, o.client, o.patience, leader, 0)
-	}
-	return watch(ctx, o.client, o.patience, o.prefix, 0, v3.WithPrefix(), v3.WithFilterDelete())
-}
-
-// look finds out who leads, at one revision.
+// look reads the head of the line, at one revision.
 func (o *observer) look(ctx context.Context) error {
 	resp, err := repeat(ctx, forever, o.patience, func(ctx context.Context) (*v3.GetResponse, error) {
-		return o.client.Get(ctx, o.prefix, v3.WithFirstCreate()...)
+		return o.client.Get(ctx, o.prefix, v3.WithPrefix(),
+			v3.WithSort(v3.SortByCreateRevision, v3.SortAscend), v3.WithLimit(nearby+1))
 	})
 	if err != nil {
 		return err
 	}
-	// What was to be told is older than this look, and is skipped.
-	o.rev, o.leader, o.pending = resp.Header.Revision, ticket{}, nil
-	if len(resp.Kvs) > 0 {
-		o.leader = ticketOf(resp.Kvs[0])
-	}
-	if len(resp.Kvs) > 0 || o.vacancies {
-		o.offer(resp)
-	}
+	o.line, o.whole = resp.Kvs, true
+	o.shorten()
+	o.offer(resp.Header)
 	return nil
 }
 
-// offer makes resp the next to be told, unless it is what was told last.
-func (o *observer) offer(resp *v3.GetResponse) {
+// shorten keeps the line as long as is useful, whoever comes.
+func (o *observer) shorten() {
+	if len(o.line) > nearby {
+		o.line, o.whole = o.line[:nearby], false
+	}
+}
+
+// offer makes the state at the revision of the header the next to be told, unless it is what
+// was told last. What was to be told before is older, and is skipped.
+func (o *observer) offer(header *pb.ResponseHeader) {
 	// The mod revision tells one value from another, also when both are the same text.
 	state := func(r *v3.GetResponse) ticket { // of the leader's key; none when nobody leads
 		if len(r.Kvs) == 0 {
@@ -231,36 +222,45 @@ func (o *observer) offer(resp *v3.GetResponse) {
 		}
 		return ticket{string(r.Kvs[0].Key), r.Kvs[0].ModRevision}
 	}
-	if o.told == nil || state(o.told) != state(resp) {
-		o.pending = resp
+	o.rev = header.Revision
+	now := &v3.GetResponse{Header: header, Kvs: slices.Clone(o.line[:min(len(o.line), 1)])}
+	now.Count = int64(len(now.Kvs))
+	switch o.pending = nil; {
+	case now.Count == 0 && !o.vacancies:
+	case o.told == nil || state(o.told) != state(now):
+		o.pending = now
 	}
 }
 
-// hear takes in what a watch delivered. It reports whether another look is needed to know
-// who leads.
-func (o *observer) hear(resp v3.WatchResponse) (stale bool) {
-	if resp.Canceled || resp.Created {
-		return missed(resp, o.rev)
+// hear takes in what the watch told. It reports whether a look is needed to know who leads.
+func (o *observer) hear(news v3.WatchResponse) (stale bool) {
+	if news.Canceled || news.Created {
+		return missed(news, o.rev)
 	}
-	// A put on the leader's key, in the same life, is a new value. All else calls for a
-	// look.
-	for _, ev := range resp.Events {
-		switch {
-		case ev.Kv.ModRevision <= o.rev: // the look has shown it, or what came after
-		case o.leader == (ticket{}) || ev.Type == mvccpb.Event_DELETE || ticketOf(ev.Kv) != o.leader:
-			// What was to be told is old now. The leader's key is gone, or another key came
-			// while there was no leader.
-			o.pending = nil
-			return true
-		default:
-			// The header of the watch may be newer than the event. The value held at the
-			// event's revision.
-			header := pb.ResponseHeader{
-				ClusterId: resp.Header.ClusterId, MemberId: resp.Header.MemberId,
-				Revision: ev.Kv.ModRevision, RaftTerm: resp.Header.RaftTerm,
-			}
-			o.offer(&v3.GetResponse{Header: &header, Kvs: []*mvccpb.KeyValue{ev.Kv}, Count: 1})
+	last := o.rev
+	for _, ev := range news.Events {
+		if ev.Kv.ModRevision <= o.rev { // the look has shown it, or what came after
+			continue
 		}
+		last = ev.Kv.ModRevision
+		i := slices.IndexFunc(o.line, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == string(ev.Kv.Key) })
+		switch {
+		case i >= 0 && ev.Type == mvccpb.Event_DELETE:
+			o.line = slices.Delete(o.line, i, i+1)
+		case i >= 0:
+			o.line[i] = ev.Kv // a new value
+		case ev.IsCreate() && o.whole:
+			o.line = append(o.line, ev.Kv)
+			o.shorten()
+		}
+	}
+	switch {
+	case len(o.line) == 0 && !o.whole:
+		o.pending = nil
+		return true
+	case last > o.rev:
+		// The header of the watch may be newer than the event.
+		o.offer(headerAt(news.Header, last))
 	}
 	return false
 }

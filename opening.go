@@ -14,10 +14,11 @@ import (
 
 // sessionOptions are what a session is opened with.
 type sessionOptions struct {
-	ttl     int
-	leaseID v3.LeaseID
-	ctx     context.Context
-	margin  time.Duration
+	ttl      int
+	leaseID  v3.LeaseID
+	ctx      context.Context
+	margin   time.Duration
+	identity string
 }
 
 // openLease has a lease granted or takes over the one in o, and keeps it alive.
@@ -43,7 +44,8 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 		}
 	}
 	// The seats are found by the ID, which is known only now.
-	l.seats = sharedOf(client).seatsOf(l.id)
+	s := sharedOf(client)
+	l.seats, l.watches = s.seatsOf(l.id), &s.watches
 	if l.id < v3.NoLease {
 		l.gone()
 		return l, nil

@@ -2,6 +2,7 @@ package concurrency
 
 import (
 	"context"
+	"slices"
 	"sync"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -32,9 +33,17 @@ func (o *ownership) resume(key string, rev int64) {
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
+	return o.acquireIn(ctx, o.queue, join)
+}
+
+// acquireIn acquires by one of the places of a handle that has several.
+func (o *ownership) acquireIn(ctx context.Context, q queue, join joinTxn) (*grant, error) {
 	// A failure tells that this ownership is lost, and tells nothing of a newer one.
 	before, _ := o.state()
-	g, header, err := o.queue.acquire(ctx, join)
+	if before != nil && before.key != join.key {
+		before = nil // nor of one by another place
+	}
+	g, header, err := q.acquire(ctx, join)
 	switch err {
 	case nil:
 		o.mu.Lock()
@@ -59,6 +68,20 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 		o.drop(held)
 	}
 	return header, err
+}
+
+// unlock releases what the handle holds by its place in q. A lock that was lost meanwhile needs
+// no release.
+func (o *ownership) unlock(ctx context.Context, q queue) error {
+	held, _ := o.state()
+	if held == nil || held.key != q.key() {
+		return ErrLockReleased
+	}
+	_, err := o.release(ctx, held)
+	if err == ErrSessionExpired {
+		return nil
+	}
+	return err
 }
 
 // lose notes that held was seen to be gone, for the siblings too. nil is nothing.
@@ -136,7 +159,7 @@ func (o *ownership) context() context.Context {
 	case o.term == nil:
 		// A term is followed only when somebody asks, because a watch costs as much as a
 		// call.
-		o.term = o.queue.follow(o.held)
+		o.term = o.queue.follow(o.held, o.header)
 	}
 	return o.term.ctx
 }
@@ -174,14 +197,14 @@ func (t *term) cause() error { return context.Cause(t.ctx) }
 // follow starts the term of a grant. It ends with the session, and with the deletion of the
 // key, which it watches for. A deletion by another handle of the session is known before it
 // is sent.
-func (q queue) follow(g *grant) *term {
+func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
 	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
 	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		defer detach()
-		err := q.standing(ctx, g.ticket)
+		err := q.standing(ctx, g.ticket, header)
 		if err == ErrSessionExpired {
 			l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
 		}
@@ -200,36 +223,49 @@ func (q queue) follow(g *grant) *term {
 	return &term{&punctual{ctx, look}, cancel}
 }
 
-// standing returns [ErrSessionExpired] when the ticket is seen to be gone. It ends earlier
-// when ctx does. It also ends with a permanent error that keeps it from reading the key,
-// because a process that can't know does not own.
-func (q queue) standing(ctx context.Context, t ticket) error {
-	l := q.lease()
+// standing returns [ErrSessionExpired] when the ticket is seen to be gone, in any of its lines.
+// It stood at the revision of the header. It ends earlier when ctx does. It also ends with a
+// permanent error that keeps it from reading the key, because a process that can't know does
+// not own.
+//
+// The place that a session has in a line goes on with the watch of the line, and leaves it to
+// the next wait. So one watch serves a session from turn to turn. Other places watch their own
+// keys, because many of them may own at once.
+func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader) error {
 	var w *watcher
-	defer func() { w.stop() }()
-	for {
-		// A watch that broke, or fell silent, has told nothing of what happened meanwhile.
-		// A look does.
-		resp, err := q.get(ctx, t.key, v3.WithKeysOnly())
-		switch {
-		case err != nil:
-			return err
-		case !t.firstOf(resp.Kvs):
-			return ErrSessionExpired
-		case w == nil: // from the revision after one at which it stood: no gap
-			w = watch(ctx, l.client, l.timeToLive(), t.key, resp.Header.Revision+1, v3.WithFilterPut())
-		}
-		// The watch tells of deletions of this key only. Any event is the end of the
-		// ticket, because the watch began at a revision at which the ticket stood.
-		for news := (v3.WatchResponse{}); !missed(news, resp.Header.Revision); {
-			select {
-			case news = <-w.heard():
-			case <-ctx.Done():
-				return ctx.Err()
+	defer func() { q.keep(w, header) }()
+	if header == nil { // of a resumed election
+		header = &pb.ResponseHeader{}
+	}
+	if q.rule == (rule{}) && t.key == q.key() {
+		w = q.watchLine(header)
+	}
+	for stale := w == nil; ; {
+		if stale {
+			read, now, err := q.read(ctx, q.own(t.key), 0)
+			switch {
+			case err != nil:
+				return err
+			case !q.among(t, read):
+				return ErrSessionExpired
 			}
-			if len(news.Events) > 0 {
+			if header = now; w == nil {
+				w = q.watchOwn(ctx, t, header.Revision)
+			}
+		}
+		var news v3.WatchResponse
+		select {
+		case news = <-w.heard():
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		for _, ev := range news.Events {
+			if ev.Kv.ModRevision > header.Revision && slices.Contains(q.keys(t.key), string(ev.Kv.Key)) {
 				return ErrSessionExpired
 			}
 		}
+		// A watch that began later, broke, or fell silent, has told nothing of what happened
+		// before. A look does.
+		stale = (news.Canceled || news.Created) && missed(news, header.Revision)
 	}
 }

@@ -178,10 +178,10 @@ func TestCtxLasts(t *testing.T) {
 			require.Equal(t, "Txn 1", l.calls())
 			h.Ctx()
 			l.watched(t, 1)
-			require.Equal(t, "Get 1, Txn 1, Watch 1", l.calls())
+			require.Equal(t, "Txn 1, Watch 1", l.calls())
 			h.Ctx()
 			require.NoError(t, h.giveBack(t.Context()))
-			require.Equal(t, "Get 1, Txn 2, Watch 1", l.calls())
+			require.Equal(t, "Txn 2, Watch 1", l.calls())
 		})
 		t.Run("the watch ends with it", func(t *testing.T) {
 			t.Parallel()
@@ -374,7 +374,7 @@ func TestCtxRidesOut(t *testing.T) {
 				l.faults.CompactBeforeWatch(1, l.name+"-noise")
 				ctx := h.Ctx()
 				if !deleted {
-					l.watched(t, 2)
+					l.watched(t, 1)
 					require.NoError(t, ctx.Err())
 					l.delete(t, h.Key())
 				}

@@ -2,7 +2,6 @@ package concurrency
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -38,8 +37,8 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == nil {
 		err = l.loss()
 	}
-	if err == ErrSessionExpired {
-		v.mine = ticket{} // it is gone
+	if err == ErrSessionExpired && len(q.also) == 0 {
+		v.mine = ticket{} // it is gone; of several keys some may be left
 	}
 	q.exit(join, v.mine, err)
 	if err == ErrSessionExpired {
@@ -56,7 +55,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
 	for {
 		v, err = q.join(ctx, join)
-		if err == nil && v.ahead != (ticket{}) {
+		if err == nil && !v.turn() {
 			v, err = q.wait(ctx, v)
 		}
 		doomed := false
@@ -76,34 +75,29 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 	}
 }
 
-// join carries out the transaction. Its view has the ticket that was drawn or found, and a
-// ticket ahead of that if there is one. join returns [ErrLocked] if the transaction must be
-// alone and there is one. After an error the view has the ticket if one stands, without a
-// revision if that is not known.
+// join carries out the transaction. Its view has the ticket that was drawn or found, and those
+// ahead. join returns [ErrLocked] if the transaction must be alone and somebody is in the way.
+// After an error the view has the ticket if one stands, without a revision if that is not known.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
-		var found *mvccpb.KeyValue
-		if v, found, err = q.joinOnce(ctx, txn); err != nil {
+		var own *mvccpb.KeyValue
+		switch v, own, err = q.joinOnce(ctx, txn); {
+		case err != nil:
 			return v, err
-		}
-		switch {
-		case v.mine == ticket{} && txn.alone:
-			return v, ErrLocked
-		case v.mine == ticket{}:
-			// The session stands in line, with a ticket older than this call.
-			if v.mine, err = q.find(ctx, txn.key); err != nil {
-				return view{mine: ticket{key: txn.key}}, err
-			}
-			if v.mine == (ticket{}) {
-				continue // it has just gone
-			}
+		case v.mine != ticket{}:
+		case v.rule.blocks(v.prefix, v.ahead):
+			return view{}, ErrLocked
+		default:
+			// Others stand there and leave room. It is still there if nobody comes in between.
+			txn = txn.ifAlone(v.header.Revision)
+			continue
 		}
 		doomed := false
 		q.lease().seats.at(txn.key, func(s *seat) { doomed = v.mine.rev <= s.doomed })
+		if !doomed && own != nil {
+			v, doomed, err = q.recognize(ctx, txn, v, own)
+		}
 		if !doomed {
-			if found != nil {
-				v, err = q.setValue(ctx, v, found, txn.value)
-			}
 			return v, err
 		}
 		// The key found is being deleted, by a call that has no answer yet. Make sure
@@ -114,9 +108,30 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	}
 }
 
-// joinOnce sends the transaction until it is answered. A transaction that replaces the
-// value of the session's key also returns that key, if it has found it.
-func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
+// recognize goes on with a ticket of the session's that a join has found. It looks who is ahead,
+// and gives the key the value of the join. It dooms a ticket that does not stand in all its
+// lines, or is gone.
+func (q queue) recognize(
+	ctx context.Context, txn joinTxn, v view, own *mvccpb.KeyValue,
+) (_ view, doomed bool, err error) {
+	if !v.known() {
+		v, err = q.look(ctx, v.mine)
+	}
+	switch {
+	case err == ErrSessionExpired:
+		q.lease().seats.at(txn.key, func(s *seat) { s.doom(v.mine) })
+		return v, true, nil
+	case err == nil && txn.alone && !v.turn():
+		return view{}, false, ErrLocked
+	case err == nil && txn.replaces:
+		v, err = q.setValue(ctx, v, own, txn.value)
+	}
+	return v, false, err
+}
+
+// joinOnce sends the transaction until it is answered. It also returns the key of the place if
+// it has found one.
+func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, own *mvccpb.KeyValue, err error) {
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		resp, err := l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
@@ -132,8 +147,8 @@ func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb
 	if err != nil {
 		return view{}, nil, err
 	}
-	v, found = txn.joined(resp)
-	return v, found, nil
+	v, own = txn.joined(resp)
+	return v, own, nil
 }
 
 // setValue gives the session's key the value. It writes over what it has read and nothing
@@ -150,7 +165,9 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 		if err != nil {
 			return v, err
 		}
-		v.header = resp.Header // at which the ticket stood, too
+		if v.turn() {
+			v.header = resp.Header // at which the ticket owned, too; of those ahead it tells nothing
+		}
 		if resp.Succeeded {
 			break
 		}
@@ -165,76 +182,80 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 	return v, nil
 }
 
-// look shows, with one linearizable read, who stands directly ahead of mine. It returns
-// [ErrSessionExpired] if mine does not stand in line any more.
+// look shows, with one linearizable read, who stands ahead of mine. It returns
+// [ErrSessionExpired] if mine does not stand any more, in any of its lines.
 //
 // A serializable read at the revision of an event would not do. The server tells of a
 // revision a moment before it shows that revision (End in
 // server/storage/mvcc/watchable_store_txn.go).
 func (q queue) look(ctx context.Context, mine ticket) (view, error) {
-	resp, err := q.get(ctx, q.prefix, append(slices.Clip(newestTwo), v3.WithMaxCreateRev(mine.rev))...)
-	if err != nil {
-		return view{mine: mine}, err
+	v, parts := view{rule: q.rule, prefix: q.prefix, mine: mine}, q.deciding(q.keys(mine.key))
+	asked := len(parts)
+	if !q.rule.shows() {
+		parts = append(parts, q.own(mine.key)...)
 	}
-	v, stands := mine.seen(resp)
-	if !stands {
+	read, header, err := q.read(ctx, parts, mine.rev)
+	if err != nil {
+		return v, err
+	}
+	if v.header = header; !q.among(mine, read) {
 		return v, ErrSessionExpired
 	}
+	v.stand(parts, read[:asked])
 	return v, nil
 }
 
-// ownWatchDelay is how long a wait lasts before it watches its own key as well. Quick
-// hand-overs are spared that watch. A lost key is heard of this much later.
-const ownWatchDelay = 100 * time.Millisecond
-
-// wait returns the first view that shows nobody ahead. It ends earlier for three reasons
+// wait returns the first view in which the turn has come. It ends earlier for three reasons
 // only:
 //
 //   - the ticket is gone, and wait returns [ErrSessionExpired];
 //   - ctx, the client or the lease has ended;
 //   - a look met a permanent error.
 //
-// Whatever else happens, it looks again. It watches two keys for their deletion.
+// Whatever else happens, it looks again.
 //
-// The key ahead is watched from now on, because the server serves a watch that starts in
-// the past only every 100 ms (server/storage/mvcc/watchable_store.go). A deletion between
-// the last look and the beginning of the watch would be missed. So a beginning that is
-// newer than the last look calls for another look.
-//
-// The own key is watched from the revision after a look that has shown it. That leaves no
-// gap. The 100 ms don't matter there.
+// Near the head it follows the line by one watch, which proves the turn. See [view.hear].
+// Otherwise it watches its own keys, and the ticket whose end may bring it near. When that one
+// goes, it looks.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
-	l, delay := q.lease(), time.NewTimer(ownWatchDelay)
-	defer delay.Stop()
-	var ahead, own *watcher
+	l := q.lease()
+	var line, own, far *watcher
 	defer func() {
 		own.stop()
-		// A session that has ended keeps none: etcd's own services open one for each call.
-		if err == nil && l.ctx.Err() == nil {
-			l.kept.keep(ahead, v.header.Revision)
+		far.stop()
+		if err == nil {
+			q.keep(line, v.header)
 		} else {
-			ahead.stop()
+			line.stop()
 		}
 	}()
-	for v.ahead != (ticket{}) {
-		if ahead == nil || ahead.key != v.ahead.key {
-			ahead.stop()
-			ahead = q.watchAhead(ctx, v)
+	for !v.turn() {
+		switch {
+		case v.follows() && line == nil:
+			own.stop()
+			far.stop()
+			line, own, far = q.watchLine(v.header), nil, nil
+		case !v.follows() && (far == nil || far.key != v.farthest().key):
+			if own == nil {
+				own = q.watchOwn(ctx, v.mine, v.header.Revision)
+			}
+			far.stop()
+			far = l.watch(ctx, v.farthest().key, 0, v3.WithFilterPut())
 		}
 		var news v3.WatchResponse
 		select {
-		case news = <-ahead.heard():
+		case news = <-line.heard():
 		case news = <-own.heard():
-		case <-delay.C:
-			own = watch(ctx, l.client, l.timeToLive(), v.mine.key, v.header.Revision+1, v3.WithFilterPut())
-			continue
+		case news = <-far.heard():
 		case <-ctx.Done():
 			return v, ctx.Err()
 		case <-l.lost.Done():
 			return v, l.loss()
 		}
-		// News at or before the revision of the last look tell nothing new.
-		if missed(news, v.header.Revision) {
+		switch gone, stale := v.hear(news); {
+		case gone:
+			return v, ErrSessionExpired
+		case stale:
 			if v, err = q.look(ctx, v.mine); err != nil {
 				return v, err
 			}
@@ -243,14 +264,41 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	return v, nil
 }
 
-// watchAhead watches the key ahead from now on, or goes on with the kept watch. The watch
-// may be kept itself, and so does not end with ctx.
-func (q queue) watchAhead(ctx context.Context, v view) *watcher {
+// watchLine watches the deletions in the line from now on, or goes on with the kept watch. The
+// header is of the revision up to which its user knows the line. The watch may be kept, and so
+// does not end with the caller's context.
+//
+// It begins with the present, because the server serves a watch that starts in the past only
+// every 100 ms (server/storage/mvcc/watchable_store.go).
+func (q queue) watchLine(header *pb.ResponseHeader) *watcher {
 	l := q.lease()
-	if w := l.kept.take(v.ahead.key, v.header.Revision); w != nil {
+	if w := l.kept.take(q.prefix, header.Revision); w != nil {
 		return w
 	}
-	return watch(context.WithoutCancel(ctx), l.client, l.timeToLive(), v.ahead.key, 0, v3.WithFilterPut())
+	return l.watch(context.Background(), q.prefix, 0, v3.WithPrefix(), v3.WithFilterPut())
+}
+
+// keep keeps a watch of the line for the session's next use of it. Its user knows the line up
+// to the revision of the header. Other watches end, and so do those of a session that has
+// ended, because etcd's own services open one for each call.
+func (q queue) keep(w *watcher, header *pb.ResponseHeader) {
+	if l := q.lease(); w != nil && w.key == q.prefix && l.ctx.Err() == nil {
+		l.kept.keep(w, header.Revision)
+	} else {
+		w.stop()
+	}
+}
+
+// watchOwn watches the keys of a ticket for their deletion, from the revision after rev, at
+// which they stood. That leaves no gap. The 100 ms don't matter here.
+func (q queue) watchOwn(ctx context.Context, t ticket, rev int64) *watcher {
+	l, keys := q.lease(), q.keys(t.key)
+	w := l.watch(ctx, t.key, rev+1, v3.WithFilterPut())
+	for _, key := range keys[1:] {
+		w.beside = append(w.beside,
+			l.watches.watchInto(ctx, w.news, l.client, l.timeToLive(), key, rev+1, v3.WithFilterPut()))
+	}
+	return w
 }
 
 // leave gives the ownership back. It deletes the ticket, which nobody is granted again. It

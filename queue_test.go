@@ -30,15 +30,19 @@ func TestJoinTransaction(t *testing.T) {
 	require.Equal(t, "v", string(put.ValueBytes()))
 	require.True(t, read.IsGet())
 	require.False(t, read.IsSerializable())
-	for _, op := range append(join.els, read) {
+	own := join.els[0]
+	require.True(t, own.IsGet(), "a join that finds the key writes nothing")
+	require.Equal(t, "name/cafe", string(own.KeyBytes()))
+	require.Empty(t, own.RangeBytes())
+	for _, op := range append(join.els[1:], read) {
 		require.True(t, op.IsGet(), "a join that finds the key writes nothing")
 		require.True(t, op.IsKeysOnly())
 		require.Equal(t, "name/", string(op.KeyBytes()))
 		require.Equal(t, v3.GetPrefixRangeEnd("name/"), string(op.RangeBytes()))
 	}
 
-	try := join.ifAlone(q.prefix)
-	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/"), "=", 0).WithPrefix()}, try.unless)
+	try := join.ifAlone(0)
+	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/"), "<", int64(1)).WithPrefix()}, try.unless)
 	require.Equal(t, join.then, try.then)
 	require.Equal(t, join.els, try.els)
 }

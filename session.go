@@ -27,6 +27,8 @@ type Session struct {
 	ctx    context.Context
 	done   <-chan struct{}
 	lease  *lease
+
+	identity string // the value of the keys of its locks
 }
 
 // SessionOption configures [NewSession].
@@ -74,6 +76,15 @@ func WithContext(ctx context.Context) SessionOption {
 // ridden out by as much.
 func WithSafetyMargin(d time.Duration) SessionOption {
 	return func(o *sessionOptions) { o.margin = d }
+}
+
+// WithIdentity makes the session write who it is, such as a host and a process, as the value of
+// the keys of its locks. [Inspect] shows it to whoever wonders who holds a lock. Nothing else
+// depends on it, and clients that know nothing of it pay no attention to it. Candidates have
+// the value of their campaign instead. The identity may be any text that the servers take for a
+// value. If it is too large for them, each Lock fails with their error.
+func WithIdentity(identity string) SessionOption {
+	return func(o *sessionOptions) { o.identity = identity }
 }
 
 // NewSession opens a session. It has a lease granted, in one call, and keeps the lease
@@ -138,7 +149,7 @@ func open(ctx context.Context, client *v3.Client, o sessionOptions) (*Session, e
 	default:
 		return nil, err
 	}
-	return &Session{client: client, id: l.id, ctx: l.ctx, done: l.done, lease: l}, nil
+	return &Session{client: client, id: l.id, ctx: l.ctx, done: l.done, lease: l, identity: o.identity}, nil
 }
 
 // Client returns the client that the session was opened with.

@@ -398,7 +398,7 @@ func TestZeroHandles(t *testing.T) {
 		"Observe":  func() { e.Observe(ctx) },
 		"IsLeader": func() { e.IsLeader() },
 	} {
-		require.PanicsWithValue(t, "concurrency: a Mutex or Election that its constructor did not return", call, what)
+		require.PanicsWithValue(t, "concurrency: a lock or an election that its constructor did not return", call, what)
 	}
 	require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
 	require.NoError(t, e.Resign(ctx))

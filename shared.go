@@ -12,6 +12,7 @@ import (
 type shared struct {
 	renewals   renewals
 	contention contention // of the transactions
+	watches    watches
 
 	mu    sync.Mutex                 // guards seats; never held across a call
 	seats weakMap[v3.LeaseID, seats] // sessions on one lease have the same

@@ -2,12 +2,24 @@ package concurrency
 
 import (
 	"context"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	v3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/metadata"
 )
+
+// watches are those of one client. The client sends all watches whose contexts have the same
+// outgoing metadata over one stream (streamKeyFromCtx in client/v3's watch.go). It closes the
+// stream when the last of them has ended. So a watch that comes back after a silence would
+// stand on the same silent stream, as long as any other watch does. It is sent over another
+// stream instead, which has a number of its own in its metadata.
+type watches struct {
+	stream atomic.Int64 // number of the stream for those that begin now
+}
 
 // watcher is one watch that comes back by itself: after a break, with a pause that grows, and
 // after a silence. Silence proves nothing, because the member that serves the watch may have
@@ -21,6 +33,7 @@ type watcher struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	begun  atomic.Bool // a server has answered, and the watch has not broken since
+	beside []*watcher  // of further keys, whose news come on the same channel
 }
 
 // watch starts a watch of the key for events after the revision from. If from is 0, the watch
@@ -33,11 +46,19 @@ type watcher struct {
 //
 // patience is the time within which its user is to know what has happened, whoever is
 // silent. The user has to stop the watcher.
-func watch(
+func (s *watches) watch(
 	ctx context.Context, client *v3.Client, patience time.Duration, key string, from int64, opts ...v3.OpOption,
 ) *watcher {
+	return s.watchInto(ctx, make(chan v3.WatchResponse), client, patience, key, from, opts...)
+}
+
+// watchInto starts a watch whose news come on a channel that it may share with others.
+func (s *watches) watchInto(
+	ctx context.Context, news chan v3.WatchResponse, client *v3.Client, patience time.Duration,
+	key string, from int64, opts ...v3.OpOption,
+) *watcher {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(ctx))
-	w := &watcher{key: key, news: make(chan v3.WatchResponse), cancel: cancel, done: make(chan struct{})}
+	w := &watcher{key: key, news: news, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
 		start := []v3.OpOption{v3.WithRev(from)}
@@ -46,8 +67,12 @@ func watch(
 			start = now
 		}
 		for breaks := 0; ; breaks++ {
-			begun := time.Now()
-			w.forward(ctx, client, silence(patience), append(start, opts...))
+			begun, stream := time.Now(), s.stream.Load()
+			on := metadata.AppendToOutgoingContext(ctx, streamKey, strconv.FormatInt(stream, 10))
+			if w.forward(on, client, silence(patience), append(start, opts...)) {
+				// The stream may be dead. Others may have left it before.
+				s.stream.CompareAndSwap(stream, stream+1)
+			}
 			if time.Since(begun) > longestPause {
 				breaks = 0 // the watch had worked
 			}
@@ -61,32 +86,38 @@ func watch(
 	return w
 }
 
+// streamKey names the metadata by which streams differ. Servers ignore it.
+const streamKey = "concurrency-watches"
+
 // silence is how long a watch may be silent before its user looks. It is less than the
 // patience by the time after which a look is sent again, because the first one may reach
 // the silent member too.
 func silence(patience time.Duration) time.Duration { return patience - againAfter(patience) }
 
 // forward tells what one watch of the client delivers, until it breaks or is silent for too
-// long. client.Watch itself blocks until a server has answered.
-func (w *watcher) forward(ctx context.Context, client *v3.Client, silence time.Duration, opts []v3.OpOption) {
-	ctx, cancel := context.WithCancel(ctx)
+// long. It reports whether it was silent. client.Watch itself blocks until a server has
+// answered.
+func (w *watcher) forward(
+	ending context.Context, client *v3.Client, silence time.Duration, opts []v3.OpOption,
+) (silent bool) {
+	ctx, cancel := context.WithCancel(ending)
 	defer cancel()
-	silent := time.AfterFunc(silence, cancel)
-	defer silent.Stop()
+	timer := time.AfterFunc(silence, cancel)
+	defer timer.Stop()
 	defer w.begun.Store(false)
 	for told := client.Watch(ctx, w.key, opts...); ; {
 		select {
 		case resp, open := <-told:
 			// While the user takes the news, the watch is not silent.
-			silent.Stop()
+			timer.Stop()
 			w.begun.Store(true)
 			if !open || resp.Err() != nil || !w.tell(ctx, resp) {
-				return
+				return false
 			}
-			silent.Reset(silence)
+			timer.Reset(silence)
 		case <-ctx.Done():
 			// The client closes the channel only when its next attempt to reach a server ends.
-			return
+			return ending.Err() == nil
 		}
 	}
 }
@@ -107,6 +138,12 @@ func missed(news v3.WatchResponse, rev int64) bool {
 	return news.Canceled || news.Header.GetRevision() > rev
 }
 
+// headerAt is the header of an earlier revision. That of a watch's news may be newer than what
+// they tell.
+func headerAt(h *pb.ResponseHeader, rev int64) *pb.ResponseHeader {
+	return &pb.ResponseHeader{ClusterId: h.ClusterId, MemberId: h.MemberId, Revision: rev, RaftTerm: h.RaftTerm}
+}
+
 // heard is where the news come from. A nil watcher is no watch and has none.
 func (w *watcher) heard() <-chan v3.WatchResponse {
 	if w == nil {
@@ -115,11 +152,14 @@ func (w *watcher) heard() <-chan v3.WatchResponse {
 	return w.news
 }
 
-// stop ends the watch and waits for its goroutine.
+// stop ends the watch and those beside it, and waits for their goroutines.
 func (w *watcher) stop() {
 	if w != nil {
 		w.cancel()
 		<-w.done
+		for _, other := range w.beside {
+			other.stop()
+		}
 	}
 }
 

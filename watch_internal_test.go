@@ -2,6 +2,7 @@ package concurrency
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -9,14 +10,16 @@ import (
 
 	"github.com/stretchr/testify/require"
 	v3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/metadata"
 )
 
 // wire is a Watcher whose watches the test serves.
 type wire struct {
 	v3.Watcher
-	mu    sync.Mutex // guards began and revs
+	mu    sync.Mutex // guards began, revs and on
 	began []time.Time
-	revs  []int64 // with which the watches began
+	revs  []int64  // with which the watches began
+	on    []string // the streams on which they began
 	serve func(ctx context.Context, n int, say func(v3.WatchResponse))
 }
 
@@ -26,6 +29,8 @@ func (w *wire) Watch(ctx context.Context, key string, opts ...v3.OpOption) v3.Wa
 	defer w.mu.Unlock()
 	w.began = append(w.began, time.Now())
 	w.revs = append(w.revs, v3.OpGet(key, opts...).Rev())
+	md, _ := metadata.FromOutgoingContext(ctx)
+	w.on = append(w.on, fmt.Sprint(md))
 	out, n := make(chan v3.WatchResponse), len(w.began)
 	go func() {
 		defer close(out)
@@ -59,7 +64,7 @@ func TestWatchesThatBreakPauseLongerEachTime(t *testing.T) {
 				sleep(ctx, forever, worked)
 			}
 		}
-		w := watch(t.Context(), c, time.Hour, "key", 7)
+		w := new(watches).watch(t.Context(), c, time.Hour, "key", 7)
 		for range 7 {
 			require.True(t, (<-w.heard()).Canceled)
 		}
@@ -84,7 +89,7 @@ func TestAWatchThatIsHeardIsNotSilent(t *testing.T) {
 			}
 			<-ctx.Done()
 		}
-		w := watch(t.Context(), c, patience, "key", 0)
+		w := new(watches).watch(t.Context(), c, patience, "key", 0)
 		for range 3 {
 			require.False(t, (<-w.heard()).Canceled)
 		}
@@ -99,6 +104,41 @@ func TestAWatchThatIsHeardIsNotSilent(t *testing.T) {
 	})
 }
 
+// The client sends watches with the same metadata over one stream, which may be dead.
+func TestWatchesLeaveASilentStream(t *testing.T) {
+	const patience = 3 * time.Second
+	watching(t, func(t *testing.T, c *v3.Client, served *wire) {
+		served.serve = func(ctx context.Context, n int, say func(v3.WatchResponse)) {
+			if say(v3.WatchResponse{Created: true}); n != 3 {
+				<-ctx.Done() // and the third breaks
+			}
+		}
+		var all watches
+		first := all.watch(t.Context(), c, patience, "key", 0)
+		<-first.heard()
+		pass(time.Second)
+		second := all.watch(t.Context(), c, patience, "key", 0)
+		<-second.heard()
+		for _, w := range []*watcher{first, second} { // silent, one after the other
+			require.True(t, (<-w.heard()).Canceled)
+			require.True(t, (<-w.heard()).Created)
+		}
+		require.True(t, (<-first.heard()).Canceled) // broken
+		require.True(t, (<-first.heard()).Created)
+		second.stop()
+		last := all.watch(t.Context(), c, patience, "key", 0)
+		<-last.heard()
+		require.Len(t, served.on, 6)
+		require.Equal(t, served.on[0], served.on[1])
+		require.NotEqual(t, served.on[1], served.on[2], "another stream after a silence")
+		for _, on := range served.on[3:] {
+			require.Equal(t, served.on[2], on, "who left the old stream later, broke, or was stopped, opens none")
+		}
+		first.stop()
+		last.stop()
+	})
+}
+
 func TestAKeptWatch(t *testing.T) {
 	watching(t, func(t *testing.T, c *v3.Client, served *wire) {
 		served.serve = func(ctx context.Context, _ int, say func(v3.WatchResponse)) {
@@ -106,7 +146,7 @@ func TestAKeptWatch(t *testing.T) {
 			<-ctx.Done()
 		}
 		begin := func() *watcher {
-			w := watch(t.Context(), c, time.Hour, "key", 0)
+			w := new(watches).watch(t.Context(), c, time.Hour, "key", 0)
 			<-w.heard()
 			return w
 		}
@@ -153,7 +193,7 @@ func TestAKeptWatch(t *testing.T) {
 		pass(keptFor)
 		require.True(t, ended(alone))
 		served.serve = func(ctx context.Context, _ int, _ func(v3.WatchResponse)) { <-ctx.Done() }
-		silent := watch(t.Context(), c, time.Hour, "key", 0)
+		silent := new(watches).watch(t.Context(), c, time.Hour, "key", 0)
 		synctest.Wait()
 		once.keep(silent, 8)
 		require.True(t, ended(silent), "no server has answered yet")

@@ -3,6 +3,7 @@ package history
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -45,6 +46,16 @@ var legitimate = map[string][]string{
 	"Unlock":    {},
 	"Resign":    {},
 	"RunLeader": {},
+
+	"RLock":         {sessionExpired, leaseNotFound},
+	"Acquire":       {sessionExpired, leaseNotFound},
+	"Lock of all":   {sessionExpired, leaseNotFound},
+	"TryRLock":      {locked, sessionExpired, leaseNotFound},
+	"TryAcquire":    {locked, sessionExpired, leaseNotFound},
+	"TryLock all":   {locked, sessionExpired, leaseNotFound},
+	"RUnlock":       {},
+	"Release":       {},
+	"Unlock of all": {},
 }
 
 // CheckErrors finds errors that this package must not return: of calls that ride faults
@@ -95,14 +106,14 @@ func CheckOrder(h History) (found []Violation) {
 		at := placeOf{life.Name, life.Lease}
 		lost := losses.cap(life.Gone, life.Token, life.Lease) < life.Gone
 		served := slices.ContainsFunc(holds[at], func(h Hold) bool { return h.Token == life.Token })
-		if life.Deleted == 0 || lost || served {
+		if life.Deleted == 0 || lost || served || life.Kind+life.Number != "" {
 			continue
 		}
 		for _, c := range calls[at] {
 			if !waited(c, life, calls[at]) {
 				continue
 			}
-			if token := heldAfter(c, holds[at]); token > life.Token {
+			if token := heldAfter(c, calls[at], holds[at]); token > life.Token {
 				found = append(found, Violation{"order", c.Package, life.Gone, fmt.Sprintf(
 					"%v: %s of %q lost its place with token %d and came to own with %d",
 					c.Who, c.Op, c.Name, life.Token, token)})
@@ -128,12 +139,18 @@ func waited(c Call, life Life, others []Call) bool {
 	return true
 }
 
-// heldAfter is the token that c acquired, 0 if the holder did not come to look at it.
-func heldAfter(c Call, holds []Hold) (token int64) {
-	var first time.Duration
+// heldAfter is the token that c acquired, 0 if the holder did not come to look at it: its hold
+// would have begun before the next call of its place, but for proclamations.
+func heldAfter(c Call, others []Call, holds []Hold) (token int64) {
+	until := time.Duration(math.MaxInt64)
+	for _, o := range others {
+		if o.Call >= c.Return && !strings.HasPrefix(o.Op, "Proclaim") {
+			until = min(until, o.Call)
+		}
+	}
 	for _, hold := range holds {
-		if hold.Start >= c.Return && (token == 0 || hold.Start < first) {
-			token, first = hold.Token, hold.Start
+		if c.Return <= hold.Start && hold.Start < until {
+			token, until = hold.Token, hold.Start
 		}
 	}
 	return token

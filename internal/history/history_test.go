@@ -171,6 +171,14 @@ var cases = []struct {
 {"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":6,"gone":15}}
 {"life":{"name":"a","token":7,"lease":3,"created":16}}
 {"hold":{"client":1,"package":"here","name":"a","token":7,"lease":3,"start":21,"end":25}}`},
+	{"a leadership that was not recorded, and the next one", "", `
+{"call":{"client":1,"package":"here","op":"Campaign","name":"a","lease":3,"call":10,"return":20}}
+{"call":{"client":1,"package":"here","op":"Proclaim","name":"a","lease":3,"call":20,"return":21,"error":"refused"}}
+{"call":{"client":1,"package":"here","op":"Resign","name":"a","lease":3,"call":22,"return":24}}
+{"life":{"name":"a","token":5,"lease":3,"created":11,"deleted":6,"gone":25}}
+{"call":{"client":1,"package":"here","op":"Campaign","name":"a","lease":3,"call":30,"return":40}}
+{"life":{"name":"a","token":7,"lease":3,"created":31}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"lease":3,"start":41,"end":45}}`},
 	{"a waiter whose key an operator deleted", "", `
 {"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":10,"return":20}}
 {"loss":{"token":5,"at":14}}

@@ -82,6 +82,10 @@ func (w *worker) resume(ctx context.Context) {
 		return
 	}
 	key, rev, old := e.Key(), e.Rev(), w.stay
+	if key == "" { // the session has been lost in this moment, and there is nothing to resume
+		w.resign(ctx, name, e)
+		return
+	}
 	w.leave(old)
 	old.Orphan()
 	prefix := name
