@@ -37,7 +37,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == nil {
 		err = l.loss()
 	}
-	if err == ErrSessionExpired && len(q.also) == 0 {
+	if err == ErrSessionExpired && q.also == nil {
 		v.mine = ticket{} // it is gone; of several keys some may be left
 	}
 	q.exit(join, v.mine, err)

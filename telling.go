@@ -10,7 +10,7 @@ import (
 // several lines has all their names.
 func (q queue) event(t ticket) LineEvent {
 	name := strings.TrimSuffix(q.prefix, "/")
-	for _, prefix := range q.also {
+	for _, prefix := range q.also.all() {
 		name += ", " + strings.TrimSuffix(prefix, "/")
 	}
 	return LineEvent{Name: name, Lease: q.session.id, Key: t.key, Token: t.rev}
