@@ -33,11 +33,6 @@ func (a *attempt) Retry() {
 	a.fail(errRetry)
 }
 
-// patience is for how long a blocked transaction may miss a change, because the member that it
-// watches on is silent. A transaction has no lease from which that could follow. So it is the
-// patience of a session whose TTL is the default.
-const patience = defaultTTL * time.Second
-
 // blocked is a wait for a change of what an attempt has read.
 type blocked struct {
 	*attempt

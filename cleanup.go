@@ -23,9 +23,9 @@ func (q queue) enter(join joinTxn) {
 }
 
 // exit notes that an acquisition has ended, with the ticket t. It starts the clean-up if
-// there is something to clean away. The channel that it returns is closed when the key was
-// seen to be wanted or gone.
-func (q queue) exit(join joinTxn, t ticket, err error) <-chan struct{} {
+// there is something to clean away. After an error it waits a moment for the clean-up, until
+// the key was seen to be wanted or gone.
+func (q queue) exit(join joinTxn, t ticket, err error) {
 	dirty := false
 	q.lease().seats.at(join.key, func(s *seat) {
 		s.users--
@@ -38,18 +38,16 @@ func (q queue) exit(join joinTxn, t ticket, err error) <-chan struct{} {
 		}
 		dirty = s.dirty()
 	})
-	if dirty {
-		return q.clean(ticket{join.key, t.rev})
+	if !dirty {
+		return
 	}
-	return nothing
+	if cleaned := q.clean(ticket{join.key, t.rev}); err != nil {
+		select {
+		case <-cleaned:
+		case <-time.After(cleanUpWait):
+		}
+	}
 }
-
-// nothing is what there is to wait for after nothing.
-var nothing = func() <-chan struct{} {
-	done := make(chan struct{})
-	close(done)
-	return done
-}()
 
 // clean takes a ticket that no handle of the session wants out of the line. It looks at the
 // key, and deletes the ticket if it may. It goes on, whatever error a call meets, with a

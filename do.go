@@ -8,7 +8,7 @@ import (
 
 // during acquires the ownership and runs work while it lasts. The context of work ends with
 // the term or with ctx, and in any case before the ownership is given back.
-func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), work func(context.Context) error) (err error) {
+func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), work func(context.Context) error) error {
 	if work == nil {
 		panic("concurrency: nil function")
 	}
@@ -21,9 +21,18 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 	if err != nil {
 		return err
 	}
+	giveBack := func(loss error) error { return o.giveBack(ctx, held, loss) }
+	return whileOwned(ctx, o.context(), o.released.cause(), giveBack, work)
+}
+
+// whileOwned runs work with a context that ends with ctx and with owned. When work has
+// returned, that context ends with the cause released, and then giveBack is called. The loss
+// that giveBack is told is why owned has ended before that, or nil.
+func whileOwned(
+	ctx, owned context.Context, released error, giveBack func(loss error) error, work func(context.Context) error,
+) (err error) {
 	// The context of work ends with ctx because it is derived from it. The end of the term
 	// is carried over by hand. Its Err looks at the term first, and so at the clock.
-	owned := o.context()
 	inner, cancel := context.WithCancelCause(ctx)
 	lost := func() {
 		if owned.Err() != nil {
@@ -40,8 +49,8 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 		detach()
 		// The context of work ends before the release is sent. What still runs on it stops
 		// in time.
-		cancel(o.released.cause())
-		err = joinErrors(err, loss, o.giveBack(ctx, held, loss))
+		cancel(released)
+		err = joinErrors(err, loss, giveBack(loss))
 	}()
 	return work(&punctual{inner, lost})
 }

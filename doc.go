@@ -82,8 +82,8 @@
 //     is known, but less than half of the TTL minus 750 ms, because the proxy answers only
 //     every third of the TTL. Where answers may take longer, guard the writes.
 //   - A session is one participant. Two handles of one session and one name share the
-//     lock or the candidacy, and each is given it while the other has it. [NewLocker]
-//     excludes the goroutines that share it.
+//     lock or the candidacy, and each is given it while the other has it. [LocalMutex] and
+//     [NewLocker] exclude the goroutines that share them.
 //   - A lease belongs to one process at a time. Two processes that keep one lease alive,
 //     by [WithLease], are one participant without knowing of each other. The one may clean
 //     up, after a call without an answer, what the other holds.

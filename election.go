@@ -40,9 +40,7 @@ func ResumeElection(s *Session, pfx string, leaderKey string, leaderRev int64) *
 	if !strings.HasPrefix(leaderKey, e.queue.prefix) && strings.HasSuffix(pfx, "/") {
 		e.queue.prefix = pfx
 	}
-	if leaderKey != "" && leaderRev != 0 {
-		e.queue.lease().seats.at(leaderKey, func(s *seat) { e.held = s.grant(ticket{leaderKey, leaderRev}) })
-	}
+	e.resume(leaderKey, leaderRev)
 	return e
 }
 
@@ -114,22 +112,6 @@ func (e *Election) Resign(ctx context.Context) error {
 	return err
 }
 
-// Leader returns the leader's key and value, in one call, as of the moment of the answer.
-// It returns [ErrElectionNoLeader] when nobody leads. Other errors are ctx's and etcd's.
-func (e *Election) Leader(ctx context.Context) (*v3.GetResponse, error) {
-	need(ctx)
-	resp, err := e.queue.lease().client.Get(ctx, e.queue.prefix, v3.WithFirstCreate()...)
-	switch {
-	case err != nil && ctx.Err() != nil:
-		return nil, ctx.Err()
-	case err != nil:
-		return nil, err
-	case len(resp.Kvs) == 0:
-		return nil, ErrElectionNoLeader
-	}
-	return resp, nil
-}
-
 // Key returns the leader's key in etcd if this handle was elected, and "" otherwise.
 func (e *Election) Key() string { return e.ticket().key }
 
@@ -152,6 +134,13 @@ func (e *Election) IsLeader() v3.Cmp { return e.stands() }
 // Ctx returns a context that ends with this handle's leadership, as [Mutex.Ctx] does with a
 // lock. After Resign its cause is [ErrElectionNotLeader].
 func (e *Election) Ctx() context.Context { return e.context() }
+
+// Session returns the session whose candidacy this is. Its deadline and its TTL tell how long
+// the leadership lasts if no server answers from now on.
+func (e *Election) Session() *Session {
+	e.queue.made()
+	return e.queue.session
+}
 
 // Lead runs work while the session leads. It campaigns with value as [Election.Campaign]
 // does. It calls work with a context that ends with ctx and with the leadership. It resigns

@@ -3,9 +3,7 @@ package concurrency_test
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"strconv"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -1077,21 +1075,15 @@ func TestElectionObserveCloses(t *testing.T) {
 
 // It runs alone, so that all goroutines of this package are its own.
 func TestElectionObserveLeavesNoGoroutine(t *testing.T) {
-	running := func() bool {
-		stacks := make([]byte, 4<<20)
-		stacks = stacks[:runtime.Stack(stacks, true)]
-		return strings.Contains(string(stacks), "concurrency.(*Election).observe") ||
-			strings.Contains(string(stacks), "concurrency.watch.func")
-	}
 	b := newBallot(t, server(t))
 	b.wins(t, b.election, "leader")
 	ctx, cancel := context.WithCancel(t.Context())
 	observed := b.election.Observe(ctx)
 	require.Empty(t, b.until(t, observed, "leader"))
-	etcdtest.Eventually(t, running, "the observer's goroutines")
+	etcdtest.Eventually(t, observing, "the observer's goroutines")
 	cancel()
 	closes(t, observed)
-	etcdtest.Eventually(t, func() bool { return !running() }, "their end")
+	etcdtest.Eventually(t, func() bool { return !observing() }, "their end")
 }
 
 func TestElectionOnWrappedClients(t *testing.T) {

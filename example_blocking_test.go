@@ -1,11 +1,14 @@
 package concurrency_test
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -127,6 +130,77 @@ func ExampleSTM_Retry_queue() {
 	fmt.Println(items)
 
 	// Output: map[0:1 1:1 2:1 3:1 4:1 5:1]
+}
+
+// A queue of work has several consumers. A consumer claims the oldest item that nobody has
+// claimed. The claim has the lease of the consumer's session. If the consumer dies, the claim goes
+// with its lease, and another consumer has the item, in its old place.
+func ExampleSTM_Retry_claims() {
+	client, stop := connect()
+	defer stop()
+
+	// claim waits for an item that is free.
+	claim := func(s *concurrency.Session) (item string, err error) {
+		err = transact(client, func(stm concurrency.STM) {
+			claimed := map[string]bool{}
+			for _, kv := range stm.Range(under("claims/")) {
+				claimed[strings.TrimPrefix(string(kv.Key), "claims/")] = true
+			}
+			for _, kv := range stm.Range(under("work/")) {
+				if item = strings.TrimPrefix(string(kv.Key), "work/"); !claimed[item] {
+					stm.Put("claims/"+item, "", clientv3.WithLease(s.Lease()))
+					return
+				}
+			}
+			stm.Retry()
+		}, concurrency.WithAbortContext(s.Ctx()))
+		return item, err
+	}
+	// done takes the item out, if the claim is still this consumer's.
+	errLost := errors.New("another consumer has the item")
+	done := func(s *concurrency.Session, item string) error {
+		_, err := concurrency.NewSTM(client, func(stm concurrency.STM) error {
+			if kv := stm.Entry("claims/" + item); kv == nil || kv.Lease != int64(s.Lease()) {
+				return errLost
+			}
+			stm.Del("claims/" + item)
+			stm.Del("work/" + item)
+			return nil
+		})
+		return err
+	}
+
+	for _, item := range []string{"1", "2"} {
+		check(transact(client, func(stm concurrency.STM) { stm.Put("work/"+item, "") }))
+	}
+	dies, err := concurrency.NewSession(client)
+	check(err)
+	lives, err := concurrency.NewSession(client)
+	check(err)
+	defer lives.Close()
+
+	first, err := claim(dies)
+	check(err)
+	second, err := claim(lives)
+	check(err)
+	fmt.Println("claimed:", first, second)
+	check(done(lives, second))
+	again := make(chan string)
+	go func() { // waits, because nothing is free
+		item, err := claim(lives)
+		check(err)
+		again <- item
+	}()
+	check(dies.Close()) // as if it had expired
+	fmt.Println("claimed again:", <-again)
+	fmt.Println("done by the dead:", done(dies, first))
+	fmt.Println("done:", done(lives, first))
+
+	// Output:
+	// claimed: 1 2
+	// claimed again: 1
+	// done by the dead: another consumer has the item
+	// done: <nil>
 }
 
 // A counting semaphore lets three in. A holder's key has the lease of its session, so that
@@ -269,4 +343,57 @@ func ExampleWithMaxAttempts_lock() {
 	check(transact(client, func(stm concurrency.STM) { fmt.Println(stm.Get("sum"), stm.Get("counters/a")) }))
 
 	// Output: 3 4
+}
+
+// Workers wait at a barrier until the data is there. The barrier is held by a session, so that it
+// opens when the process dies that prepares the data.
+func ExampleBarrier() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+	session, err := concurrency.NewSession(client)
+	check(err)
+	defer session.Close()
+
+	barrier := concurrency.NewBarrier(client, "preparing")
+	check(barrier.HoldWith(ctx, session))
+	passed := make(chan error)
+	go func() { passed <- concurrency.NewBarrier(client, "preparing").Wait(ctx) }()
+	fmt.Println("the data is there")
+	check(barrier.Release(ctx))
+	check(<-passed)
+	fmt.Println("passed")
+
+	// Output:
+	// the data is there
+	// passed
+}
+
+// Three workers begin each phase together, and end it together.
+func ExampleDoubleBarrier() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+	const workers, phases = 3, 2
+
+	var begun, done atomic.Int64
+	var all sync.WaitGroup
+	for range workers {
+		session, err := concurrency.NewSession(client) // of a process each, usually
+		check(err)
+		defer session.Close()
+		barrier := concurrency.NewDoubleBarrier(session, "phase", workers)
+		all.Go(func() {
+			for range phases {
+				check(barrier.Enter(ctx))
+				begun.Add(1)
+				check(barrier.Leave(ctx))
+				done.Add(1)
+			}
+		})
+	}
+	all.Wait()
+	fmt.Println(begun.Load(), done.Load())
+
+	// Output: 6 6
 }

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -210,6 +212,42 @@ func ExampleMutex_Do() {
 	// failed: true lost: true
 }
 
+// The goroutines of a process share one handle. They pass the lock on without a call, and each
+// has a token of its own.
+func ExampleLocalMutex() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	s, err := concurrency.NewSession(client)
+	check(err)
+	defer s.Close()
+	m := concurrency.NewLocalMutex(s, "my-lock")
+
+	type token struct{ rev, seq int64 }
+	var newest token // guarded by m
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			check(m.Do(ctx, func(ctx context.Context) error {
+				mine := token{m.Rev(), m.Seq()}
+				if mine.rev < newest.rev || mine.rev == newest.rev && mine.seq <= newest.seq {
+					return errStale
+				}
+				newest = mine
+				return nil
+			}))
+		})
+	}
+	all.Wait()
+	fmt.Println("each token was greater than the one before")
+	fmt.Println("held:", m.Rev() != 0)
+
+	// Output:
+	// each token was greater than the one before
+	// held: false
+}
+
 // A leader's work goes on until it is done or the leadership is lost.
 func ExampleElection_Lead() {
 	client, stop := connect()
@@ -245,11 +283,11 @@ func ExampleRunLeader() {
 	ctx, cancel := context.WithCancel(context.Background())
 
 	terms := 0
-	err := concurrency.RunLeader(ctx, client, "my-service", "host-1", func(leading context.Context) error {
+	err := concurrency.RunLeader(ctx, client, "my-service", "host-1", func(leading context.Context, e *concurrency.Election) error {
 		terms++
 		fmt.Println("term", terms)
 		if terms == 1 {
-			_, err := client.Delete(ctx, "my-service/", clientv3.WithPrefix()) // by an operator, say
+			_, err := client.Delete(ctx, e.Key()) // by an operator, say
 			check(err)
 		} else {
 			cancel() // the process is to stop
@@ -307,4 +345,102 @@ func ExampleElection_Leaders() {
 	// host-1, ready leads
 	// nobody leads
 	// the end: context canceled
+}
+
+// The work of a leader proclaims that it is ready, and its writes are guarded by the leadership.
+func ExampleRunLeader_election() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	lead := func(leading context.Context, e *concurrency.Election) error {
+		check(e.Proclaim(leading, "host-1, ready"))
+		resp, err := client.Txn(leading).
+			If(e.IsLeader()).
+			Then(clientv3.OpPut("my-data", "written by the leader")).
+			Commit()
+		if err == nil && !resp.Succeeded {
+			err = concurrency.ErrElectionNotLeader
+		}
+		leader, _ := concurrency.LeaderOf(ctx, client, "my-service")
+		fmt.Println(leader.Value)
+		return err
+	}
+	check(concurrency.RunLeader(ctx, client, "my-service", "host-1", lead,
+		concurrency.WithTTL(10),
+		concurrency.WithLeaders(func(l concurrency.Leader) { log.Printf("%q leads", l.Value) })))
+
+	// Output: host-1, ready
+}
+
+// A probe tells whether the process has to be restarted. It has to be if its work goes on
+// although the leadership is over. How much of its lease a leader has left is worth a graph.
+func ExampleRunLeader_probe() {
+	client, stop := connect()
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+
+	type term struct {
+		ctx     context.Context
+		session *concurrency.Session
+	}
+	var leads atomic.Pointer[term] // nil: the work does not run
+	// A renewal is sent every third of the life, so that two thirds are left if all is well.
+	left := func() float64 {
+		t := leads.Load()
+		if t == nil {
+			return 1
+		}
+		return float64(time.Until(t.session.Deadline())) / float64(t.session.TTL())
+	}
+	alive := func() bool {
+		t := leads.Load()
+		return t == nil || t.ctx.Err() == nil
+	}
+	err := concurrency.RunLeader(ctx, client, "my-service", "host-1", func(leading context.Context, e *concurrency.Election) error {
+		leads.Store(&term{leading, e.Session()})
+		defer leads.Store(nil)
+		fmt.Println("alive:", alive(), "most of the lease is left:", left() > 0.5)
+		cancel() // the process is to stop, and the work hangs
+		<-leading.Done()
+		fmt.Println("alive:", alive())
+		return nil
+	}, concurrency.WithTTL(60))
+	fmt.Println(err)
+	fmt.Println("alive:", alive())
+
+	// Output:
+	// alive: true most of the lease is left: true
+	// alive: false
+	// context canceled
+	// alive: true
+}
+
+// A client that does not stand for election asks who leads, or follows the changes. It needs no
+// session, and so no lease.
+func ExampleLeadersOf() {
+	client, stop := connect()
+	defer stop()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+
+	go concurrency.RunLeader(ctx, client, "my-service", "host-1:8080", func(leading context.Context, _ *concurrency.Election) error {
+		<-leading.Done()
+		return nil
+	})
+	for leader, err := range concurrency.LeadersOf(ctx, client, "my-service") {
+		check(err)
+		if leader.Rev == 0 {
+			continue // nobody leads yet
+		}
+		fmt.Println("requests go to", leader.Value)
+		break
+	}
+	leader, err := concurrency.LeaderOf(ctx, client, "my-service")
+	check(err)
+	fmt.Println("and to", leader.Value)
+
+	// Output:
+	// requests go to host-1:8080
+	// and to host-1:8080
 }

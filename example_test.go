@@ -193,6 +193,32 @@ func ExampleResumeElection() {
 	// after the restart
 }
 
+// A process that is restarted goes on holding a lock, if it is back before its lease expires
+// and has kept three things: its lease, its key and the key's create revision.
+func ExampleResumeMutex() {
+	client, stop := connect()
+	defer stop()
+	ctx := context.Background()
+
+	before, err := concurrency.NewSession(client)
+	check(err)
+	m := concurrency.NewMutex(before, "my-lock")
+	check(m.Lock(ctx))
+	lease, key, rev := before.Lease(), m.Key(), m.Rev()
+	before.Orphan() // ends without giving up the lease
+
+	after, err := concurrency.NewSession(client, concurrency.WithLease(lease))
+	check(err)
+	defer after.Close()
+	m = concurrency.ResumeMutex(after, "my-lock", key, rev)
+	check(m.Lock(ctx)) // one call; it would wait if the lock had been lost meanwhile
+	fmt.Println("held all the time:", m.Rev() == rev)
+	check(m.Unlock(ctx))
+
+	// Output:
+	// held all the time: true
+}
+
 // Ten goroutines move money between five accounts, whose sum stays the same.
 func ExampleNewSTM() {
 	client, stop := connect()

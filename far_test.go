@@ -110,7 +110,7 @@ func TestSilentMemberAndLeaders(t *testing.T) {
 		terms := make(chan context.Context)
 		f := counted(t, l.client)
 		call := etcdtest.Go(func() error {
-			return concurrency.RunLeader(ctx, l.client, name, "value", func(ctx context.Context) error {
+			return concurrency.RunLeader(ctx, l.client, name, "value", func(ctx context.Context, _ *concurrency.Election) error {
 				terms <- ctx
 				<-ctx.Done()
 				return ctx.Err()

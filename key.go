@@ -158,6 +158,10 @@ func (v *view) stand(parts []part, read [][]*mvccpb.KeyValue) {
 	slices.SortStableFunc(v.ahead, func(a, b ticket) int { return cmp.Compare(b.rev, a.rev) })
 }
 
+// follows reports whether the waiter follows the line. A waiter of a rule that lets several own
+// always does. Those ahead of it go in any order, so the end of no single ticket brings it near.
+func (v *view) follows() bool { return v.near || v.rule.most > 1 }
+
 // turn reports whether mine owns.
 func (v *view) turn() bool { return v.near && !v.rule.blocks(v.prefix, v.ahead) }
 
@@ -169,6 +173,8 @@ func (v *view) farthest() ticket { return v.ahead[min(v.rule.follows(), len(v.ah
 
 // hear takes in what a watch of the line's deletions has told. It reports whether mine is
 // gone, and whether the view is stale, so that a look is needed.
+//
+// A view that has not all who count is not stale as long as those that it has are in the way.
 //
 // A view that has all who count needs no look to know that the turn has come. etcd promises
 // that a watch tells all events since its beginning, in their order, and the events of one
@@ -186,7 +192,7 @@ func (v *view) farthest() ticket { return v.ahead[min(v.rule.follows(), len(v.ah
 //   - A key ahead was deleted and put again. The first deletion after the view's revision is
 //     the end of the ticket that the view has. The new ticket stands behind mine.
 func (v *view) hear(news v3.WatchResponse) (gone, stale bool) {
-	if news.Canceled || news.Created || !v.near {
+	if news.Canceled || news.Created || !v.follows() {
 		return false, missed(news, v.header.Revision)
 	}
 	rev := v.header.Revision
@@ -199,7 +205,8 @@ func (v *view) hear(news v3.WatchResponse) (gone, stale bool) {
 		v.ahead = slices.DeleteFunc(v.ahead, func(t ticket) bool { return t.key == key })
 		v.header = headerAt(news.Header, ev.Kv.ModRevision)
 	}
-	return gone, false
+	// Those that are known ahead leave room. Only a look shows whether there are others.
+	return gone, !v.near && !v.rule.blocks(v.prefix, v.ahead)
 }
 
 // joinTxn is the transaction by which a participant joins its lines. It puts its keys and reads

@@ -3,19 +3,47 @@ package concurrency
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// LeaderOption configures [RunLeader]. Every [SessionOption] is one, for the sessions that
+// RunLeader opens.
+type LeaderOption interface{ ofLeader(o *leaderOptions) }
+
+type leaderOptions struct {
+	session []SessionOption
+	leaders func(Leader) // nil: nobody wants to know
+}
+
+func (opt SessionOption) ofLeader(o *leaderOptions) { o.session = append(o.session, opt) }
+
+type leaderOption func(*leaderOptions)
+
+func (opt leaderOption) ofLeader(o *leaderOptions) { opt(o) }
+
+// WithLeaders makes [RunLeader] tell who leads, others included. It calls tell with the present
+// leader and with every change, as [LeadersOf] tells them, one at a time, beside the work. That
+// nobody leads is the zero [Leader]. RunLeader returns after the last tell has. If the election
+// may not be read, tell is not called any more. WithLeaders panics if tell is nil.
+func WithLeaders(tell func(Leader)) LeaderOption {
+	if tell == nil {
+		panic("concurrency: nil function")
+	}
+	return leaderOption(func(o *leaderOptions) { o.leaders = tell })
+}
+
 // RunLeader runs work whenever it leads the election that prefix names. It opens a session
 // with opts and campaigns with value. Then it calls work with a context that ends with ctx
-// and with the leadership. The leadership is lost when the session expired or the key was
-// deleted. RunLeader then waits for work to return and starts again with a new session. It
-// pauses before that, longer each time that it did not come to lead. It never runs work
-// twice at once. It resigns only after work has returned, and the next candidate leads at
-// once.
+// and with the leadership, and with the election that it leads. By the election, work has the
+// token and the guard, proclaims other values, and sees the session. The leadership is lost when
+// the session expired or the key was deleted, and over when work has resigned. RunLeader then
+// waits for work to return and starts again with a new session. It pauses before that, longer
+// each time that it did not come to lead. It never runs work twice at once. It resigns only
+// after work has returned, and the next candidate leads at once.
 //
 // It blocks until one of these, and returns
 //
@@ -29,8 +57,11 @@ import (
 //
 // When ctx has ended, RunLeader waits for work. It waits for the servers for a second at
 // most. What they did not answer ends with the lease. A panic of work passes through after
-// the resignation. RunLeader panics if client or work is nil.
-func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, work func(context.Context) error, opts ...SessionOption) error {
+// the resignation. RunLeader panics if client, work or an option is nil.
+func RunLeader(
+	ctx context.Context, client *v3.Client, prefix, value string,
+	work func(context.Context, *Election) error, opts ...LeaderOption,
+) error {
 	if client == nil {
 		panic("concurrency: RunLeader: nil client")
 	}
@@ -38,8 +69,19 @@ func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, wor
 		panic("concurrency: nil function")
 	}
 	need(ctx)
+	var o leaderOptions
+	for _, opt := range opts {
+		if opt == nil {
+			panic("concurrency: RunLeader: nil option")
+		}
+		opt.ofLeader(&o)
+	}
+	if o.leaders != nil {
+		defer tellLeaders(ctx, client, prefix, o.leaders)()
+	}
+	run := leading{client, prefix, value, work, o.session}
 	for n := 0; ; n++ {
-		led, again, err := leadOnce(ctx, client, prefix, value, work, opts)
+		led, again, err := run.once(ctx)
 		switch {
 		case !again:
 			return err
@@ -54,16 +96,39 @@ func RunLeader(ctx context.Context, client *v3.Client, prefix, value string, wor
 	}
 }
 
-// leadOnce runs work for the life of one session at most. It reports whether work was run,
+// tellLeaders tells who leads until the function that it returns is called.
+func tellLeaders(ctx context.Context, client *v3.Client, prefix string, tell func(Leader)) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var telling sync.WaitGroup
+	telling.Go(func() {
+		for leader, err := range LeadersOf(ctx, client, prefix) {
+			if err == nil {
+				tell(leader)
+			}
+		}
+	})
+	return func() {
+		cancel()
+		telling.Wait()
+	}
+}
+
+// leading is what RunLeader does with each session.
+type leading struct {
+	client        *v3.Client
+	prefix, value string
+	work          func(context.Context, *Election) error
+	opts          []SessionOption
+}
+
+// once runs work for the life of one session at most. It reports whether work was run,
 // and whether to try again. If not, err is what to return.
-func leadOnce(
-	ctx context.Context, client *v3.Client, prefix, value string, work func(context.Context) error, opts []SessionOption,
-) (led, again bool, err error) {
+func (r leading) once(ctx context.Context) (led, again bool, err error) {
 	if err := ctx.Err(); err != nil {
 		return false, false, err
 	}
-	o := optionsOf(client, opts)
-	if err := o.ctx.Err(); err != nil && o.ctx != client.Ctx() { // given with WithContext
+	o := optionsOf(r.client, r.opts)
+	if err := o.ctx.Err(); err != nil && o.ctx != r.client.Ctx() { // given with WithContext
 		return false, false, err
 	}
 	// The session outlives ctx, until work has returned and the candidacy is withdrawn. The
@@ -73,7 +138,7 @@ func leadOnce(
 	var cancel context.CancelFunc
 	o.ctx, cancel = context.WithCancel(o.ctx)
 	defer cancel()
-	s, err := open(opening, client, o)
+	s, err := open(opening, r.client, o)
 	opened()
 	if err != nil {
 		return false, transient(err), err
@@ -88,10 +153,11 @@ func leadOnce(
 	defer stand()
 	var failure error
 	var lost bool
-	err = NewElection(s, prefix).Lead(ctx, value, func(ctx context.Context) error {
+	e := NewElection(s, r.prefix)
+	err = e.Lead(ctx, r.value, func(ctx context.Context) error {
 		stand()
 		led = true
-		failure = work(ctx)
+		failure = r.work(ctx, e)
 		cause := context.Cause(ctx)
 		lost = cause != nil &&
 			(failure == nil || errors.Is(failure, cause) || errors.Is(failure, context.Canceled))

@@ -46,6 +46,11 @@ func none(tb testing.TB) func(context.Context) error {
 	}
 }
 
+// unled is none for RunLeader.
+func unled(tb testing.TB) func(context.Context, *concurrency.Election) error {
+	return func(ctx context.Context, _ *concurrency.Election) error { return none(tb)(ctx) }
+}
+
 func TestDo(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
 		t.Run("runs the work while it is held", func(t *testing.T) {
@@ -431,7 +436,7 @@ type rule struct {
 	call    *etcdtest.Call
 }
 
-func runs(tb testing.TB, c, outside *clientv3.Client, opts ...concurrency.SessionOption) *rule {
+func runs(tb testing.TB, c, outside *clientv3.Client, opts ...concurrency.LeaderOption) *rule {
 	tb.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &rule{
@@ -445,9 +450,17 @@ func runs(tb testing.TB, c, outside *clientv3.Client, opts ...concurrency.Sessio
 	return r
 }
 
-func (r *rule) start(ctx context.Context, opts ...concurrency.SessionOption) {
+// leaderOptions are options of sessions, for RunLeader.
+func leaderOptions(opts []concurrency.SessionOption) (all []concurrency.LeaderOption) {
+	for _, opt := range opts {
+		all = append(all, opt)
+	}
+	return all
+}
+
+func (r *rule) start(ctx context.Context, opts ...concurrency.LeaderOption) {
 	r.call = etcdtest.Go(func() error {
-		return concurrency.RunLeader(ctx, r.client, r.name, "value", func(inner context.Context) error {
+		return concurrency.RunLeader(ctx, r.client, r.name, "value", func(inner context.Context, _ *concurrency.Election) error {
 			if r.running.Add(1) != 1 {
 				return errors.New("two at once")
 			}
@@ -500,7 +513,7 @@ func TestRunLeader(t *testing.T) {
 			t.Parallel()
 			name, c := prefix(t), client(t)
 			var lease clientv3.LeaseID
-			err := concurrency.RunLeader(t.Context(), c, name, "value", func(ctx context.Context) error {
+			err := concurrency.RunLeader(t.Context(), c, name, "value", func(ctx context.Context, _ *concurrency.Election) error {
 				kvs := etcdtest.Keys(t, c, name+"/")
 				require.Len(t, kvs, 1)
 				require.Equal(t, "value", string(kvs[0].Value))
@@ -646,7 +659,7 @@ func TestRunLeaderUntilItsContextEnds(t *testing.T) {
 		t.Parallel()
 		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 		defer cancel()
-		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", func(ctx context.Context) error {
+		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", func(ctx context.Context, _ *concurrency.Election) error {
 			<-ctx.Done()
 			return ctx.Err()
 		})
@@ -667,7 +680,7 @@ func TestRunLeaderUntilItsContextEnds(t *testing.T) {
 		l.held(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		call := etcdtest.Go(func() error {
-			return concurrency.RunLeader(ctx, l.client, l.name, "value", none(t))
+			return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t))
 		})
 		l.stand(t, 2)
 		lease := etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease
@@ -681,7 +694,7 @@ func TestRunLeaderUntilItsContextEnds(t *testing.T) {
 		own := etcdtest.New(t)
 		c := own.Client(t)
 		for range 50 {
-			require.Equal(t, context.Canceled, concurrency.RunLeader(cancelled(), c, prefix(t), "value", none(t)))
+			require.Equal(t, context.Canceled, concurrency.RunLeader(cancelled(), c, prefix(t), "value", unled(t)))
 		}
 		etcdtest.WaitLeases(t, c, 0)
 	})
@@ -693,11 +706,11 @@ func TestRunLeaderUntilItsContextEnds(t *testing.T) {
 		for range 20 {
 			ctx, cancel := context.WithCancel(t.Context())
 			f.After(fault.Grant, 1, func(error) { cancel() })
-			require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, c, prefix(t), "value", none(t)))
+			require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, c, prefix(t), "value", unled(t)))
 		}
 		etcdtest.WaitLeases(t, c, 0)
 	})
-	for how, opts := range map[string][]concurrency.SessionOption{
+	for how, opts := range map[string][]concurrency.LeaderOption{
 		"":                               nil,
 		", with a context of the caller": {concurrency.WithContext(context.Background())},
 	} {
@@ -707,7 +720,7 @@ func TestRunLeaderUntilItsContextEnds(t *testing.T) {
 			f := counted(t, c)
 			ctx, cancel := context.WithCancel(t.Context())
 			call := etcdtest.Go(func() error {
-				return concurrency.RunLeader(ctx, c, prefix(t), "value", none(t), opts...)
+				return concurrency.RunLeader(ctx, c, prefix(t), "value", unled(t), opts...)
 			})
 			etcdtest.Eventually(t, func() bool { return f.Count(fault.Grant) > 0 }, "it asks for a lease")
 			cancel()
@@ -739,14 +752,14 @@ func TestRunLeaderReturns(t *testing.T) {
 		r.client.Close()
 		require.Equal(t, context.Canceled, cause(t, inner))
 		require.Equal(t, context.Canceled, r.call.Wait(t))
-		require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, r.client, r.name, "value", none(t)))
+		require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, r.client, r.name, "value", unled(t)))
 	})
 	t.Run("context.Canceled when the client is closed while it campaigns", func(t *testing.T) {
 		t.Parallel()
 		l := newLine(t)
 		l.held(t)
 		call := etcdtest.Go(func() error {
-			return concurrency.RunLeader(ctx, l.client, l.name, "value", none(t))
+			return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t))
 		})
 		l.stand(t, 2)
 		revokedAtEnd(t, l.outside, clientv3.LeaseID(etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease))
@@ -758,18 +771,18 @@ func TestRunLeaderReturns(t *testing.T) {
 		t.Parallel()
 		own := authServer(t)
 		c := guest(t, own, "mine/")
-		require.Equal(t, rpctypes.ErrPermissionDenied, concurrency.RunLeader(ctx, c, "theirs", "value", none(t)))
+		require.Equal(t, rpctypes.ErrPermissionDenied, concurrency.RunLeader(ctx, c, "theirs", "value", unled(t)))
 		etcdtest.WaitLeases(t, rootOf(t, own), 0)
-		require.Equal(t, errWork, concurrency.RunLeader(ctx, c, "mine", "value", func(context.Context) error { return errWork }))
+		require.Equal(t, errWork, concurrency.RunLeader(ctx, c, "mine", "value", func(context.Context, *concurrency.Election) error { return errWork }))
 	})
 	t.Run("a permanent error of the session", func(t *testing.T) {
 		t.Parallel()
-		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", none(t), concurrency.WithLease(404))
+		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", unled(t), concurrency.WithLease(404))
 		require.Equal(t, rpctypes.ErrLeaseNotFound, err)
 	})
 	t.Run("that of a bad option", func(t *testing.T) {
 		t.Parallel()
-		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", none(t), concurrency.WithSafetyMargin(-1))
+		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", unled(t), concurrency.WithSafetyMargin(-1))
 		require.ErrorContains(t, err, "concurrency: ")
 	})
 	t.Run("when the context of the caller's session has ended", func(t *testing.T) {
@@ -782,7 +795,7 @@ func TestRunLeaderReturns(t *testing.T) {
 			stop, cancel := context.WithCancel(ctx)
 			defer cancel()
 			call := etcdtest.Go(func() error {
-				return concurrency.RunLeader(stop, client(t), prefix(t), "value", none(t), concurrency.WithContext(bound))
+				return concurrency.RunLeader(stop, client(t), prefix(t), "value", unled(t), concurrency.WithContext(bound))
 			})
 			select {
 			case <-call.Done():
@@ -800,14 +813,14 @@ func TestRunLeaderReturns(t *testing.T) {
 		f := counted(t, c)
 		f.Refuse(fault.Grant, 3, codes.Unavailable, "etcdserver: leader changed")
 		f.Refuse(fault.Txn, 3, codes.Unavailable, "etcdserver: request timed out")
-		require.Equal(t, errWork, concurrency.RunLeader(ctx, c, prefix(t), "value", func(context.Context) error { return errWork }))
+		require.Equal(t, errWork, concurrency.RunLeader(ctx, c, prefix(t), "value", func(context.Context, *concurrency.Election) error { return errWork }))
 		require.Equal(t, 4, f.Count(fault.Grant))
 	})
 	t.Run("the options are the session's", func(t *testing.T) {
 		t.Parallel()
 		name, c := prefix(t), client(t)
-		work := func(want int64) func(context.Context) error {
-			return func(context.Context) error {
+		work := func(want int64) func(context.Context, *concurrency.Election) error {
+			return func(context.Context, *concurrency.Election) error {
 				resp, err := c.TimeToLive(ctx, clientv3.LeaseID(etcdtest.Keys(t, c, name+"/")[0].Lease))
 				require.NoError(t, err)
 				require.Equal(t, want, resp.GrantedTTL)
@@ -825,7 +838,7 @@ func TestRunLeaderReturns(t *testing.T) {
 		name, c := prefix(t), client(t)
 		var lease int64
 		require.PanicsWithValue(t, errWork, func() {
-			concurrency.RunLeader(ctx, c, name, "value", func(context.Context) error {
+			concurrency.RunLeader(ctx, c, name, "value", func(context.Context, *concurrency.Election) error {
 				lease = etcdtest.Keys(t, c, name+"/")[0].Lease
 				panic(errWork)
 			})
@@ -834,7 +847,7 @@ func TestRunLeaderReturns(t *testing.T) {
 	})
 	t.Run("panics if client or work is nil", func(t *testing.T) {
 		t.Parallel()
-		requireOurPanic(t, func() { concurrency.RunLeader(ctx, nil, "name", "value", none(t)) })
+		requireOurPanic(t, func() { concurrency.RunLeader(ctx, nil, "name", "value", unled(t)) })
 		requireOurPanic(t, func() { concurrency.RunLeader(ctx, client(t), "name", "value", nil) })
 	})
 }
@@ -855,7 +868,7 @@ func TestRunLeaderNeverTwo(t *testing.T) {
 		p, c := proxied(t, server(t))
 		proxies = append(proxies, p)
 		candidates = append(candidates, etcdtest.Go(func() error {
-			return concurrency.RunLeader(ctx, c, name, "value", func(inner context.Context) error {
+			return concurrency.RunLeader(ctx, c, name, "value", func(inner context.Context, _ *concurrency.Election) error {
 				mu.Lock()
 				if leading != nil {
 					assert.Error(t, leading.Err(), "two contexts live")
@@ -1119,22 +1132,24 @@ func TestLeadersEnd(t *testing.T) {
 	})
 }
 
+// observing reports whether an observer, or any watch, is running in this process.
+func observing() bool {
+	stacks := make([]byte, 4<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	return strings.Contains(string(stacks), "concurrency.(*observer).observe(") ||
+		strings.Contains(string(stacks), "concurrency.(*watches).watchInto.func")
+}
+
 // Not parallel, since it looks at all goroutines.
 func TestLeadersLeavesNothingRunning(t *testing.T) {
-	running := func() bool {
-		stacks := make([]byte, 4<<20)
-		stacks = stacks[:runtime.Stack(stacks, true)]
-		return strings.Contains(string(stacks), "concurrency.(*Election).observe") ||
-			strings.Contains(string(stacks), "concurrency.(*watches).watch.func")
-	}
 	ends := func(when string) { // a goroutine has stopped a moment before it is gone
 		t.Helper()
-		etcdtest.Eventually(t, func() bool { return !running() }, "%s", when)
+		etcdtest.Eventually(t, func() bool { return !observing() }, "%s", when)
 	}
 	b := newBallot(t, server(t))
 	b.wins(t, b.election, "leader")
 	for range b.election.Leaders(t.Context()) {
-		etcdtest.Eventually(t, running, "its goroutines")
+		etcdtest.Eventually(t, observing, "its goroutines")
 		break
 	}
 	ends("after a loop that was left")
@@ -1147,4 +1162,159 @@ func TestLeadersLeavesNothingRunning(t *testing.T) {
 	for range b.election.Leaders(cancelled()) {
 	}
 	ends("after a loop that ended")
+}
+
+// The work of RunLeader has the election that it leads: its token, its guard, its value and its
+// session.
+func TestRunLeaderGivesTheElection(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	ctx := t.Context()
+	before := l.faults.Count(fault.Txn)
+	require.NoError(t, concurrency.RunLeader(ctx, l.client, l.name, "value", func(inner context.Context, e *concurrency.Election) error {
+		kvs := etcdtest.Keys(t, l.outside, l.name+"/")
+		require.Len(t, kvs, 1)
+		require.Equal(t, string(kvs[0].Key), e.Key())
+		require.Equal(t, kvs[0].CreateRevision, e.Rev())
+		require.EqualValues(t, kvs[0].Lease, e.Session().Lease())
+		require.Equal(t, 7*time.Second, e.Session().TTL())
+		require.NoError(t, e.Proclaim(inner, "another"))
+		resp, err := l.outside.Txn(ctx).If(e.IsLeader()).Commit()
+		require.NoError(t, err)
+		require.True(t, resp.Succeeded)
+		leader, err := concurrency.LeaderOf(ctx, l.outside, l.name)
+		require.NoError(t, err)
+		require.Equal(t, concurrency.Leader{Key: e.Key(), Rev: e.Rev(), Value: "another", Revision: leader.Revision}, leader)
+		return nil
+	}, concurrency.WithTTL(7)))
+	require.Equal(t, before+3, l.faults.Count(fault.Txn), "the campaign, the proclamation and the resignation")
+}
+
+// Work that resigns has lost the leadership by its own will, and leads again.
+func TestRunLeaderWhoseWorkResigns(t *testing.T) {
+	t.Parallel()
+	name, c := prefix(t), client(t)
+	var tokens []int64
+	require.NoError(t, concurrency.RunLeader(t.Context(), c, name, "value", func(ctx context.Context, e *concurrency.Election) error {
+		if tokens = append(tokens, e.Rev()); len(tokens) == 2 {
+			return nil
+		}
+		require.NoError(t, e.Resign(t.Context()))
+		require.Equal(t, concurrency.ErrElectionNotLeader, cause(t, ctx))
+		return nil
+	}))
+	require.Len(t, tokens, 2)
+	require.Greater(t, tokens[1], tokens[0])
+}
+
+func TestRunLeaderTellsWhoLeads(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	rival := concurrency.NewElection(l.session, l.name)
+	require.NoError(t, rival.Campaign(t.Context(), "rival"))
+	told := make(chan string, 10)
+	var over atomic.Bool
+	tell := concurrency.WithLeaders(func(leader concurrency.Leader) {
+		assert.False(t, over.Load(), "after RunLeader has returned")
+		told <- leader.Value
+	})
+	hears := func(value string) {
+		t.Helper()
+		for {
+			select {
+			case got := <-told:
+				if got == value {
+					return
+				}
+				require.Empty(t, got, "between two leaders nobody may lead")
+			case <-time.After(30 * time.Second):
+				require.FailNow(t, "nothing is told")
+			}
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	call := etcdtest.Go(func() error {
+		defer over.Store(true)
+		return concurrency.RunLeader(ctx, l.outside, l.name, "mine", func(inner context.Context, e *concurrency.Election) error {
+			assert.NoError(t, e.Proclaim(inner, "mine, ready"))
+			<-inner.Done()
+			return inner.Err()
+		}, tell, concurrency.WithTTL(10))
+	})
+	hears("rival")
+	l.stand(t, 2)
+	require.NoError(t, rival.Resign(t.Context()))
+	for got := ""; got != "mine, ready"; {
+		select {
+		case got = <-told:
+			require.Contains(t, []string{"", "mine", "mine, ready"}, got)
+		case <-time.After(30 * time.Second):
+			require.FailNow(t, "nothing is told")
+		}
+	}
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	l.stand(t, 0)
+}
+
+// Who observes an election needs no session.
+func TestLeadersOf(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	_, err := concurrency.LeaderOf(ctx, l.outside, l.name)
+	require.Equal(t, concurrency.ErrElectionNoLeader, err)
+	e := concurrency.NewElection(l.session, l.name)
+	f := counted(t, l.outside)
+	steps := []struct {
+		value string
+		then  func() error
+	}{
+		{"", func() error { return e.Campaign(ctx, "first") }},
+		{"first", func() error { return e.Proclaim(ctx, "second") }},
+		{"second", func() error { return e.Resign(ctx) }},
+		{"", func() error { cancel(); return nil }},
+	}
+	for leader, err := range concurrency.LeadersOf(ctx, l.outside, l.name) {
+		if len(steps) == 0 {
+			require.Equal(t, context.Canceled, err)
+			continue
+		}
+		require.NoError(t, err)
+		require.Equal(t, steps[0].value, leader.Value)
+		require.Equal(t, e.Rev(), leader.Rev)
+		require.NoError(t, steps[0].then())
+		steps = steps[1:]
+	}
+	require.Empty(t, steps)
+	require.Zero(t, f.Count(fault.Grant), "no lease is needed")
+	_, err = concurrency.LeaderOf(ctx, l.outside, l.name)
+	require.Equal(t, context.Canceled, err)
+	f.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	_, err = concurrency.LeaderOf(t.Context(), l.outside, l.name)
+	require.Equal(t, rpctypes.ErrPermissionDenied, err)
+	for _, err := range concurrency.LeadersOf(t.Context(), l.outside, l.name) {
+		if err == nil {
+			break // a loop that is left early leaves nothing running: goleak looks
+		}
+	}
+}
+
+func TestLeadersOfMisuse(t *testing.T) {
+	t.Parallel()
+	var missing context.Context
+	c := client(t)
+	for _, call := range []func(){
+		func() { concurrency.LeadersOf(t.Context(), nil, "name") },
+		func() { concurrency.LeadersOf(missing, c, "name") },
+		func() { _, _ = concurrency.LeaderOf(t.Context(), nil, "name") },
+		func() { _, _ = concurrency.LeaderOf(missing, c, "name") },
+		func() { concurrency.WithLeaders(nil) },
+		func() { _ = concurrency.RunLeader(t.Context(), c, "name", "value", unled(t), nil) },
+		func() { (&concurrency.Election{}).Session() },
+	} {
+		requireOurPanic(t, call)
+	}
 }

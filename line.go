@@ -94,6 +94,13 @@ func (q queue) joinTxn(value string) joinTxn {
 	return newJoin(own, q.prefix, value, q.session.id, q.rule, q.deciding(own))
 }
 
+// never is a comparison that is false. No create revision is negative. The server refuses a
+// comparison without a key.
+func (q queue) never() v3.Cmp {
+	q.made()
+	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
+}
+
 // lease is where the state of the session lies. A session that NewSession did not return
 // has none.
 func (q queue) lease() *lease {
@@ -102,6 +109,15 @@ func (q queue) lease() *lease {
 		panic("concurrency: a session that NewSession did not return")
 	}
 	return q.session.lease
+}
+
+// gone is [lease.loss] for who has not begun yet. It says of a lost lease what etcd would say.
+func (q queue) gone() error {
+	err := q.lease().loss()
+	if err == ErrSessionExpired {
+		err = rpctypes.ErrLeaseNotFound
+	}
+	return err
 }
 
 // need panics if the caller has given no context.

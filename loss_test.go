@@ -132,7 +132,7 @@ func TestDoAndAPartition(t *testing.T) {
 func TestRunLeaderAndAPartition(t *testing.T) {
 	t.Parallel()
 	eachIsland(t, func(t *testing.T, i *island) {
-		r := runs(t, i.MemberClient(t, i.member), i.mainland, i.options()...)
+		r := runs(t, i.MemberClient(t, i.member), i.mainland, leaderOptions(i.options())...)
 		ctx := r.term(t)
 		rival := concurrency.NewElection(session(t, i.mainland), r.name)
 		call := etcdtest.Go(func() error { return rival.Campaign(t.Context(), "rival") })

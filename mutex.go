@@ -11,7 +11,7 @@ var lockReleased = ended(ErrLockReleased)
 
 // Mutex is a lock that sessions take in turn, first come, first served. A session holds it.
 // Two handles of one session and one name share the lock, and each can take it while the
-// other holds it. To exclude goroutines, use [NewLocker], or give each a session.
+// other holds it. To exclude goroutines, use [LocalMutex], or give each a session.
 //
 // All methods may be called from any goroutine.
 type Mutex struct {
@@ -26,6 +26,21 @@ func NewMutex(s *Session, pfx string) *Mutex {
 	q := newQueue(s, pfx)
 	join := q.joinTxn("")
 	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
+}
+
+// ResumeMutex returns a handle that holds the lock already. myKey and myRev are the key and the
+// create revision that [Mutex.Key] and [Mutex.Rev] gave before, for instance to a process that was
+// restarted and kept its lease with [WithLease]. With an empty key or a revision of zero the handle
+// holds nothing.
+//
+// ResumeMutex makes no call, so it does not know whether the lock is still held. A transaction
+// that is guarded by [Mutex.IsOwner] shows it, and so does [Mutex.Ctx], whose context ends if the
+// key is gone. [Mutex.Lock] makes sure in one call. If the key stands at the head of the line, Lock
+// returns with the same Rev, and otherwise waits for the lock anew. ResumeMutex panics if s is nil.
+func ResumeMutex(s *Session, pfx string, myKey string, myRev int64) *Mutex {
+	m := NewMutex(s, pfx)
+	m.resume(myKey, myRev)
+	return m
 }
 
 // TryLock takes the lock if nobody holds it or stands in line for it. Otherwise it returns

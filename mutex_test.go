@@ -1144,6 +1144,74 @@ func TestUnlock(t *testing.T) {
 	})
 }
 
+// The resumed handle is on a session of another client, as in another process.
+func TestResumeMutex(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	// resumed is a lock that is held by a process that has ended, and its lease in another one.
+	resumed := func(t *testing.T) (l *line, s *concurrency.Session, key string, rev int64) {
+		l = newLine(t)
+		require.NoError(t, l.mutex.Lock(ctx))
+		key, rev = l.mutex.Key(), l.mutex.Rev()
+		l.session.Orphan()
+		s = session(t, l.outside, concurrency.WithLease(l.session.Lease()))
+		return l, s, key, rev
+	}
+	t.Run("holds without a call, and can be given back", func(t *testing.T) {
+		t.Parallel()
+		l, s, key, rev := resumed(t)
+		f := counted(t, l.outside)
+		m := concurrency.ResumeMutex(s, l.name, key, rev)
+		require.Equal(t, key, m.Key())
+		require.Equal(t, rev, m.Rev())
+		require.Zero(t, f.KV())
+		require.True(t, l.owns(t, m))
+		require.NoError(t, m.Ctx().Err())
+		require.Equal(t, concurrency.ErrHeld, m.Do(ctx, none(t)))
+		rival := concurrency.NewMutex(session(t, l.client), l.name)
+		require.Equal(t, concurrency.ErrLocked, rival.TryLock(ctx))
+		require.NoError(t, m.Unlock(ctx))
+		require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
+		require.NoError(t, rival.TryLock(ctx))
+		require.NoError(t, rival.Unlock(ctx))
+	})
+	t.Run("Lock makes sure in one call", func(t *testing.T) {
+		t.Parallel()
+		l, s, key, rev := resumed(t)
+		f := counted(t, l.outside)
+		m := concurrency.ResumeMutex(s, l.name, key, rev)
+		require.NoError(t, m.Lock(ctx))
+		require.Equal(t, rev, m.Rev())
+		require.NoError(t, m.TryLock(ctx))
+		require.Equal(t, 2, f.KV())
+		require.NoError(t, m.Unlock(ctx))
+		l.stand(t, 0)
+	})
+	t.Run("which was lost meanwhile is told by Ctx, IsOwner and Lock", func(t *testing.T) {
+		t.Parallel()
+		l, s, key, rev := resumed(t)
+		l.delete(t, key)
+		m := concurrency.ResumeMutex(s, l.name, key, rev)
+		require.False(t, l.owns(t, m))
+		require.Equal(t, concurrency.ErrSessionExpired, cause(t, m.Ctx()))
+		require.Empty(t, m.Key())
+		require.NoError(t, m.Lock(ctx))
+		require.Greater(t, m.Rev(), rev)
+		require.NoError(t, m.Unlock(ctx))
+	})
+	t.Run("of nothing holds nothing", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		for _, m := range []*concurrency.Mutex{
+			concurrency.ResumeMutex(l.session, l.name, "", 1), concurrency.ResumeMutex(l.session, l.name, l.name+"/1", 0),
+		} {
+			require.Empty(t, m.Key())
+			require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
+		}
+		require.PanicsWithValue(t, "concurrency: nil session", func() { concurrency.ResumeMutex(nil, l.name, "key", 1) })
+	})
+}
+
 func TestMutexAccessors(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

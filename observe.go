@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"slices"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -21,13 +22,21 @@ import (
 // ridden out.
 func (e *Election) Observe(ctx context.Context) <-chan *v3.GetResponse {
 	need(ctx)
-	e.queue.lease()
+	o := e.observer()
 	out := make(chan *v3.GetResponse)
 	go func() {
 		defer close(out)
-		_ = e.observe(ctx, out, observer{}) // what ended it, the channel can't tell
+		_ = o.observe(ctx, out) // what ended it, the channel can't tell
 	}()
 	return out
+}
+
+// Leader returns the leader's key and value, in one call, as of the moment of the answer.
+// It returns [ErrElectionNoLeader] when nobody leads. Other errors are ctx's and etcd's.
+// [LeaderOf] needs no session.
+func (e *Election) Leader(ctx context.Context) (*v3.GetResponse, error) {
+	need(ctx)
+	return e.observer().ask(ctx)
 }
 
 // Leader is who leads an election, with which value. The zero Leader is nobody, at a
@@ -49,38 +58,58 @@ type Leader struct {
 // that is left early leaves nothing running.
 func (e *Election) Leaders(ctx context.Context) iter.Seq2[Leader, error] {
 	need(ctx)
-	e.queue.lease()
-	return func(yield func(Leader, error) bool) {
-		ctx, cancel := context.WithCancel(ctx)
-		out, end := make(chan *v3.GetResponse), make(chan error, 1)
-		go func() {
-			defer close(out)
-			end <- e.observe(ctx, out, observer{vacancies: true})
-		}()
-		defer func() {
-			cancel()
-			for range out { // until observe has returned
-			}
-		}()
-		for resp := range out {
-			var l Leader
-			if len(resp.Kvs) > 0 {
-				kv := resp.Kvs[0]
-				l = Leader{string(kv.Key), kv.CreateRevision, string(kv.Value), resp.Header.Revision}
-			}
-			if !yield(l, nil) {
-				return
-			}
-		}
-		yield(Leader{}, <-end)
+	return e.observer().leaders(ctx)
+}
+
+// LeadersOf returns an iterator over the changes of the leader of the election that name names,
+// as [Election.Leaders] does. Who only observes needs no session. If a member falls silent on a
+// connection that stands, a change is told a minute late at most. LeadersOf makes no call itself,
+// and panics if client is nil.
+func LeadersOf(ctx context.Context, client *v3.Client, name string) iter.Seq2[Leader, error] {
+	return observerOf(ctx, client, name).leaders(ctx)
+}
+
+// LeaderOf returns the leader of the election that name names, in one call, as of the moment of
+// the answer. It needs no session. It returns [ErrElectionNoLeader] when nobody leads. Other
+// errors are ctx's and etcd's. It panics if client is nil.
+func LeaderOf(ctx context.Context, client *v3.Client, name string) (Leader, error) {
+	resp, err := observerOf(ctx, client, name).ask(ctx)
+	if err != nil {
+		return Leader{}, err
 	}
+	return leaderIn(resp), nil
+}
+
+func observerOf(ctx context.Context, client *v3.Client, name string) observer {
+	need(ctx)
+	if client == nil {
+		panic("concurrency: nil client")
+	}
+	return observer{client: client, prefix: name + "/", patience: patience}
+}
+
+func (e *Election) observer() observer {
+	l := e.queue.lease()
+	return observer{client: l.client, prefix: e.queue.prefix, patience: l.timeToLive()}
+}
+
+// leaderIn is who leads by what was read or told; the zero Leader if nobody does.
+func leaderIn(resp *v3.GetResponse) Leader {
+	if len(resp.Kvs) == 0 {
+		return Leader{}
+	}
+	kv := resp.Kvs[0]
+	return Leader{string(kv.Key), kv.CreateRevision, string(kv.Value), resp.Header.Revision}
 }
 
 // observer is what one Observe or Leaders knows of the election: the head of the line at one
 // revision. A look shows it, and one watch of the whole line tells what becomes of it. So who
 // follows a leader is known without a look, as in [view.hear].
 type observer struct {
-	vacancies bool // that nobody leads is to be told
+	client    *v3.Client
+	prefix    string
+	patience  time.Duration // within which a change is to be told
+	vacancies bool          // that nobody leads is to be told
 
 	rev     int64              // up to which the line is known
 	line    []*mvccpb.KeyValue // the oldest candidates, in their order
@@ -89,16 +118,53 @@ type observer struct {
 	told    *v3.GetResponse    // what was told last
 }
 
+// ask finds out who leads, with a single call.
+func (o observer) ask(ctx context.Context) (*v3.GetResponse, error) {
+	resp, err := o.client.Get(ctx, o.prefix, v3.WithFirstCreate()...)
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return nil, ctx.Err()
+	case err != nil:
+		return nil, err
+	case len(resp.Kvs) == 0:
+		return nil, ErrElectionNoLeader
+	}
+	return resp, nil
+}
+
+// leaders iterates over what a copy of o tells, vacancies included.
+func (o observer) leaders(ctx context.Context) iter.Seq2[Leader, error] {
+	o.vacancies = true
+	return func(yield func(Leader, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		out, end := make(chan *v3.GetResponse), make(chan error, 1)
+		go func(o observer) {
+			defer close(out)
+			end <- o.observe(ctx, out)
+		}(o)
+		defer func() {
+			cancel()
+			for range out { // until observe has returned
+			}
+		}()
+		for resp := range out {
+			if !yield(leaderIn(resp), nil) {
+				return
+			}
+		}
+		yield(Leader{}, <-end)
+	}
+}
+
 // observe tells the leaders until ctx ends, the client ends or a look meets a permanent
 // error. It returns that error.
-func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o observer) error {
-	l := e.queue.lease()
-	bound, cancel := untilClosed(ctx, l.client)
+func (o *observer) observe(ctx context.Context, out chan<- *v3.GetResponse) error {
+	bound, cancel := untilClosed(ctx, o.client)
 	defer cancel()
-	if err := e.look(bound, &o); err != nil {
+	if err := o.look(bound); err != nil {
 		return err
 	}
-	w := l.watch(bound, e.queue.prefix, 0, v3.WithPrefix())
+	w := sharedOf(o.client).watches.watch(bound, o.client, o.patience, o.prefix, 0, v3.WithPrefix())
 	defer w.stop()
 	for {
 		// A send on a nil channel never happens. So nothing is told while nothing is
@@ -117,7 +183,7 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 			stale = true // the look tells the reason
 		}
 		if stale {
-			if err := e.look(bound, &o); err != nil {
+			if err := o.look(bound); err != nil {
 				return err
 			}
 		}
@@ -125,10 +191,9 @@ func (e *Election) observe(ctx context.Context, out chan<- *v3.GetResponse, o ob
 }
 
 // look reads the head of the line, at one revision.
-func (e *Election) look(ctx context.Context, o *observer) error {
-	l := e.queue.lease()
-	resp, err := repeat(ctx, forever, l.timeToLive(), func(ctx context.Context) (*v3.GetResponse, error) {
-		return l.client.Get(ctx, e.queue.prefix, v3.WithPrefix(),
+func (o *observer) look(ctx context.Context) error {
+	resp, err := repeat(ctx, forever, o.patience, func(ctx context.Context) (*v3.GetResponse, error) {
+		return o.client.Get(ctx, o.prefix, v3.WithPrefix(),
 			v3.WithSort(v3.SortByCreateRevision, v3.SortAscend), v3.WithLimit(nearby+1))
 	})
 	if err != nil {

@@ -22,6 +22,14 @@ type ownership struct {
 	busy   bool  // a Do or Lead is under way
 }
 
+// resume makes the handle own by a ticket that the lease was granted before, unless key or rev
+// is none.
+func (o *ownership) resume(key string, rev int64) {
+	if key != "" && rev != 0 {
+		o.queue.lease().seats.at(key, func(s *seat) { o.held = s.grant(ticket{key, rev}) })
+	}
+}
+
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
 func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
@@ -133,10 +141,7 @@ func (o *ownership) stands() v3.Cmp {
 	if held := o.ticket(); held != (ticket{}) {
 		return held.stands()
 	}
-	o.queue.made()
-	// No create revision is negative, so this is false. The server refuses a comparison
-	// without a key.
-	return v3.Compare(v3.CreateRevision(o.queue.key()), "<", 0)
+	return o.queue.never()
 }
 
 // context returns the context of the term, which the first caller starts. If nothing is

@@ -6,7 +6,6 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -28,11 +27,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	l := q.lease()
 	l.use()
 	defer l.unuse()
-	switch err := l.loss(); err {
-	case nil:
-	case ErrSessionExpired:
-		return nil, nil, rpctypes.ErrLeaseNotFound // what etcd would say
-	default:
+	if err := q.gone(); err != nil {
 		return nil, nil, err
 	}
 	q.enter(join)
@@ -45,12 +40,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == ErrSessionExpired && len(q.also) == 0 {
 		v.mine = ticket{} // it is gone; of several keys some may be left
 	}
-	if cleaned := q.exit(join, v.mine, err); err != nil {
-		select {
-		case <-cleaned:
-		case <-time.After(cleanUpWait):
-		}
-	}
+	q.exit(join, v.mine, err)
 	if err == ErrSessionExpired {
 		err = q.askForLease(ctx)
 	}
@@ -241,11 +231,11 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	}()
 	for !v.turn() {
 		switch {
-		case v.near && line == nil:
+		case v.follows() && line == nil:
 			own.stop()
 			far.stop()
 			line, own, far = q.watchLine(v.header), nil, nil
-		case !v.near && (far == nil || far.key != v.farthest().key):
+		case !v.follows() && (far == nil || far.key != v.farthest().key):
 			if own == nil {
 				own = q.watchOwn(ctx, v.mine, v.header.Revision)
 			}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -14,6 +16,7 @@ import (
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // rw is another handle of the line's session.
@@ -149,29 +152,50 @@ func TestRWMutexCalls(t *testing.T) {
 	}
 }
 
-// Readers that wait behind one writer come in together, with one read each.
+// Readers that wait behind one writer come in together, with one read each. It takes them no
+// longer than it takes one.
 func TestRWMutexReadersComeInTogether(t *testing.T) {
-	t.Parallel()
-	const readers = 16
-	ctx := t.Context()
-	l := lineOn(t, etcdtest.New(t))
-	writer := concurrency.NewRWMutex(session(t, l.outside), l.name)
-	require.NoError(t, writer.Lock(ctx))
-	l.faults.Reset()
-	var calls []*etcdtest.Call
-	for range readers {
-		m := l.rw()
-		calls = append(calls, etcdtest.Go(func() error { return m.RLock(ctx) }))
-	}
-	l.stand(t, 1+readers)
-	etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Watch) == 2*readers }, "both watches of each")
-	// A reader whose watch began after the join of another one has looked once before.
-	before := l.faults.KV()
-	require.NoError(t, writer.Unlock(ctx))
-	for _, call := range calls {
-		require.NoError(t, call.Wait(t))
-	}
-	require.Equal(t, readers, l.faults.KV()-before, "a look each: nobody waits for a reader ahead")
+	trip := 10 * time.Millisecond
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		n.SetRoundTrip(virtual.RoundTrip{Min: trip, Max: trip})
+		f := counted(t, c)
+		writer := concurrency.NewRWMutex(session(t, c), "lock")
+		s := session(t, c)
+		var mu sync.Mutex
+		took := map[int]time.Duration{}
+		for _, readers := range []int{1, 16} {
+			require.NoError(t, writer.Lock(t.Context()))
+			var calls []*etcdtest.Call
+			var inside []*concurrency.RWMutex
+			for range readers {
+				m := concurrency.NewRWMutex(s, "lock")
+				inside = append(inside, m)
+				calls = append(calls, etcdtest.Go(func() error {
+					if err := m.RLock(t.Context()); err != nil {
+						return err
+					}
+					mu.Lock()
+					defer mu.Unlock()
+					took[readers] = max(took[readers], b.Now())
+					return nil
+				}))
+			}
+			<-time.After(time.Second) // of virtual time, in which all have come to rest
+			f.Reset()
+			began := b.Now()
+			require.NoError(t, writer.Unlock(t.Context()))
+			for _, call := range calls {
+				require.NoError(t, call.Wait(t))
+			}
+			took[readers] -= began
+			require.Equal(t, 1+readers, f.KV(), "the release, and a look each: nobody waits for a reader ahead")
+			for _, m := range inside {
+				require.NoError(t, m.RUnlock(t.Context()))
+			}
+		}
+		require.LessOrEqual(t, took[16], took[1]*3/2)
+	})
 }
 
 // A plain Mutex in the line, of either package, is a writer, and readers are holders to it.

@@ -166,6 +166,36 @@ func TestSemaphoreOrder(t *testing.T) {
 	})
 }
 
+// Who stands far back is let in though one holder stays for good, whichever of the permits that
+// holder has.
+func TestSemaphoreFarBack(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for stays := range 2 {
+		t.Run(fmt.Sprint(stays), func(t *testing.T) {
+			t.Parallel()
+			const n, ahead = 2, 24
+			l := newLine(t)
+			var permits []*concurrency.Semaphore
+			var calls []*etcdtest.Call
+			for i := range ahead {
+				permits = append(permits, concurrency.NewSemaphore(l.session, l.name, n))
+				calls = append(calls, l.waits(t, i+1, func() error { return permits[i].Acquire(ctx) }))
+			}
+			far := concurrency.NewSemaphore(session(t, l.outside), l.name, n)
+			last := l.waits(t, ahead+1, func() error { return far.Acquire(ctx) })
+			for i, call := range calls {
+				require.NoError(t, call.Wait(t))
+				if i != stays {
+					require.NoError(t, permits[i].Release(ctx))
+				}
+			}
+			require.NoError(t, last.Wait(t))
+			require.NoError(t, permits[stays].Ctx().Err())
+		})
+	}
+}
+
 // A plain Mutex in the line, of either package, waits for all permits and keeps later ones out.
 func TestSemaphoreAmongPlainMutexes(t *testing.T) {
 	eachMutex(t, func(t *testing.T, l *line, plain plain) {

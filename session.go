@@ -10,6 +10,11 @@ import (
 // defaultTTL is the TTL in seconds of a session that asks for none.
 const defaultTTL = 60
 
+// patience is for how long a blocked transaction, or an observer without a session, may miss a
+// change, because the member that it watches on is silent. Neither has a lease from which that
+// could follow. So it is the patience of a session whose TTL is the default.
+const patience = defaultTTL * time.Second
+
 // Session is a lease that is kept alive. Locks and candidacies are bound to the lease, and
 // end with it at the latest.
 //

@@ -108,7 +108,7 @@ func (w *worker) runLeader(ctx context.Context, name string) {
 		limit := between(w.rnd, 2*time.Second, 10*time.Second)
 		_ = w.call(ctx, "RunLeader", name, limit, func(ctx context.Context) error {
 			running := make(chan struct{}, 1)
-			return concurrency.RunLeader(ctx, w.client, name, value, func(ctx context.Context) error {
+			return concurrency.RunLeader(ctx, w.client, name, value, func(ctx context.Context, _ *concurrency.Election) error {
 				select {
 				case running <- struct{}{}:
 				default:

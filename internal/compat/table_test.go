@@ -96,7 +96,7 @@ func (r row) company(p *part) company {
 }
 
 // rows is the contract, in its order.
-var rows = slices.Concat(lockRows, electionRows, sessionRows, transactionRows)
+var rows = slices.Concat(lockRows, electionRows, sessionRows, transactionRows, kindRows)
 
 // variants are how this package runs a part.
 func (p *part) variants(embeddedServer bool) []variant {
@@ -432,7 +432,7 @@ func TestTable(t *testing.T) {
 	for _, group := range []struct {
 		letter string
 		n      int
-	}{{"L", 22}, {"E", 9}, {"S", 12}, {"T", 17}} {
+	}{{"L", 22}, {"E", 9}, {"S", 12}, {"T", 17}, {"K", 4}} {
 		for i := range group.n {
 			want = append(want, fmt.Sprintf("%s%d", group.letter, i+1))
 		}

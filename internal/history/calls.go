@@ -46,6 +46,16 @@ var legitimate = map[string][]string{
 	"Unlock":    {},
 	"Resign":    {},
 	"RunLeader": {},
+
+	"RLock":         {sessionExpired, leaseNotFound},
+	"Acquire":       {sessionExpired, leaseNotFound},
+	"Lock of all":   {sessionExpired, leaseNotFound},
+	"TryRLock":      {locked, sessionExpired, leaseNotFound},
+	"TryAcquire":    {locked, sessionExpired, leaseNotFound},
+	"TryLock all":   {locked, sessionExpired, leaseNotFound},
+	"RUnlock":       {},
+	"Release":       {},
+	"Unlock of all": {},
 }
 
 // CheckErrors finds errors that this package must not return: of calls that ride faults
@@ -96,7 +106,7 @@ func CheckOrder(h History) (found []Violation) {
 		at := placeOf{life.Name, life.Lease}
 		lost := losses.cap(life.Gone, life.Token, life.Lease) < life.Gone
 		served := slices.ContainsFunc(holds[at], func(h Hold) bool { return h.Token == life.Token })
-		if life.Deleted == 0 || lost || served {
+		if life.Deleted == 0 || lost || served || life.Kind+life.Number != "" {
 			continue
 		}
 		for _, c := range calls[at] {

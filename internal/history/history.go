@@ -36,6 +36,8 @@ func (w Who) String() string { return fmt.Sprintf("client %d (%s)", w.Client, w.
 type Hold struct {
 	Who
 	Name     string        `json:"name"`
+	Kind     string        `json:"kind,omitempty"`     // those of one kind may hold at once; "": it excludes all
+	Most     int           `json:"most,omitempty"`     // how many of the kind, 0: any number
 	Token    int64         `json:"token"`              // create revision of its key
 	Lease    int64         `json:"lease,omitempty"`    // of its session
 	Rev      int64         `json:"rev,omitempty"`      // at which it was proven, 0: not told
@@ -48,6 +50,8 @@ type Hold struct {
 // Life is one life of a key in a line, as the servers told it.
 type Life struct {
 	Name    string        `json:"name"`
+	Kind    string        `json:"kind,omitempty"`   // see Hold
+	Number  string        `json:"number,omitempty"` // of a place that a session has beside its first, "": that one
 	Token   int64         `json:"token"`
 	Lease   int64         `json:"lease,omitempty"`
 	Value   string        `json:"value,omitempty"`   // with which it was put first

@@ -122,12 +122,35 @@ func blame(a, b Hold) string {
 	return a.Package
 }
 
-// CheckOverlaps finds two that held at once. One participant may hold twice by one token.
+// beside reports whether two are of one kind, and so may hold at once.
+func (h Hold) beside(other Hold) bool { return h.Kind != "" && h.Kind == other.Kind }
+
+// CheckCrowds finds more holders of a kind at once than may be.
+func CheckCrowds(h History) (found []Violation) {
+	byName(h.Holds(), func(name string, holds []Hold) {
+		for i, a := range holds {
+			tokens := map[int64]bool{a.Token: true}
+			for _, b := range holds[:i] { // they began before
+				if a.beside(b) && b.End > a.Start {
+					tokens[b.Token] = true
+				}
+			}
+			if a.Most > 0 && len(tokens) > a.Most {
+				found = append(found, Violation{"crowd", a.Package, a.Start, fmt.Sprintf(
+					"%v came to hold %q with token %d as one of %d, of %d at most", a.Who, name, a.Token, len(tokens), a.Most)})
+			}
+		}
+	})
+	return found
+}
+
+// CheckOverlaps finds two that held at once and exclude each other. One participant may hold
+// twice by one token.
 func CheckOverlaps(h History) (found []Violation) {
 	byName(h.Holds(), func(name string, holds []Hold) {
 		for i, a := range holds {
 			for _, b := range holds[i+1:] {
-				if a.Who == b.Who && a.Token == b.Token {
+				if a.Who == b.Who && a.Token == b.Token || a.beside(b) {
 					continue
 				}
 				if over := min(a.End, b.End) - b.Start; over > 0 {
@@ -141,12 +164,13 @@ func CheckOverlaps(h History) (found []Violation) {
 	return found
 }
 
-// CheckTokens finds a holder with a smaller token than one that had held before.
+// CheckTokens finds a holder with a smaller token than one that had held before, and that it
+// excludes.
 func CheckTokens(h History) (found []Violation) {
 	byName(h.Holds(), func(name string, holds []Hold) {
 		greatest := holds[0]
 		for _, hold := range holds[1:] {
-			if hold.Token < greatest.Token {
+			if hold.Token < greatest.Token && !hold.beside(greatest) {
 				found = append(found, Violation{"token", blame(greatest, hold), hold.Start, fmt.Sprintf(
 					"%q was held by %v with token %d after %v with token %d",
 					name, hold.Who, hold.Token, greatest.Who, greatest.Token)})
@@ -202,22 +226,32 @@ func (life Life) stood(rev int64) bool {
 // never is a revision that no store comes to.
 const never = int64(1)<<62 - 1
 
-// reign is the span of revisions, the last one excluded, at which the token was the head
-// of its line. It is empty if it never was.
-func (l *line) reign(token int64) (from, to int64) {
+// reign is the span of revisions, the last one excluded, at which it was the turn of the
+// token: no older ticket stood but those of its kind, and of those fewer than most. The span is
+// empty if that never was. A kind of "" is that of nobody else.
+func (l *line) reign(token int64, kind string, most int) (from, to int64) {
 	life, ok := l.life(token)
 	if !ok {
 		return 0, 0
 	}
-	from, to = token, life.Deleted
-	if to == 0 {
-		to = never
-	}
-	for _, ahead := range l.lives[:l.byToken[token]] {
-		if ahead.Deleted == 0 {
-			return 0, 0
+	end := func(life Life) int64 {
+		if life.Deleted == 0 {
+			return never
 		}
-		from = max(from, ahead.Deleted)
+		return life.Deleted
+	}
+	from, to = token, end(life)
+	var beside []int64 // when those of the kind went
+	for _, ahead := range l.lives[:l.byToken[token]] {
+		if kind != "" && ahead.Kind == kind {
+			beside = append(beside, end(ahead))
+		} else {
+			from = max(from, end(ahead))
+		}
+	}
+	slices.Sort(beside)
+	if n := len(beside) - most; most > 0 && n >= 0 {
+		from = max(from, beside[n]) // n+1 of them had gone, and most-1 were left
 	}
 	return from, to
 }
@@ -242,7 +276,7 @@ func CheckClaims(h History) (found []Violation) {
 	names := lines(h)
 	for _, hold := range all(h, func(r Record) *Hold { return r.Hold }) {
 		l := names[hold.Name]
-		switch from, to := reignOf(l, hold.Token); {
+		switch from, to := reignOf(l, hold.Token, hold.Kind, hold.Most); {
 		case from >= to:
 			found = append(found, Violation{"claim", hold.Package, hold.Start, fmt.Sprintf(
 				"%v held %q with token %d, which was never the first in line", hold.Who, hold.Name, hold.Token)})
@@ -255,11 +289,11 @@ func CheckClaims(h History) (found []Violation) {
 	return found
 }
 
-func reignOf(l *line, token int64) (from, to int64) {
+func reignOf(l *line, token int64, kind string, most int) (from, to int64) {
 	if l == nil {
 		return 0, 0
 	}
-	return l.reign(token)
+	return l.reign(token, kind, most)
 }
 
 // CheckOverstays finds holders that believed in their hold after their key had gone, with
@@ -340,7 +374,7 @@ func CheckSightings(h History) (found []Violation) {
 			}
 			continue
 		}
-		from, to := reignOf(l, s.Token)
+		from, to := reignOf(l, s.Token, "", 0)
 		if from >= to || s.To < from || s.From >= to {
 			found = append(found, Violation{"sighting", s.Package, s.At, fmt.Sprintf(
 				"%v was told that token %d led %q at revisions %d to %d; it led from %d up to before %d",

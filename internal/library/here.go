@@ -19,6 +19,9 @@ var Here = Library{
 // here is a session of this package.
 type here struct{ *concurrency.Session }
 
+// Bare is the session of this package, for what only this package has.
+func (s here) Bare() *concurrency.Session { return s.Session }
+
 func (s here) NewMutex(prefix string) Mutex { return concurrency.NewMutex(s.Session, prefix) }
 
 func (s here) NewLocker(prefix string) sync.Locker { return concurrency.NewLocker(s.Session, prefix) }

@@ -130,3 +130,6 @@ type Following interface {
 
 // Timed is a session that tells when it will end unless it is renewed.
 type Timed interface{ Deadline() time.Time }
+
+// Bare is a session of this package.
+type Bare interface{ Bare() *concurrency.Session }

@@ -224,14 +224,14 @@ func (s *station) watched(l *latest) {
 func (w *worker) runLeader(ctx context.Context) {
 	for pause(ctx, min(w.think(), 5*time.Second)) {
 		value, ttl := w.value(), pick(w.rnd, w.plan.TTLs)
-		opts := []concurrency.SessionOption{concurrency.WithTTL(ttl)}
+		opts := []concurrency.LeaderOption{concurrency.WithTTL(ttl)}
 		if w.plan.Margins {
 			opts = append(opts, concurrency.WithSafetyMargin(time.Duration(ttl)*time.Second/4))
 		}
 		limit := between(w.rnd, 2*time.Second, time.Minute)
 		_ = w.call(ctx, call{op: "RunLeader", name: runElection, limit: limit}, func(ctx context.Context) error {
 			running := make(chan struct{}, 1)
-			return concurrency.RunLeader(ctx, w.client, runElection, value, func(ctx context.Context) error {
+			return concurrency.RunLeader(ctx, w.client, runElection, value, func(ctx context.Context, _ *concurrency.Election) error {
 				select {
 				case running <- struct{}{}:
 				default:

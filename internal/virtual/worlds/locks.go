@@ -32,6 +32,7 @@ type holding struct {
 	owner  clientv3.Cmp
 	by     handle        // is asked after a loss; nil: not
 	ttl    time.Duration // 0: the end of the context is no promise about deletions
+	also   []string      // further names that are held by the same token
 }
 
 // owning begins a holding. The participant believes in its ownership for as long as the
@@ -90,7 +91,11 @@ func (w *worker) hold(ctx context.Context, h holding) bool {
 		}
 	}
 	h.End = w.rec.Now()
-	w.rec.Add(history.Record{Hold: &h.Hold})
+	for _, name := range append([]string{h.Name}, h.also...) {
+		held := h.Hold
+		held.Name = name
+		w.rec.Add(history.Record{Hold: &held})
+	}
 	if !ended(h.over) {
 		return true
 	}

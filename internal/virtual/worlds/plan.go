@@ -55,6 +55,7 @@ type Set struct {
 var Sets = []Set{
 	{"any", 4, func(string) bool { return true }},
 	{"locks", 3, under("lock")},
+	{"kinds", 3, func(k string) bool { return under("kinds")(k) || under("lock")(k) }},
 	{"elections", 2, under("election")},
 	{"contexts", 2, under("context")},
 	{"transactions", 2, under("transaction")},

@@ -82,7 +82,7 @@ func (w *world) judge(lasted time.Duration) *Report {
 // check asks internal/history.
 func check(h history.History) (found []history.Violation) {
 	for _, check := range []func(history.History) []history.Violation{
-		history.CheckOverlaps, history.CheckTokens, history.CheckClaims, history.CheckOverstays, history.CheckOrder,
+		history.CheckOverlaps, history.CheckCrowds, history.CheckTokens, history.CheckClaims, history.CheckOverstays, history.CheckOrder,
 		history.CheckWrites, history.CheckSightings, history.CheckStreams, history.CheckErrors,
 		history.CheckCommits, history.CheckStore,
 	} {

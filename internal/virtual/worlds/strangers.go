@@ -65,7 +65,7 @@ func (w *world) deleteKey(_ context.Context, rnd *rand.Rand) string {
 		return ""
 	}
 	// Its owner can't know in time.
-	key := life.Name + "/" + hex(life.Lease)
+	key := keyOf(life)
 	w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
 	ctx, cancel := bounded()
 	defer cancel()

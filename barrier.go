@@ -1,0 +1,318 @@
+package concurrency
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	v3 "go.etcd.io/etcd/client/v3"
+)
+
+// Barrier holds up all who wait at it, for as long as its key exists. The key is the name, as in
+// etcd's recipes, so that programs with either can share a barrier.
+//
+// All methods may be called from any goroutine.
+type Barrier struct {
+	client *v3.Client
+	key    string
+}
+
+// NewBarrier returns the barrier that name names. It makes no call. It panics if client is nil.
+func NewBarrier(client *v3.Client, name string) *Barrier {
+	if client == nil {
+		panic("concurrency: nil client")
+	}
+	return &Barrier{client, name}
+}
+
+// Hold closes the barrier until it is released, in one call. If somebody holds it already, it
+// stays closed, for as long as this Hold says from now on.
+//
+// Hold is not repeated. Its errors are ctx's and etcd's. One that wraps [ErrCommitUnknown] says
+// that there was no answer, so that the barrier may be closed. Hold may be called again.
+func (b *Barrier) Hold(ctx context.Context) error { return b.hold(ctx) }
+
+// HoldWith is Hold, but the barrier also opens when the session s ends, at the latest with its
+// lease. It returns rpctypes.ErrLeaseNotFound if the lease is gone. It panics if s is nil.
+func (b *Barrier) HoldWith(ctx context.Context, s *Session) error {
+	l := newQueue(s, b.key).lease()
+	err := b.hold(ctx, v3.WithLease(l.id))
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		l.gone()
+	}
+	return err
+}
+
+func (b *Barrier) hold(ctx context.Context, opts ...v3.OpOption) error {
+	return b.write(ctx, func(stm STM) { stm.Put(b.key, "", opts...) })
+}
+
+// Release opens the barrier, whoever holds it, in one call. All who wait go on. It returns nil if
+// nobody holds it. Its errors are those of [Barrier.Hold].
+func (b *Barrier) Release(ctx context.Context) error {
+	return b.write(ctx, func(stm STM) { stm.Del(b.key) })
+}
+
+// write is not repeated, because it would undo what others have done meanwhile.
+func (b *Barrier) write(ctx context.Context, apply func(STM)) error {
+	b.made(ctx)
+	_, err := NewSTM(b.client, func(stm STM) error { apply(stm); return nil }, WithAbortContext(ctx))
+	return err
+}
+
+// Wait returns nil when the barrier is open, at once if nobody holds it. It blocks until then,
+// and rides out what a wait for a lock rides out. Its errors are ctx's, permanent ones of etcd, and
+// [context.Canceled] when the client is closed. It costs one call, and one watch if it has to wait.
+func (b *Barrier) Wait(ctx context.Context) error {
+	b.made(ctx)
+	return transact(ctx, b.client, func(stm STM) error {
+		if _, held := stm.Lookup(b.key); held {
+			stm.Retry()
+		}
+		return nil
+	})
+}
+
+func (b *Barrier) made(ctx context.Context) {
+	need(ctx)
+	if b.client == nil {
+		panic("concurrency: a Barrier that NewBarrier did not return")
+	}
+}
+
+// DoubleBarrier lets n participants begin together, and end together. Each participant has a
+// session. Enter returns when n have come, and Leave when all of them have left or died. Then the
+// barrier can be used again. If more than n come, the first n are let in, and the others wait for
+// the next round.
+//
+// A participant who dies before n have come is not counted. A participant who dies inside keeps
+// nobody from leaving. He is dead when his lease has expired.
+//
+// A session is one participant. The participants must agree on the name and on n. Their keys lie
+// under the name + "/", where no other keys may lie. They are not those of etcd's recipes.
+//
+// All methods may be called from any goroutine.
+type DoubleBarrier struct {
+	queue queue  // of those who have come and not left
+	name  string // + "/"
+	n     int
+
+	mu    sync.Mutex // guards the field below; never held across a call
+	round *round     // that this handle takes part in; nil: none
+}
+
+// round is one use of a double barrier. Whose ticket is not newer than the last is inside. Nobody
+// can come to be inside later, because create revisions only rise.
+type round struct {
+	mine ticket
+	last int64 // 0: has not begun
+	left bool  // the deletion of mine has been sent
+}
+
+// NewDoubleBarrier returns a handle of the double barrier that name names, for n participants. It
+// makes no call. It panics if s is nil or n is less than one.
+func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
+	if n < 1 {
+		panic("concurrency: a double barrier for less than one participant")
+	}
+	return &DoubleBarrier{queue: newQueue(s, name+"/waiters"), name: name + "/", n: n}
+}
+
+// Enter waits until n participants have come, this one included. It returns [ErrHeld] if this
+// handle has come already and not left. It blocks and fails as [Mutex.Lock] does, with the same
+// errors, and takes its key away then. The others don't count it any more.
+//
+// It costs two calls and a watch. The last one to come makes a call more, and has no watch. If
+// others come or leave before the watch has begun, it costs a call more.
+func (d *DoubleBarrier) Enter(ctx context.Context) error {
+	need(ctx)
+	l := d.queue.lease()
+	l.use()
+	defer l.unuse()
+	if err := d.queue.gone(); err != nil {
+		return err
+	}
+	r := &round{}
+	if !d.begin(r) {
+		return ErrHeld
+	}
+	entered := false
+	defer func() {
+		if !entered {
+			d.forget(r)
+		}
+	}()
+	join := d.queue.joinTxn("")
+	d.queue.enter(join)
+	v, last, err := d.stand(ctx, join)
+	if err == ErrSessionExpired {
+		v.mine = ticket{} // it is gone
+	}
+	d.queue.exit(join, v.mine, err)
+	if err == ErrSessionExpired {
+		err = d.queue.askForLease(ctx)
+	}
+	if err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r.mine, r.last, entered = v.mine, last, true
+	return nil
+}
+
+// stand draws a ticket and waits until it is inside. Its view has the ticket after an error too.
+func (d *DoubleBarrier) stand(ctx context.Context, join joinTxn) (view, int64, error) {
+	l := d.queue.lease()
+	v, err := d.queue.join(ctx, join)
+	if err != nil {
+		return v, 0, err
+	}
+	bound, cancel := context.WithCancel(ctx)
+	defer cancel()
+	detach := context.AfterFunc(l.lost, cancel)
+	defer detach()
+	var last int64
+	err = transact(bound, l.client, func(stm STM) (err error) {
+		last, err = d.enter(stm, v.mine)
+		return err
+	})
+	switch {
+	case ctx.Err() != nil && err != nil:
+		return v, 0, ctx.Err()
+	case err != nil && l.loss() != nil:
+		return v, 0, l.loss()
+	case err != nil:
+		return v, 0, err
+	}
+	// Nobody deletes the ticket from now on but Leave.
+	l.seats.at(join.key, func(s *seat) {
+		if s.grant(v.mine) == nil {
+			err = ErrSessionExpired
+		}
+	})
+	return v, last, err
+}
+
+// enter is the rule of the barrier. It returns the newest ticket of the round if mine is inside,
+// and blocks otherwise. If nobody of the round before is inside any more, and n have come, the
+// n-th begins the next round. He alone does, so that the others don't conflict with him.
+func (d *DoubleBarrier) enter(stm STM, mine ticket) (last int64, err error) {
+	line, last := d.read(stm)
+	switch {
+	case !slices.Contains(line, mine.rev):
+		return 0, ErrSessionExpired
+	case mine.rev <= last:
+		return last, nil
+	case line[0] > last && len(line) >= d.n && line[d.n-1] == mine.rev:
+		stm.Put(d.name+"ready", strconv.FormatInt(mine.rev, 10))
+		return mine.rev, nil
+	}
+	stm.Retry()
+	return 0, nil
+}
+
+// Leave waits until all who are inside have left or died. It returns nil at once if this handle
+// is not inside.
+//
+// It blocks until ctx ends, and then returns ctx's error. The participant has left then, and
+// nobody waits for him. Leave may be called again to go on waiting. It returns
+// [ErrSessionExpired] if the participant's own key was gone, because others have taken him for
+// dead. Other errors are etcd's permanent ones. It costs what Enter costs.
+func (d *DoubleBarrier) Leave(ctx context.Context) error {
+	need(ctx)
+	d.queue.lease()
+	d.mu.Lock()
+	r := d.round
+	if r == nil || r.last == 0 {
+		d.mu.Unlock()
+		return nil
+	}
+	again := r.left
+	r.left = true
+	d.mu.Unlock()
+	// A repeated deletion may find that the first has been carried out.
+	if _, err := d.queue.leave(ctx, r.mine); err == ErrSessionExpired && !again {
+		d.forget(r)
+		return d.queue.askForLease(ctx)
+	} else if err != nil && err != ErrSessionExpired {
+		return err
+	}
+	err := transact(ctx, d.queue.lease().client, func(stm STM) error {
+		if line, _ := d.read(stm); len(line) > 0 && line[0] <= r.last {
+			stm.Retry()
+		}
+		return nil
+	})
+	if err == nil {
+		d.forget(r)
+	}
+	return err
+}
+
+// begin notes that this handle takes part in the round, unless it does in another one.
+func (d *DoubleBarrier) begin(r *round) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.round != nil {
+		return false
+	}
+	d.round = r
+	return true
+}
+
+// forget notes that this handle takes no part in the round any more.
+func (d *DoubleBarrier) forget(r *round) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.round == r {
+		d.round = nil
+	}
+}
+
+// read returns the create revisions of the tickets that stand, the oldest first, and that of the
+// newest ticket of the latest round.
+func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
+	for _, kv := range stm.Range(d.name, v3.GetPrefixRangeEnd(d.name)) {
+		switch key := string(kv.Key); {
+		case strings.HasPrefix(key, d.queue.prefix):
+			line = append(line, kv.CreateRevision)
+		case key == d.name+"ready":
+			last = newestOf(kv)
+		}
+	}
+	slices.SortFunc(line, cmp.Compare)
+	return line, last
+}
+
+// newestOf reads the value of the key that says who is inside. A foreign value says that nobody is.
+func newestOf(kv *mvccpb.KeyValue) int64 {
+	last, _ := strconv.ParseInt(string(kv.Value), 10, 64)
+	return last
+}
+
+// transact runs a transaction that may be repeated: its commit is refused unless all is as it was
+// read. So a commit without an answer is no problem, because the next attempt sees what it did.
+// It ends with an error when ctx or the client ends, or with one that stays.
+func transact(ctx context.Context, client *v3.Client, apply func(STM) error) error {
+	for n := 0; ; n++ {
+		_, err := NewSTM(client, apply, WithAbortContext(ctx))
+		switch {
+		case err == nil:
+			return nil
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case client.Ctx().Err() != nil:
+			return context.Canceled
+		case !errors.Is(err, ErrCommitUnknown) && !transient(err):
+			return err
+		}
+		pause(ctx, client.Ctx(), n)
+	}
+}

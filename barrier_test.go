@@ -1,0 +1,367 @@
+package concurrency_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+
+	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
+)
+
+// yard is a double barrier in virtual time, and its participants.
+type yard struct {
+	t    *testing.T
+	b    *virtual.Bubble
+	name string
+	n    int
+}
+
+type participant struct {
+	*concurrency.DoubleBarrier
+
+	session *concurrency.Session
+	client  *clientv3.Client
+	faults  *fault.Faults
+}
+
+func (y *yard) participant() participant {
+	y.t.Helper()
+	c, _ := y.b.Client(fmt.Sprint("client ", prefixes.Add(1)))
+	f := counted(y.t, c)
+	s := session(y.t, c, concurrency.WithTTL(5))
+	return participant{concurrency.NewDoubleBarrier(s, y.name, y.n), s, c, f}
+}
+
+func (y *yard) participants(n int) (all []participant) {
+	for range n {
+		all = append(all, y.participant())
+	}
+	return all
+}
+
+// enter starts an Enter.
+func (p participant) enter(ctx context.Context) *etcdtest.Call {
+	call := etcdtest.Go(func() error { return p.Enter(ctx) })
+	return call
+}
+
+func (p participant) leave(ctx context.Context) *etcdtest.Call {
+	return etcdtest.Go(func() error { return p.Leave(ctx) })
+}
+
+// stand waits until n keys stand at the barrier.
+func (y *yard) stand(c *clientv3.Client, n int) {
+	y.t.Helper()
+	etcdtest.WaitKeys(y.t, c, y.name+"/waiters/", n)
+}
+
+// inYard runs tests of a double barrier for n, one after the other, in one piece of virtual time.
+func inYard(t *testing.T, n int, tests ...func(y *yard)) {
+	t.Helper()
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		for i, test := range tests {
+			test(&yard{b.T(), b, fmt.Sprint("yard ", i), n})
+		}
+	})
+}
+
+func (y *yard) blocked(calls ...*etcdtest.Call) {
+	y.t.Helper()
+	<-time.After(time.Second) // of virtual time: all that can happen has happened
+	synctest.Wait()
+	for _, call := range calls {
+		require.True(y.t, call.Running())
+	}
+}
+
+func (y *yard) returned(calls ...*etcdtest.Call) {
+	y.t.Helper()
+	for _, call := range calls {
+		require.NoError(y.t, call.Wait(y.t))
+	}
+}
+
+func TestDoubleBarrier(t *testing.T) {
+	inYard(t, 3, func(y *yard) { // together in, together out, again and again, at a price
+		all := y.participants(3)
+		ctx := y.t.Context()
+		for round := range 3 {
+			for _, p := range all {
+				p.faults.Reset()
+			}
+			one := all[0].enter(ctx)
+			y.blocked(one)
+			two := all[1].enter(ctx)
+			y.blocked(one, two)
+			require.Equal(y.t, concurrency.ErrHeld, all[0].Enter(ctx))
+			require.NoError(y.t, all[0].Leave(ctx), "who is not inside has nothing to leave")
+			y.returned(all[2].enter(ctx), one, two)
+			require.Equal(y.t, concurrency.ErrHeld, all[0].Enter(ctx))
+			require.Equal(y.t, 2, all[0].faults.KV(), "round %d: %v", round, all[0].faults)
+			require.Equal(y.t, 3, all[2].faults.KV(), "round %d: %v", round, all[2].faults)
+			one = all[1].leave(ctx)
+			y.blocked(one)
+			two = all[2].leave(ctx)
+			y.blocked(one, two)
+			y.returned(all[0].leave(ctx), one, two)
+			require.NoError(y.t, all[0].Leave(ctx))
+			require.Equal(y.t, 4, all[1].faults.KV(), "round %d: %v", round, all[1].faults)
+		}
+		require.Len(y.t, etcdtest.Keys(y.t, all[0].client, y.name+"/"), 1, "the key that says who was inside")
+	}, func(y *yard) { // more than n: the first n come in, the others wait for the next round
+		all := y.participants(6)
+		ctx := y.t.Context()
+		var calls []*etcdtest.Call
+		for i, p := range all[:5] {
+			calls = append(calls, p.enter(ctx))
+			y.stand(p.client, i+1)
+		}
+		y.returned(calls[:3]...)
+		y.blocked(calls[3], calls[4])
+		one, two := all[0].leave(ctx), all[1].leave(ctx)
+		y.blocked(one, two, calls[3], calls[4])
+		six := all[5].enter(ctx)
+		y.blocked(one, two, calls[3], calls[4], six)
+		y.returned(all[2].leave(ctx), one, two, calls[3], calls[4], six)
+		y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
+	}, func(y *yard) { // a quick one that is back before a slow one has looked does not hold him
+		all := y.participants(3)
+		ctx := y.t.Context()
+		y.returned(all[0].enter(ctx), all[1].enter(ctx), all[2].enter(ctx))
+		slow := all[0].faults.Hold(fault.Get, 1) // the look of the slow one, after he has left
+		one := all[0].leave(ctx)
+		ended(y.t, slow.Reached(), "the slow one has left, and is about to look")
+		y.returned(all[1].leave(ctx), all[2].leave(ctx))
+		two, three := all[1].enter(ctx), all[2].enter(ctx)
+		y.stand(all[1].client, 2)
+		slow.Open()
+		y.returned(one)
+		y.returned(all[0].enter(ctx), two, three)
+		y.returned(all[0].leave(ctx), all[1].leave(ctx), all[2].leave(ctx))
+	})
+}
+
+func TestDoubleBarrierAndTheDead(t *testing.T) {
+	inYard(t, 2, func(y *yard) { // before all are in: not counted
+		all := y.participants(3)
+		ctx := y.t.Context()
+		dead := all[0].enter(ctx)
+		y.blocked(dead)
+		require.NoError(y.t, all[0].session.Close())
+		require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
+		one := all[1].enter(ctx)
+		y.blocked(one)
+		y.returned(all[2].enter(ctx), one)
+		y.returned(all[1].leave(ctx), all[2].leave(ctx))
+		require.Equal(y.t, rpctypes.ErrLeaseNotFound, all[0].Enter(ctx))
+	}, func(y *yard) { // inside: keeps nobody from leaving
+		all := y.participants(2)
+		ctx := y.t.Context()
+		y.returned(all[0].enter(ctx), all[1].enter(ctx))
+		one := all[0].leave(ctx)
+		y.blocked(one)
+		revoke(y.t, all[0].client, all[1].session)
+		y.returned(one)
+		require.Equal(y.t, concurrency.ErrSessionExpired, all[1].Leave(ctx))
+		require.Error(y.t, all[1].session.Ctx().Err())
+		require.NoError(y.t, all[1].Leave(ctx), "it is not inside any more")
+	}, func(y *yard) { // all of them inside: the next round begins
+		all := y.participants(2)
+		ctx := y.t.Context()
+		y.returned(all[0].enter(ctx), all[1].enter(ctx))
+		require.NoError(y.t, all[0].session.Close())
+		require.NoError(y.t, all[1].session.Close())
+		next := y.participants(2)
+		one := next[0].enter(ctx)
+		y.blocked(one)
+		y.returned(next[1].enter(ctx), one)
+		y.returned(next[0].leave(ctx), next[1].leave(ctx))
+	}, func(y *yard) { // the n-th, before it has opened the barrier
+		all := y.participants(3)
+		ctx := y.t.Context()
+		one := all[0].enter(ctx)
+		y.stand(all[0].client, 1)
+		opening := all[1].faults.Hold(fault.Txn, 2)
+		dead := all[1].enter(ctx)
+		ended(y.t, opening.Reached(), "it is about to open the barrier")
+		y.blocked(one, dead)
+		revoke(y.t, all[0].client, all[1].session)
+		opening.Open()
+		require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
+		y.blocked(one)
+		y.returned(all[2].enter(ctx), one)
+		y.returned(all[0].leave(ctx), all[2].leave(ctx))
+	}, func(y *yard) { // whose key was deleted
+		all := y.participants(3)
+		ctx := y.t.Context()
+		lost := all[0].enter(ctx)
+		y.stand(all[0].client, 1)
+		_, err := all[1].client.Delete(ctx, y.name+"/waiters/", clientv3.WithPrefix())
+		require.NoError(y.t, err)
+		require.Equal(y.t, concurrency.ErrSessionExpired, lost.Wait(y.t))
+		require.NoError(y.t, all[0].session.Ctx().Err())
+		y.returned(all[0].enter(ctx), all[1].enter(ctx))
+		y.returned(all[0].leave(ctx), all[1].leave(ctx))
+	})
+}
+
+func TestDoubleBarrierContexts(t *testing.T) {
+	inYard(t, 2, func(y *yard) { // Enter that gives up is not counted, and can be called again
+		all := y.participants(2)
+		ctx := y.t.Context()
+		bound, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		require.Equal(y.t, context.DeadlineExceeded, all[0].Enter(bound))
+		require.Empty(y.t, etcdtest.Keys(y.t, all[0].client, y.name+"/waiters/"))
+		one := all[1].enter(ctx)
+		y.blocked(one)
+		y.returned(all[0].enter(ctx), one)
+		// Leave that gives up has left, and can be called again.
+		bound, cancel = context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		require.Equal(y.t, context.DeadlineExceeded, all[0].Leave(bound))
+		y.stand(all[0].client, 1)
+		again := all[0].leave(ctx)
+		y.blocked(again)
+		y.returned(all[1].leave(ctx), again)
+		require.Equal(y.t, context.Canceled, all[0].Enter(cancelled()))
+	}, func(y *yard) { // without an answer
+		all := y.participants(2)
+		ctx := y.t.Context()
+		one := all[0].enter(ctx)
+		y.stand(all[0].client, 1)
+		all[1].faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrTimeout)
+		all[1].faults.LoseAnswer(fault.Txn, 3, rpctypes.ErrTimeout)
+		y.returned(all[1].enter(ctx), one)
+		all[1].faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrTimeout)
+		y.returned(all[0].leave(ctx), all[1].leave(ctx))
+	}, func(y *yard) { // permanent errors
+		all := y.participants(1)
+		all[0].faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		require.Equal(y.t, rpctypes.ErrPermissionDenied, all[0].Enter(y.t.Context()))
+		all[0].faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		require.Equal(y.t, rpctypes.ErrPermissionDenied, all[0].Enter(y.t.Context()))
+		require.Empty(y.t, etcdtest.Keys(y.t, all[0].client, y.name+"/waiters/"))
+	}, func(y *yard) { // the client is closed
+		all := y.participants(1)
+		revokedAtEnd(y.t, y.participant().client, all[0].session.Lease())
+		call := all[0].enter(y.t.Context())
+		y.blocked(call)
+		all[0].client.Close()
+		require.Equal(y.t, context.Canceled, call.Wait(y.t))
+	})
+}
+
+func TestDoubleBarrierForMany(t *testing.T) {
+	t.Parallel()
+	const members, rounds = 5, 6
+	c, name := client(t), prefix(t)
+	var inside, most atomic.Int64
+	var all sync.WaitGroup
+	for range members {
+		d := concurrency.NewDoubleBarrier(session(t, c), name, members)
+		all.Go(func() {
+			for round := range int64(rounds) {
+				assert.NoError(t, d.Enter(t.Context()))
+				n := inside.Add(1)
+				assert.LessOrEqual(t, n, (round+1)*members, "nobody begins before all have left")
+				assert.Greater(t, n, round*members)
+				most.Store(max(most.Load(), n))
+				assert.NoError(t, d.Leave(t.Context()))
+			}
+		})
+	}
+	all.Wait()
+	require.EqualValues(t, members*rounds, inside.Load())
+}
+
+func TestBarrier(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	c, name := client(t), prefix(t)
+	f := counted(t, c)
+	b, theirs := concurrency.NewBarrier(c, name), concurrency.NewBarrier(client(t), name)
+	require.NoError(t, b.Wait(ctx), "nobody holds it")
+	require.Equal(t, 1, f.KV())
+	require.NoError(t, b.Hold(ctx))
+	require.NoError(t, b.Hold(ctx), "again")
+	require.Equal(t, 3, f.KV())
+	wait := func() *etcdtest.Call {
+		watches := f.Count(fault.Watch)
+		call := etcdtest.Go(func() error { return b.Wait(ctx) })
+		etcdtest.Eventually(t, func() bool { return f.Count(fault.Watch) > watches }, "it waits")
+		return call
+	}
+	call := wait()
+	bound, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer cancel()
+	require.Equal(t, context.DeadlineExceeded, theirs.Wait(bound))
+	require.True(t, call.Running())
+	require.NoError(t, theirs.Release(ctx))
+	require.NoError(t, call.Wait(t))
+	require.NoError(t, theirs.Release(ctx), "nobody holds it")
+
+	// Held by a session, it opens when the session ends.
+	s := session(t, c)
+	require.NoError(t, b.HoldWith(ctx, s))
+	call = wait()
+	require.NoError(t, s.Close())
+	require.NoError(t, call.Wait(t))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, b.HoldWith(ctx, s))
+
+	// The latest Hold counts.
+	s = session(t, c)
+	require.NoError(t, b.HoldWith(ctx, s))
+	require.NoError(t, theirs.Hold(ctx))
+	require.NoError(t, s.Close())
+	require.Len(t, etcdtest.Keys(t, c, name), 1)
+	require.NoError(t, theirs.Release(ctx))
+
+	// A hold of a lease that is gone tells the session.
+	s = session(t, c)
+	revoke(t, c, s)
+	require.Equal(t, rpctypes.ErrLeaseNotFound, b.HoldWith(ctx, s))
+	require.Error(t, s.Ctx().Err())
+
+	f.LoseAnswer(fault.Txn, 1, rpctypes.ErrTimeout)
+	require.ErrorIs(t, b.Hold(ctx), concurrency.ErrCommitUnknown)
+	require.Len(t, etcdtest.Keys(t, c, name), 1)
+	require.NoError(t, b.Release(ctx))
+	require.Equal(t, context.Canceled, b.Wait(cancelled()))
+}
+
+func TestBarrierMisuse(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	s := session(t, c)
+	var missing context.Context
+	for _, call := range []func(){
+		func() { concurrency.NewBarrier(nil, "name") },
+		func() { _ = concurrency.NewBarrier(c, "name").Wait(missing) },
+		func() { _ = concurrency.NewBarrier(c, "name").Hold(missing) },
+		func() { _ = concurrency.NewBarrier(c, "name").HoldWith(t.Context(), nil) },
+		func() { _ = (&concurrency.Barrier{}).Wait(t.Context()) },
+		func() { _ = (&concurrency.Barrier{}).Release(t.Context()) },
+		func() { concurrency.NewDoubleBarrier(nil, "name", 1) },
+		func() { concurrency.NewDoubleBarrier(s, "name", 0) },
+		func() { _ = concurrency.NewDoubleBarrier(s, "name", 1).Enter(missing) },
+		func() { _ = concurrency.NewDoubleBarrier(s, "name", 1).Leave(missing) },
+		func() { _ = (&concurrency.DoubleBarrier{}).Enter(t.Context()) },
+		func() { _ = (&concurrency.DoubleBarrier{}).Leave(t.Context()) },
+	} {
+		requireOurPanic(t, call)
+	}
+}
