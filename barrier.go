@@ -147,7 +147,7 @@ func (d *DoubleBarrier) Enter(ctx context.Context) error {
 			d.forget(r)
 		}
 	}()
-	join := d.queue.joinTxn("")
+	join := d.queue.lockTxn()
 	d.queue.enter(join)
 	v, last, err := d.stand(ctx, join)
 	if err == ErrSessionExpired {

@@ -158,7 +158,17 @@
 // Errors that upstream returns bare are returned bare and can be compared with ==: the
 // sentinels, the errors of contexts, and those of rpctypes. A program that calls a
 // function in a way that cannot be meant gets a panic whose text begins with
-// "concurrency: ". The package logs nothing.
+// "concurrency: ".
+//
+// The causes of contexts say more than that a session has expired: [ErrDeadline],
+// [ErrLeaseGone], [ErrKeyDeleted], [ErrClientClosed]. Compare them with errors.Is.
+//
+// # Seeing what happens
+//
+// The package logs nothing. A program that wants to see what its locks, elections and
+// transactions do gives them a [Trace]. The Trace is told who waits behind which key, and what was
+// acquired or lost, and why. It is told which calls and renewals are repeated. The examples have
+// an adapter for log/slog, metrics for Prometheus, and liveness probes. OPERATIONS.md has alerts.
 //
 // # Goroutines
 //

@@ -178,7 +178,7 @@ func ExampleIsolation() {
 	// 1
 }
 
-// An observer is told what each attempt of a transaction has met with.
+// A trace is told what each attempt of a transaction has met with.
 func ExampleAttempt() {
 	client, stop := connect()
 	defer stop()
@@ -194,9 +194,9 @@ func ExampleAttempt() {
 		}
 		stm.Put("count", count+"1")
 		return nil
-	}, concurrency.WithObserver(func(a concurrency.Attempt) {
+	}, concurrency.WithSTMTrace(&concurrency.Trace{Attempt: func(a concurrency.Attempt) {
 		fmt.Println(a.Number, a.Keys, errors.Is(a.Err, concurrency.ErrConflict))
-	}))
+	}}))
 	check(err)
 
 	// Output:

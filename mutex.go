@@ -141,7 +141,7 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 //   - when the lock is released, just before the deletion is sent, with the cause
 //     [ErrLockReleased];
 //   - when anybody deletes its key, as soon as the server reports it, with the cause
-//     [ErrSessionExpired];
+//     [ErrKeyDeleted];
 //   - when the session ends, whether a server can be reached or not, with the cause of
 //     [Session.Ctx];
 //   - when the key can't be watched for a permanent reason, such as a missing permission,
