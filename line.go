@@ -112,6 +112,12 @@ func (q queue) never() v3.Cmp {
 	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
 }
 
+// lockTxn is the transaction by which a lock joins its lines. Its keys tell whose they are.
+func (q queue) lockTxn() joinTxn {
+	q.made()
+	return q.joinTxn(q.session.identity)
+}
+
 // lease is where the state of the session lies. A session that NewSession did not return
 // has none.
 func (q queue) lease() *lease {
@@ -142,7 +148,7 @@ func need(ctx context.Context) {
 // answer when ctx, the client or the lease has ended. It then returns ctx's error or the
 // error of [lease.loss]. If the answer is that the lease is gone, the session has ended.
 func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
-	answer, err := repeat(ctx, l.lost, l.timeToLive(), call)
+	answer, err := repeatTold(ctx, l.lost, l.timeToLive(), l.trace, call)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:

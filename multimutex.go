@@ -58,7 +58,7 @@ func (m *MultiMutex) Lock(ctx context.Context) error {
 }
 
 func (m *MultiMutex) lock(ctx context.Context) (*grant, error) {
-	return m.acquire(ctx, m.queue.joinTxn(""))
+	return m.acquire(ctx, m.queue.lockTxn())
 }
 
 // TryLock takes all locks if nobody holds one of them or stands in line for it. Otherwise it
@@ -66,7 +66,7 @@ func (m *MultiMutex) lock(ctx context.Context) (*grant, error) {
 // holds the locks already, TryLock succeeds. It costs one call, or two then. Its other errors
 // are those of [MultiMutex.Lock].
 func (m *MultiMutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.queue.joinTxn("").ifAlone(0))
+	_, err := m.acquire(ctx, m.queue.lockTxn().ifAlone(0))
 	return err
 }
 

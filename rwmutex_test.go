@@ -249,7 +249,7 @@ func TestRWMutexAfterALostSession(t *testing.T) {
 		_, err := l.outside.Revoke(ctx, l.session.Lease())
 		require.NoError(t, err)
 		require.NoError(t, held.Wait(t))
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, inside))
+		require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
 		require.Empty(t, reader.Key())
 		require.Zero(t, reader.Rev())
 		require.NoError(t, reader.RUnlock(ctx), "lost, which the session tells")

@@ -274,7 +274,7 @@ func TestAcquireEnds(t *testing.T) {
 		_, err := l.client.Revoke(ctx, holder.Lease())
 		require.NoError(t, err)
 		require.NoError(t, call.Wait(t))
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, inside))
+		require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
 		require.Empty(t, held.Key())
 	})
 }
