@@ -302,6 +302,9 @@ func askZooKeeper(address string) (string, error) {
 		return "", err
 	}
 	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil { // it may listen before it answers
+		return "", err
+	}
 	if _, err := io.WriteString(conn, "envi"); err != nil {
 		return "", err
 	}
