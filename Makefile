@@ -30,6 +30,9 @@ help: ## this list
 demo: ## the demo program; flags in DEMOFLAGS, a cluster of yours in ENDPOINTS
 	go run ./internal/demo $(DEMOFLAGS)
 
+lines: ## who owns the locks NAME='a b' of the etcd at ENDPOINTS, who waits, and for whom; FOLLOW=1 to go on
+	@go run ./internal/lines $(if $(FOLLOW),-f) $(NAME)
+
 test: ## all tests, with the race detector, in random order
 	$(GOTEST) ./...
 
@@ -61,6 +64,9 @@ lint: ## formatting, knots, sentences, vet, staticcheck, modernizers, tidiness, 
 	go fix -diff ./...
 	go mod tidy -diff
 	$(MUTANTS) -check
+
+readme: ## the programs of README.md, each in a new module; make others runs this, too
+	go test -count=1 -timeout=5m ./internal/readme
 
 api: | .build ## the exported API against upstream's: only what testdata/api.except lists may differ
 	$(TOOL) apidiff $(CLIENT)/concurrency . >.build/api.txt
@@ -190,5 +196,5 @@ peers: | .build ## the same lock in ZooKeeper and Redis beside, into PERFORMANCE
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo test check lint api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
+.PHONY: help demo lines test check lint readme api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
 	chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick peers

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync/atomic"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -32,7 +33,7 @@ type attempt struct {
 	written map[string]*write // those of single keys, by key
 	cleared []*write          // those of ranges
 
-	met  Attempt     // for the observer
+	met  Attempt     // for the trace
 	err  error       // the first failure, after which nothing is read or committed
 	over atomic.Bool // the function has returned
 }
@@ -49,6 +50,12 @@ type carried struct {
 	rested    bool // the transaction has made way after the conflict
 	tally          // of the attempts before
 	contender *contender
+}
+
+// tally is what is counted over all attempts of a transaction.
+type tally struct {
+	attempts, conflicts int
+	paused              time.Duration // before the next attempt
 }
 
 // write is a write to one key, or the deletion of a range.

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 )
@@ -128,8 +127,8 @@ func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
 // handle has come already and not left. It blocks and fails as [Mutex.Lock] does, with the same
 // errors, and takes its key away then. The others don't count it any more.
 //
-// It costs two calls and a watch. The last one to come makes a call more, and has no watch. If
-// others come or leave before the watch has begun, it costs a call more.
+// It costs three calls for the last one to come, and four calls and two watches for the others. It
+// costs more if the store is written to while the watches begin, or a round is under way.
 func (d *DoubleBarrier) Enter(ctx context.Context) error {
 	need(ctx)
 	l := d.queue.lease()
@@ -148,7 +147,7 @@ func (d *DoubleBarrier) Enter(ctx context.Context) error {
 			d.forget(r)
 		}
 	}()
-	join := d.queue.joinTxn("")
+	join := d.queue.lockTxn()
 	d.queue.enter(join)
 	v, last, err := d.stand(ctx, join)
 	if err == ErrSessionExpired {
@@ -176,13 +175,8 @@ func (d *DoubleBarrier) stand(ctx context.Context, join joinTxn) (view, int64, e
 	}
 	bound, cancel := context.WithCancel(ctx)
 	defer cancel()
-	detach := context.AfterFunc(l.lost, cancel)
-	defer detach()
-	var last int64
-	err = transact(bound, l.client, func(stm STM) (err error) {
-		last, err = d.enter(stm, v.mine)
-		return err
-	})
+	defer context.AfterFunc(l.lost, cancel)()
+	last, err := d.await(bound, v.mine)
 	switch {
 	case ctx.Err() != nil && err != nil:
 		return v, 0, ctx.Err()
@@ -200,18 +194,42 @@ func (d *DoubleBarrier) stand(ctx context.Context, join joinTxn) (view, int64, e
 	return v, last, err
 }
 
-// enter is the rule of the barrier. It returns the newest ticket of the round if mine is inside,
-// and blocks otherwise. If nobody of the round before is inside any more, and n have come, the
-// n-th begins the next round. He alone does, so that the others don't conflict with him.
+// await returns the newest ticket of the round when mine is inside.
+func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err error) {
+	client := d.queue.lease().client
+	err = transact(ctx, client, func(stm STM) (err error) {
+		last, err = d.enter(stm, mine)
+		return err
+	})
+	if err != nil || last >= mine.rev {
+		return last, err
+	}
+	// Nobody wakes for all who come, only to see that they are not enough.
+	return last, transact(ctx, client, func(stm STM) error {
+		if kv := stm.Entry(mine.key); kv == nil || kv.CreateRevision != mine.rev {
+			return ErrSessionExpired
+		}
+		if last = newestOf(stm.Get(d.ready())); last < mine.rev {
+			stm.Retry()
+		}
+		return nil
+	}, WithPrefetch(mine.key, d.ready()))
+}
+
+// enter is the rule of the barrier. If nobody of the round before is inside any more, and n have
+// come, the n-th begins the next round. He alone does, so that the others don't conflict with
+// him. enter returns the newest ticket of the latest round. It blocks until mine is inside, or has
+// fewer than n-1 ahead. Such a ticket can't come to be the n-th, because nobody comes in ahead.
 func (d *DoubleBarrier) enter(stm STM, mine ticket) (last int64, err error) {
 	line, last := d.read(stm)
+	ahead := slices.Index(line, mine.rev)
 	switch {
-	case !slices.Contains(line, mine.rev):
+	case ahead < 0:
 		return 0, ErrSessionExpired
-	case mine.rev <= last:
+	case mine.rev <= last || ahead < d.n-1:
 		return last, nil
-	case line[0] > last && len(line) >= d.n && line[d.n-1] == mine.rev:
-		stm.Put(d.name+"ready", strconv.FormatInt(mine.rev, 10))
+	case ahead == d.n-1 && line[0] > last:
+		stm.Put(d.ready(), strconv.FormatInt(mine.rev, 10))
 		return mine.rev, nil
 	}
 	stm.Retry()
@@ -224,7 +242,7 @@ func (d *DoubleBarrier) enter(stm STM, mine ticket) (last int64, err error) {
 // It blocks until ctx ends, and then returns ctx's error. The participant has left then, and
 // nobody waits for him. Leave may be called again to go on waiting. It returns
 // [ErrSessionExpired] if the participant's own key was gone, because others have taken him for
-// dead. Other errors are etcd's permanent ones. It costs what Enter costs.
+// dead. Other errors are etcd's permanent ones. It costs two calls, and a look for each who leaves meanwhile.
 func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	need(ctx)
 	d.queue.lease()
@@ -276,6 +294,15 @@ func (d *DoubleBarrier) forget(r *round) {
 	}
 }
 
+// ready is the key whose value is the newest ticket of the latest round.
+func (d *DoubleBarrier) ready() string { return d.name + "ready" }
+
+// newestOf reads the value of that key. A foreign value says that nobody is inside.
+func newestOf(value string) int64 {
+	last, _ := strconv.ParseInt(value, 10, 64)
+	return last
+}
+
 // read returns the create revisions of the tickets that stand, the oldest first, and that of the
 // newest ticket of the latest round.
 func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
@@ -283,26 +310,21 @@ func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
 		switch key := string(kv.Key); {
 		case strings.HasPrefix(key, d.queue.prefix):
 			line = append(line, kv.CreateRevision)
-		case key == d.name+"ready":
-			last = newestOf(kv)
+		case key == d.ready():
+			last = newestOf(string(kv.Value))
 		}
 	}
 	slices.SortFunc(line, cmp.Compare)
 	return line, last
 }
 
-// newestOf reads the value of the key that says who is inside. A foreign value says that nobody is.
-func newestOf(kv *mvccpb.KeyValue) int64 {
-	last, _ := strconv.ParseInt(string(kv.Value), 10, 64)
-	return last
-}
-
 // transact runs a transaction that may be repeated: its commit is refused unless all is as it was
 // read. So a commit without an answer is no problem, because the next attempt sees what it did.
 // It ends with an error when ctx or the client ends, or with one that stays.
-func transact(ctx context.Context, client *v3.Client, apply func(STM) error) error {
+func transact(ctx context.Context, client *v3.Client, apply func(STM) error, opts ...STMOption) error {
+	opts = append(opts, WithAbortContext(ctx))
 	for n := 0; ; n++ {
-		_, err := NewSTM(client, apply, WithAbortContext(ctx))
+		_, err := NewSTM(client, apply, opts...)
 		switch {
 		case err == nil:
 			return nil

@@ -65,6 +65,40 @@ func BenchmarkLock(b *testing.B) {
 	})
 }
 
+// A free lock is taken and released, by a session with no trace, with a nil one, with one that has
+// no functions, and with one that has all.
+func BenchmarkLockTraced(b *testing.B) {
+	all := &concurrency.Trace{
+		Joined: func(concurrency.LineEvent) {}, Waiting: func(concurrency.LineEvent) {},
+		Acquired: func(concurrency.LineEvent) {}, GaveUp: func(concurrency.LineEvent) {},
+		Released: func(concurrency.LineEvent) {}, Lost: func(concurrency.LineEvent) {},
+		LeftBehind: func(concurrency.LineEvent) {}, CleanedUp: func(concurrency.LineEvent) {},
+		Renewed: func(concurrency.SessionEvent) {}, RenewalFailed: func(concurrency.SessionEvent) {},
+		Ended: func(concurrency.SessionEvent) {}, Repeated: func(concurrency.CallEvent) {},
+	}
+	for _, trace := range []struct {
+		name string
+		opts []concurrency.SessionOption
+	}{
+		{"none", nil},
+		{"nil", []concurrency.SessionOption{concurrency.WithTrace(nil)}},
+		{"empty", []concurrency.SessionOption{concurrency.WithTrace(&concurrency.Trace{})}},
+		{"all", []concurrency.SessionOption{concurrency.WithTrace(all)}},
+	} {
+		b.Run("trace="+trace.name, func(b *testing.B) {
+			m := concurrency.NewMutex(session(b, client(b), trace.opts...), prefix(b))
+			do := cycle(m.Lock, m.Unlock)
+			require.NoError(b, do(b.Context()))
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := do(b.Context()); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
 // The only candidate is elected and resigns.
 func BenchmarkCampaign(b *testing.B) {
 	compare(b, func(b *testing.B, client *clientv3.Client, name string) func(context.Context) error {

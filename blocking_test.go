@@ -259,7 +259,12 @@ func TestRetryEnds(t *testing.T) {
 	})
 }
 
-func TestWithObserver(t *testing.T) {
+// attempts has f called after every attempt.
+func attempts(f func(concurrency.Attempt)) concurrency.STMOption {
+	return concurrency.WithSTMTrace(&concurrency.Trace{Attempt: f})
+}
+
+func TestAttempts(t *testing.T) {
 	t.Parallel()
 	for _, l := range levels {
 		t.Run(l.name, func(t *testing.T) {
@@ -284,7 +289,7 @@ func TestWithObserver(t *testing.T) {
 					return own
 				}
 				return nil
-			}, concurrency.WithIsolation(l.level), concurrency.WithObserver(func(a concurrency.Attempt) { met = append(met, a) }))
+			}, concurrency.WithIsolation(l.level), attempts(func(a concurrency.Attempt) { met = append(met, a) }))
 			for i, a := range met {
 				require.Equal(t, i+1, a.Number)
 			}
@@ -322,7 +327,7 @@ func TestWithObserver(t *testing.T) {
 			if attempt == 1 {
 				s.put(t, "b", "1")
 			}
-		}, concurrency.WithObserver(func(a concurrency.Attempt) { met = append(met, a) }))
+		}, attempts(func(a concurrency.Attempt) { met = append(met, a) }))
 		require.Equal(t, []string{s.key("b")}, met[0].Keys)
 		require.NoError(t, met[1].Err)
 	})
@@ -365,7 +370,7 @@ func TestTransactionsNest(t *testing.T) {
 				require.Empty(t, stm.Get(s.key("b")), "it does not see what the outer one writes")
 				stm.Put(s.key("a"), "inner")
 				return nil
-			}, concurrency.WithObserver(func(a concurrency.Attempt) { inner = append(inner, a) }))
+			}, attempts(func(a concurrency.Attempt) { inner = append(inner, a) }))
 			require.NoError(t, err)
 		}
 	})

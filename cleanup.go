@@ -63,6 +63,7 @@ func (q queue) clean(t ticket) <-chan struct{} {
 	ended := l.background(func(ctx context.Context) {
 		defer tell()
 		defer l.seats.at(t.key, func(s *seat) { s.endCleaning(tidied) })
+		left := false // the trace was told of it
 		for n := 0; l.loss() == nil; n++ {
 			// What counts is when the look began. A join that lands after it is for the
 			// next look.
@@ -71,8 +72,16 @@ func (q queue) clean(t ticket) <-chan struct{} {
 			if err == nil {
 				tell()
 			}
-			if l.seats.at(t.key, func(s *seat) { again = s.cleanAgain(tidied, began, err) }); !again {
+			l.seats.at(t.key, func(s *seat) { again = s.cleanAgain(tidied, began, err) })
+			switch {
+			case !again && left:
+				q.tellCleanedUp(t)
 				return
+			case !again:
+				return
+			case !left:
+				left = true
+				q.tellLeftBehind(t, err)
 			}
 			sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
 			// The ticket that stands next time may be a later one, of a join that was not

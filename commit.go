@@ -170,7 +170,7 @@ func (a *attempt) withinLimit(c compiled) error {
 	if limit == 0 || max(len(c.cmps), len(c.then), len(c.els))+guards <= limit {
 		return nil
 	}
-	return fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and ranges and %d guards is over the limit of %d: %w",
+	return fmt.Errorf("concurrency: a commit of %d writes, %d checked keys and ranges and %d guards is over the limit of %d that WithMaxTxnOps has set: %w",
 		len(c.then), len(c.cmps)-guards, guards, limit, rpctypes.ErrTooManyOps)
 }
 

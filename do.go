@@ -3,6 +3,7 @@ package concurrency
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 )
 
@@ -69,7 +70,7 @@ func (o *ownership) giveBack(ctx context.Context, held *grant, loss error) error
 	case err != nil && ctx.Err() != nil && bound.Err() != nil:
 		err = ctx.Err()
 	}
-	if loss == ErrSessionExpired || err == ErrSessionExpired {
+	if errors.Is(loss, ErrSessionExpired) || err == ErrSessionExpired {
 		// An error that tells of a lost session has to come after the end of Session.Ctx.
 		_ = o.queue.askForLease(bound)
 	}
@@ -88,12 +89,13 @@ func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	}
 }
 
-// joinErrors is errors.Join, but a single error stays as it is and is told once. Programs
-// compare the errors of this package with ==.
+// joinErrors is errors.Join, but a single error stays as it is, and what another error tells is
+// told once. Programs compare the errors of this package with ==.
 func joinErrors(errs ...error) error {
 	var all []error
 	for _, err := range errs {
 		if err != nil && !errors.Is(errors.Join(all...), err) {
+			all = slices.DeleteFunc(all, func(told error) bool { return errors.Is(err, told) })
 			all = append(all, err)
 		}
 	}

@@ -122,6 +122,13 @@
 // longest pause that is to be harmless, and what the work needs to stop. The rest, TTL
 // less margin, should be long enough for a few renewals.
 //
+// # Who holds a lock
+//
+// [Inspect] reads the line of a name at one revision. It tells who owns, who waits for how
+// many, and which keys are nobody's place. A session that was opened with [WithIdentity] says
+// who it is. [WithLeases] tells which holder has missed a renewal. `make lines` prints all that,
+// and tells which sessions wait for each other in a circle.
+//
 // # Failure
 //
 // Waiting calls ride out what passes: lost connections, elections among the servers,
@@ -151,7 +158,17 @@
 // Errors that upstream returns bare are returned bare and can be compared with ==: the
 // sentinels, the errors of contexts, and those of rpctypes. A program that calls a
 // function in a way that cannot be meant gets a panic whose text begins with
-// "concurrency: ". The package logs nothing.
+// "concurrency: ".
+//
+// The causes of contexts say more than that a session has expired: [ErrDeadline],
+// [ErrLeaseGone], [ErrKeyDeleted], [ErrClientClosed]. Compare them with errors.Is.
+//
+// # Seeing what happens
+//
+// The package logs nothing. A program that wants to see what its locks, elections and
+// transactions do gives them a [Trace]. The Trace is told who waits behind which key, and what was
+// acquired or lost, and why. It is told which calls and renewals are repeated. The examples have
+// an adapter for log/slog, metrics for Prometheus, and liveness probes. OPERATIONS.md has alerts.
 //
 // # Goroutines
 //

@@ -11,7 +11,7 @@ type ends struct {
 	// lost ends when nothing can be done on the lease any more, and setLost ends it. It is not
 	// the same as ctx, see [ending].
 	lost    context.Context
-	setLost context.CancelFunc
+	setLost context.CancelCauseFunc
 }
 
 // ending is one of the ways in which a session ends. In each of them Ctx ends, then Done
@@ -22,9 +22,9 @@ type ends struct {
 //	Orphan                   context.Canceled   lives on  revokes
 //	WithContext's has ended  its cause          lives on  returns its error
 //	Close                    context.Canceled   ends      revokes
-//	the client is closed     context.Canceled   ends      returns context.Canceled
-//	the deadline passes      ErrSessionExpired  ends      revokes what may still live
-//	the server says: gone    ErrSessionExpired  ends      has nothing to do
+//	the client is closed     ErrClientClosed    ends      returns context.Canceled
+//	the deadline passes      ErrDeadline        ends      revokes what may still live
+//	the server says: gone    ErrLeaseGone       ends      has nothing to do
 //
 // Where lost lives on, the lease lives on for its TTL, or for as long as somebody renews it,
 // and so do calls, waits and clean-ups. Where lost ends, calls are called off, waits return
@@ -39,7 +39,7 @@ var (
 	orphaned     = ending{cause: context.Canceled}
 	contextEnded = ending{} // Ctx has ended before, as a child of that context
 	closed       = ending{cause: context.Canceled, lost: true}
-	clientClosed = ending{cause: context.Canceled, lost: true}
-	expired      = ending{cause: ErrSessionExpired, lost: true}
-	toldGone     = ending{cause: ErrSessionExpired, lost: true, gone: true}
+	clientClosed = ending{cause: ErrClientClosed, lost: true}
+	expired      = ending{cause: ErrDeadline, lost: true}
+	toldGone     = ending{cause: ErrLeaseGone, lost: true, gone: true}
 )

@@ -1,6 +1,7 @@
 package concurrency
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -15,10 +16,32 @@ var (
 
 	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock] and
 	// [Election.Campaign] when their key in etcd is gone. The lease was lost or revoked, or
-	// somebody deleted the key. [Session.Ctx] ends with it as its cause when the lease was
-	// lost. If Session.Ctx lives when a call returns it, only the key is gone, and the
-	// session can be used further.
+	// somebody deleted the key. It is returned bare. The causes of contexts say which of these
+	// it was, and wrap it: [ErrDeadline], [ErrLeaseGone], [ErrKeyDeleted]. If [Session.Ctx]
+	// lives when a call returns it, only the key is gone, and the session can be used further.
 	ErrSessionExpired = errors.New("mutex: session is expired")
+
+	// ErrDeadline is the cause of [Session.Ctx] when no renewal was answered in time. The lease
+	// may live on for a moment. It wraps [ErrSessionExpired].
+	ErrDeadline = fmt.Errorf("%w: no renewal was answered before the deadline", ErrSessionExpired)
+
+	// ErrLeaseGone is the cause of [Session.Ctx] when a server has said that the lease is gone.
+	// The lease was revoked, or ran out unnoticed. It wraps [ErrSessionExpired].
+	ErrLeaseGone = fmt.Errorf("%w: the server does not have the lease any more", ErrSessionExpired)
+
+	// ErrKeyDeleted is the cause of [Mutex.Ctx] and [Election.Ctx] when the key is gone. Somebody
+	// deleted the key, or another handle of the session released it, or it went with its lease.
+	// In the last case Session.Ctx ends as well, as soon as a server has said so. It wraps
+	// [ErrSessionExpired].
+	ErrKeyDeleted = fmt.Errorf("%w: the key was deleted", ErrSessionExpired)
+
+	// ErrClientClosed is the cause of [Session.Ctx] when the client was closed, which is no loss.
+	// It wraps [context.Canceled].
+	ErrClientClosed = fmt.Errorf("%w: the client was closed", context.Canceled)
+
+	// ErrNoAnswer is given to the functions of a [Trace] when a call or a renewal was not answered
+	// in time and is sent again. No call returns it.
+	ErrNoAnswer = errors.New("concurrency: no answer yet")
 
 	// ErrLockReleased is returned by [Mutex.Unlock] when the handle holds no lock.
 	ErrLockReleased = errors.New("mutex: lock has already been released")
@@ -64,4 +87,9 @@ func noAnswer(client *v3.Client, waited time.Duration, what string, cause error)
 
 func marginError(margin, ttl time.Duration) error {
 	return fmt.Errorf("concurrency: a safety margin of %v does not lie within the TTL of %v", margin, ttl)
+}
+
+// tellsLoss reports whether err says nothing else than the cause of a loss does.
+func tellsLoss(err, cause error) bool {
+	return errors.Is(err, cause) || errors.Is(err, ErrSessionExpired) && errors.Is(cause, ErrSessionExpired)
 }

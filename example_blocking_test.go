@@ -25,7 +25,7 @@ func transact(client *clientv3.Client, apply func(stm concurrency.STM), opts ...
 }
 
 // A barrier holds all up for as long as its key exists.
-func ExampleSTM_Retry_barrier() {
+func ExampleSTM_barrier() {
 	client, stop := connect()
 	defer stop()
 
@@ -50,7 +50,7 @@ func ExampleSTM_Retry_barrier() {
 }
 
 // A double barrier lets its members begin together, and end together.
-func ExampleSTM_Retry_doubleBarrier() {
+func ExampleSTM_doubleBarrier() {
 	client, stop := connect()
 	defer stop()
 	const members = 3
@@ -86,7 +86,7 @@ func ExampleSTM_Retry_doubleBarrier() {
 }
 
 // A queue gives each item to one of its consumers, the oldest first.
-func ExampleSTM_Retry_queue() {
+func ExampleSTM_queue() {
 	client, stop := connect()
 	defer stop()
 
@@ -135,7 +135,7 @@ func ExampleSTM_Retry_queue() {
 // A queue of work has several consumers. A consumer claims the oldest item that nobody has
 // claimed. The claim has the lease of the consumer's session. If the consumer dies, the claim goes
 // with its lease, and another consumer has the item, in its old place.
-func ExampleSTM_Retry_claims() {
+func ExampleSTM_claims() {
 	client, stop := connect()
 	defer stop()
 
@@ -205,7 +205,7 @@ func ExampleSTM_Retry_claims() {
 
 // A counting semaphore lets three in. A holder's key has the lease of its session, so that
 // its place is free when it dies.
-func ExampleSTM_Retry_semaphore() {
+func ExampleSTM_semaphore() {
 	client, stop := connect()
 	defer stop()
 	session, err := concurrency.NewSession(client)
@@ -243,7 +243,7 @@ func ExampleSTM_Retry_semaphore() {
 }
 
 // A service waits until the configuration is one that it can use.
-func ExampleSTM_Retry_configuration() {
+func ExampleSTM_configuration() {
 	client, stop := connect()
 	defer stop()
 
@@ -270,7 +270,7 @@ func ExampleSTM_Retry_configuration() {
 
 // Two bookings of one room must not overlap. A booking that comes to lie in the range makes the
 // transaction conflict, although no key that it has read has changed.
-func ExampleSTM_Range() {
+func ExampleSTM_range() {
 	client, stop := connect()
 	defer stop()
 

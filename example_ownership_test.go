@@ -176,7 +176,7 @@ func ExampleMutex_Ctx() {
 	fmt.Println(context.Cause(owned))
 
 	// Output:
-	// mutex: session is expired
+	// mutex: session is expired: the key was deleted
 	// mutex: lock has already been released
 }
 

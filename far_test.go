@@ -80,7 +80,7 @@ func TestSilentMember(t *testing.T) {
 			_, err := l.outside.Delete(t.Context(), h.Key())
 			require.NoError(t, err)
 			hears(t, ctx.Done(), "the ownership lives beside a rival's")
-			require.Equal(t, concurrency.ErrSessionExpired, context.Cause(ctx))
+			require.ErrorIs(t, context.Cause(ctx), concurrency.ErrSessionExpired)
 		})
 		t.Run("and Do", func(t *testing.T) {
 			t.Parallel()
@@ -95,7 +95,7 @@ func TestSilentMember(t *testing.T) {
 				hears(t, ctx.Done(), "the work goes on beside a rival's")
 				return nil
 			})
-			require.Equal(t, concurrency.ErrSessionExpired, err)
+			require.Equal(t, concurrency.ErrKeyDeleted, err)
 		})
 	})
 }
@@ -167,7 +167,7 @@ func TestALostOwnershipIsToldByTheHandle(t *testing.T) {
 			"its key was deleted, which Ctx has noticed": func(t *testing.T, l *line, h holder) {
 				ctx := h.Ctx()
 				l.delete(t, h.Key())
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 			},
 			"another handle has given it back": func(t *testing.T, l *line, h holder) {
 				twin := kind(l.session, l.name)
@@ -277,7 +277,7 @@ func TestTheSessionHasEndedWhenAnErrorSaysSo(t *testing.T) {
 			l, h := taken(t, kind)
 			ctx := h.Ctx()
 			revoke(t, l.outside, l.session)
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 			ended(t, l.session.Done(), "long before the next renewal")
 		})
 		t.Run("not when the lease can't be asked for in time", func(t *testing.T) {

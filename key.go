@@ -168,6 +168,14 @@ func (v *view) turn() bool { return v.near && !v.rule.blocks(v.prefix, v.ahead) 
 // known reports whether anything is known of those ahead.
 func (v *view) known() bool { return v.near || len(v.ahead) > 0 }
 
+// next is the ticket directly ahead, or none.
+func (v *view) next() (t ticket) {
+	if len(v.ahead) > 0 {
+		t = v.ahead[0]
+	}
+	return t
+}
+
 // farthest is the ticket whose end brings mine near, or may give it the turn.
 func (v *view) farthest() ticket { return v.ahead[min(v.rule.follows(), len(v.ahead)-1)] }
 

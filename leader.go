@@ -160,7 +160,7 @@ func (r leading) once(ctx context.Context) (led, again bool, err error) {
 		failure = r.work(ctx, e)
 		cause := context.Cause(ctx)
 		lost = cause != nil &&
-			(failure == nil || errors.Is(failure, cause) || errors.Is(failure, context.Canceled))
+			(failure == nil || tellsLoss(failure, cause) || errors.Is(failure, context.Canceled))
 		return nil
 	})
 	if led {

@@ -166,7 +166,7 @@ func TestDoErrors(t *testing.T) {
 	}
 	lose := func(t *testing.T, l *line, h holder, ctx context.Context) {
 		l.delete(t, h.Key())
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 	}
 	refuse := func(l *line) {
 		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
@@ -177,10 +177,13 @@ func TestDoErrors(t *testing.T) {
 		}, errWork, nil},
 		{"the loss, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
 			return func(ctx context.Context) error { lose(t, l, h, ctx); return nil }
-		}, concurrency.ErrSessionExpired, nil},
+		}, concurrency.ErrKeyDeleted, nil},
 		{"the loss that the work tells, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
 			return func(ctx context.Context) error { lose(t, l, h, ctx); return context.Cause(ctx) }
-		}, concurrency.ErrSessionExpired, nil},
+		}, concurrency.ErrKeyDeleted, nil},
+		{"the loss that the work tells in fewer words, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
+			return func(ctx context.Context) error { lose(t, l, h, ctx); return concurrency.ErrSessionExpired }
+		}, concurrency.ErrKeyDeleted, nil},
 		{"the release's, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
 			return func(context.Context) error { refuse(l); return nil }
 		}, rpctypes.ErrPermissionDenied, nil},
@@ -271,7 +274,7 @@ func TestDoLoss(t *testing.T) {
 				<-ctx.Done()
 				return nil
 			})
-			require.Equal(t, concurrency.ErrSessionExpired, err)
+			require.Equal(t, concurrency.ErrKeyDeleted, err)
 			l.stand(t, 1)
 			require.NoError(t, rival.Ctx().Err())
 		})
@@ -281,10 +284,10 @@ func TestDoLoss(t *testing.T) {
 			h := kind(l.session, l.name)
 			err := h.during(t.Context(), func(ctx context.Context) error {
 				p.Stall()
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 				return nil
 			})
-			require.Equal(t, concurrency.ErrSessionExpired, err)
+			require.Equal(t, concurrency.ErrDeadline, err)
 			require.Empty(t, h.Key())
 			require.Equal(t, rpctypes.ErrLeaseNotFound, h.during(t.Context(), none(t)))
 		})
@@ -529,6 +532,7 @@ func TestRunLeader(t *testing.T) {
 		"nil":         func(ctx context.Context) error { <-ctx.Done(); return nil },
 		"ctx.Err()":   func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 		"the cause":   func(ctx context.Context) error { <-ctx.Done(); return context.Cause(ctx) },
+		"the loss":    func(ctx context.Context) error { <-ctx.Done(); return concurrency.ErrSessionExpired },
 		"one wrapped": func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("stopped: %w", ctx.Err()) },
 	} {
 		t.Run("starts again with a new session after a loss, of which work returns "+what, func(t *testing.T) {
@@ -545,7 +549,7 @@ func TestRunLeader(t *testing.T) {
 				}
 				_, err := r.outside.Delete(t.Context(), key)
 				require.NoError(t, err)
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 				last = lease
 			}
 		})
@@ -577,7 +581,7 @@ func TestRunLeader(t *testing.T) {
 		_, lease := r.head(t)
 		_, err := r.outside.Revoke(t.Context(), lease)
 		require.NoError(t, err)
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		require.NoError(t, r.term(t).Err())
 		_, second := r.head(t)
 		require.NotEqual(t, lease, second)
@@ -589,7 +593,7 @@ func TestRunLeader(t *testing.T) {
 		ctx := r.term(t)
 		_, lease := r.head(t)
 		p.Stall()
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		p.Resume()
 		require.NoError(t, r.term(t).Err())
 		_, second := r.head(t)
@@ -618,7 +622,7 @@ func TestRunLeader(t *testing.T) {
 		for range 2 {
 			ctx := r.term(t)
 			own.Stop(0)
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 			require.NoError(t, own.Restart(0))
 		}
 		require.NoError(t, r.term(t).Err())
@@ -750,7 +754,7 @@ func TestRunLeaderReturns(t *testing.T) {
 		_, lease := r.head(t)
 		revokedAtEnd(t, r.outside, lease)
 		r.client.Close()
-		require.Equal(t, context.Canceled, cause(t, inner))
+		require.Equal(t, concurrency.ErrClientClosed, cause(t, inner))
 		require.Equal(t, context.Canceled, r.call.Wait(t))
 		require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, r.client, r.name, "value", unled(t)))
 	})
@@ -897,7 +901,7 @@ func TestRunLeaderNeverTwo(t *testing.T) {
 			proxies[leader].Refuse()
 			proxies[leader].Cut()
 		}
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, inner))
+		require.ErrorIs(t, cause(t, inner), concurrency.ErrSessionExpired)
 		proxies[leader].Accept()
 		proxies[leader].Resume()
 	}

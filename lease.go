@@ -23,6 +23,7 @@ type lease struct {
 	seats   *seats   // what its sessions know of their tickets
 	watches *watches // of the client
 	kept    keptWatch
+	trace   *tracing
 	revoked atomic.Bool // the server has said that the lease is gone
 
 	mu sync.Mutex // held while the session ends, and guards what follows; never held across a call
@@ -49,7 +50,7 @@ func (l *lease) finish(e ending) {
 		l.revoked.Store(true)
 	}
 	if e.lost {
-		l.setLost()
+		l.setLost(e.cause)
 	}
 	l.renewal.leave()
 	l.clock.stop()
@@ -57,13 +58,21 @@ func (l *lease) finish(e ending) {
 	case <-l.done:
 	default:
 		close(l.done)
+		l.trace.ended(context.Cause(l.ctx))
+	}
+	if e.lost && l.trace != nil {
+		l.seats.lost(e.cause)
 	}
 }
 
-// expire ends the session if the deadline has passed. It asks nobody and waits for nothing,
-// so that a call that hangs can't delay it.
+// expire ends the session if the deadline has passed or the client was closed. It asks nobody
+// and waits for nothing, so that a call that hangs can't delay it.
 func (l *lease) expire() {
-	if l.clock.passed() {
+	switch {
+	// The closing of the client is no loss, and comes first.
+	case l.client.Ctx().Err() != nil && l.lost.Err() == nil:
+		l.finish(clientClosed)
+	case l.clock.passed():
 		l.finish(expired)
 	}
 }
@@ -116,6 +125,7 @@ func (l *lease) answered(sent time.Time, ttl time.Duration) {
 		return
 	}
 	l.clock.extend(sent, ttl)
+	l.trace.renewed(sent, l.clock.until())
 }
 
 // watch watches a key, as [watches.watch] does.
@@ -132,6 +142,7 @@ func (l *lease) wait() { l.renewal.wait() }
 
 // revoke ends everything that still runs on the lease and revokes it.
 func (l *lease) revoke() error {
+	defer l.trace.wait()
 	l.mu.Lock()
 	// From here on nothing new begins in the background. What runs ends with lost.
 	l.closed = true
@@ -150,7 +161,7 @@ func (l *lease) revoke() error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
 	defer cancel()
-	_, err := repeat(ctx, forever, l.timeToLive(), func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
+	_, err := repeatTold(ctx, forever, l.timeToLive(), l.trace, func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
 		return l.client.Revoke(ctx, l.id)
 	})
 	// An earlier call whose answer was lost may have revoked the lease.

@@ -18,7 +18,7 @@ func stopped(t *testing.T) *lease {
 	l := &lease{client: v3.NewCtxClient(t.Context()), ends: ends{done: make(chan struct{})}}
 	l.ctx, l.end = context.WithCancelCause(t.Context())
 	l.ctx = &punctual{l.ctx, l.expire}
-	l.lost, l.setLost = context.WithCancel(t.Context())
+	l.lost, l.setLost = context.WithCancelCause(t.Context())
 	l.clock.deadline = time.Now().Add(time.Hour)
 	l.clock.start(l.expire)
 	l.clock.deadline = time.Now().Add(-time.Second)
@@ -33,7 +33,7 @@ func TestTheFirstLookAtASession(t *testing.T) {
 	s.lease.clock.deadline = time.Now().Add(-time.Second)
 	s.lease.clock.mu.Unlock()
 	require.Error(t, s.Ctx().Err())
-	require.Equal(t, ErrSessionExpired, context.Cause(s.Ctx()))
+	require.ErrorIs(t, context.Cause(s.Ctx()), ErrSessionExpired)
 	s.Orphan()
 }
 
@@ -54,7 +54,7 @@ func TestALateTimerKeepsNothingAlive(t *testing.T) {
 			},
 		} {
 			l := stopped(t)
-			require.Equal(t, ErrSessionExpired, look(l), how)
+			require.ErrorIs(t, look(l), ErrSessionExpired, how)
 			require.Error(t, l.lost.Err(), how)
 			select {
 			case <-l.ctx.Done():
@@ -130,6 +130,22 @@ func TestTheClientsEndEndsWhatIsUnderWayOnAnOrphanedLease(t *testing.T) {
 	cancel()
 	<-s.lease.lost.Done()
 	require.Equal(t, context.Canceled, s.lease.loss())
+}
+
+// The end of a client comes to its sessions on a goroutine, which may be late.
+func TestTheFirstLookAfterTheEndOfTheClient(t *testing.T) {
+	for range 200 {
+		ctx, cancel := context.WithCancel(t.Context())
+		client := v3.NewCtxClient(ctx)
+		client.Lease = &granting{}
+		s, err := NewSession(client)
+		require.NoError(t, err)
+		require.NoError(t, s.Ctx().Err())
+		cancel()
+		require.Error(t, s.Ctx().Err())
+		require.Equal(t, ErrClientClosed, context.Cause(s.Ctx()))
+		<-s.Done()
+	}
 }
 
 // Programs compare contexts, and keep things by them.

@@ -21,9 +21,20 @@ import (
 type queue struct {
 	session *Session
 	prefix  string
-	also    []string // prefixes of the further lines
+	also    *further // nil: no further lines
 	rule    rule
 	number  string // tells the places of a session apart; "" for the one that its handles share
+}
+
+// further are the further lines of a participant, by their prefixes. They lie behind a pointer,
+// so that a Mutex stays comparable, as upstream's is.
+type further struct{ prefixes []string }
+
+func (f *further) all() []string {
+	if f == nil {
+		return nil
+	}
+	return f.prefixes
 }
 
 // newQueue adds one "/" to the name, as upstream's package does.
@@ -58,7 +69,7 @@ func (q queue) made() {
 // keys are those of the place in all its lines. key is the first of them.
 func (q queue) keys(key string) []string {
 	all := []string{key}
-	for _, prefix := range q.also {
+	for _, prefix := range q.also.all() {
 		all = append(all, prefix+strings.TrimPrefix(key, q.prefix))
 	}
 	return all
@@ -74,7 +85,7 @@ func (q queue) tickets(t ticket) (all []ticket) {
 
 // deciding is what has to be read to know what blocks the place.
 func (q queue) deciding(own []string) (parts []part) {
-	for _, prefix := range append([]string{q.prefix}, q.also...) {
+	for _, prefix := range append([]string{q.prefix}, q.also.all()...) {
 		// The line of a name has the keys of the names within it, too.
 		within := 0
 		for _, key := range own {
@@ -99,6 +110,12 @@ func (q queue) joinTxn(value string) joinTxn {
 func (q queue) never() v3.Cmp {
 	q.made()
 	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
+}
+
+// lockTxn is the transaction by which a lock joins its lines. Its keys tell whose they are.
+func (q queue) lockTxn() joinTxn {
+	q.made()
+	return q.joinTxn(q.session.identity)
 }
 
 // lease is where the state of the session lies. A session that NewSession did not return
@@ -131,7 +148,7 @@ func need(ctx context.Context) {
 // answer when ctx, the client or the lease has ended. It then returns ctx's error or the
 // error of [lease.loss]. If the answer is that the lease is gone, the session has ended.
 func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
-	answer, err := repeat(ctx, l.lost, l.timeToLive(), call)
+	answer, err := repeatTold(ctx, l.lost, l.timeToLive(), l.trace, call)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -231,7 +248,7 @@ func (q queue) removal(t ticket) (stand []v3.Cmp, then, els []v3.Op) {
 	for _, t := range q.tickets(t) {
 		stand = append(stand, t.stands())
 		then = append(then, v3.OpDelete(t.key))
-		if len(q.also) > 0 {
+		if q.also != nil {
 			els = append(els, v3.OpTxn([]v3.Cmp{t.stands()}, []v3.Op{v3.OpDelete(t.key)}, nil))
 		}
 	}

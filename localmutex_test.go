@@ -197,7 +197,7 @@ func TestLocalMutexIsLost(t *testing.T) {
 			owned := m.lock.Ctx()
 			calls := []*etcdtest.Call{m.asks(t, ctx), m.asks(t, ctx)}
 			revoke(t, m.outside, m.session)
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, owned))
+			require.ErrorIs(t, cause(t, owned), concurrency.ErrSessionExpired)
 			for _, call := range calls {
 				require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
 			}
@@ -225,7 +225,7 @@ func TestLocalMutexIsLost(t *testing.T) {
 			m.watched(t, 1)
 			rival := m.rival(t)
 			m.delete(t, m.lock.Key())
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, owned))
+			require.ErrorIs(t, cause(t, owned), concurrency.ErrSessionExpired)
 			require.NoError(t, rival.Lock(ctx))
 			require.NoError(t, m.lock.Unlock(ctx))
 			settled(t, next)
@@ -458,7 +458,7 @@ func TestLocalMutexDo(t *testing.T) {
 		teamTest{"tells a loss", func(t *testing.T, m team) {
 			err := m.lock.Do(t.Context(), func(ctx context.Context) error {
 				m.delete(t, m.lock.Key())
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.Equal(t, concurrency.ErrKeyDeleted, cause(t, ctx))
 				return errWork
 			})
 			require.ErrorIs(t, err, errWork)

@@ -33,12 +33,13 @@ func NewMultiMutex(s *Session, names ...string) *MultiMutex {
 		panic("concurrency: a MultiMutex without names")
 	}
 	q, known := newQueue(s, names[0]).apart(rule{several: true}), map[string]bool{}
+	q.also = &further{}
 	for i, name := range names {
 		if known[name] {
 			panic("concurrency: a MultiMutex that has a name twice: " + name)
 		}
 		if known[name] = true; i > 0 {
-			q.also = append(q.also, name+"/")
+			q.also.prefixes = append(q.also.prefixes, name+"/")
 		}
 	}
 	return &MultiMutex{ownership{queue: q, released: lockReleased}}
@@ -57,7 +58,7 @@ func (m *MultiMutex) Lock(ctx context.Context) error {
 }
 
 func (m *MultiMutex) lock(ctx context.Context) (*grant, error) {
-	return m.acquire(ctx, m.queue.joinTxn(""))
+	return m.acquire(ctx, m.queue.lockTxn())
 }
 
 // TryLock takes all locks if nobody holds one of them or stands in line for it. Otherwise it
@@ -65,7 +66,7 @@ func (m *MultiMutex) lock(ctx context.Context) (*grant, error) {
 // holds the locks already, TryLock succeeds. It costs one call, or two then. Its other errors
 // are those of [MultiMutex.Lock].
 func (m *MultiMutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.queue.joinTxn("").ifAlone(0))
+	_, err := m.acquire(ctx, m.queue.lockTxn().ifAlone(0))
 	return err
 }
 

@@ -254,7 +254,7 @@ func TestMultiMutexLoss(t *testing.T) {
 			inside := m.Ctx()
 			l.watched(t, 3)
 			l.delete(t, m.Keys()[i])
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, inside))
+			require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
 			etcdtest.Eventually(t, func() bool { return len(m.Keys()) == 0 }, "the handle says so")
 			require.Zero(t, m.Rev())
 			require.False(t, l.all(t, m))
@@ -300,19 +300,19 @@ func TestMultiMutexLoss(t *testing.T) {
 		_, err := l.outside.Revoke(ctx, l.session.Lease())
 		require.NoError(t, err)
 		require.NoError(t, call.Wait(t))
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, inside))
+		require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
 		require.NoError(t, m.Unlock(ctx))
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, l.session.Ctx()))
+		require.ErrorIs(t, cause(t, l.session.Ctx()), concurrency.ErrSessionExpired)
 		require.Equal(t, rpctypes.ErrLeaseNotFound, m.Lock(ctx))
 	})
 	t.Run("of the key by which a loss under Do is told", func(t *testing.T) {
 		t.Parallel()
 		l := newLines(t)
 		m := l.multi("a", "b")
-		require.Equal(t, concurrency.ErrSessionExpired, m.Do(ctx, func(ctx context.Context) error {
+		require.ErrorIs(t, m.Do(ctx, func(ctx context.Context) error {
 			l.delete(t, m.Keys()[1])
 			return nil
-		}))
+		}), concurrency.ErrSessionExpired, "the watch tells, or the release")
 		l.stand(t, 0)
 	})
 }
@@ -417,12 +417,13 @@ func TestMultiMutexBadInput(t *testing.T) {
 	t.Parallel()
 	l := newLines(t)
 	var none concurrency.MultiMutex
+	var noCtx context.Context
 	m := l.multi("a")
 	for _, bug := range []func(){
 		func() { concurrency.NewMultiMutex(nil, "name") },
 		func() { concurrency.NewMultiMutex(l.session) },
 		func() { concurrency.NewMultiMutex(l.session, "a", "b", "a") },
-		func() { m.Lock(nil) }, func() { m.TryLock(nil) }, func() { m.Do(t.Context(), nil) },
+		func() { m.Lock(noCtx) }, func() { m.TryLock(noCtx) }, func() { m.Do(t.Context(), nil) },
 		func() { none.Lock(t.Context()) }, func() { none.Ctx() },
 	} {
 		requireOurPanic(t, bug)

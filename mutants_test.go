@@ -111,7 +111,7 @@ func TestRevokedLeaseEndsTheSessionBeforeItsDeadline(t *testing.T) {
 	revoke(t, client(t), s)
 	ended(t, s.Done(), "the next renewal is refused")
 	require.True(t, time.Now().Before(s.Deadline()))
-	require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+	require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
 }
 
 // stubborn is a KV whose reads don't end with their context, but when the gate is opened.

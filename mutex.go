@@ -24,7 +24,7 @@ type Mutex struct {
 // It panics if s is nil.
 func NewMutex(s *Session, pfx string) *Mutex {
 	q := newQueue(s, pfx)
-	join := q.joinTxn("")
+	join := q.lockTxn()
 	return &Mutex{ownership{queue: q, released: lockReleased}, &join}
 }
 
@@ -95,7 +95,7 @@ func (m *Mutex) lock(ctx context.Context) (*grant, error) {
 func (m *Mutex) joining() joinTxn {
 	m.queue.made()
 	if m.prepared.leaseID != m.queue.session.id {
-		return m.queue.joinTxn("")
+		return m.queue.lockTxn()
 	}
 	return *m.prepared
 }
@@ -141,7 +141,7 @@ func (m *Mutex) Header() *pb.ResponseHeader {
 //   - when the lock is released, just before the deletion is sent, with the cause
 //     [ErrLockReleased];
 //   - when anybody deletes its key, as soon as the server reports it, with the cause
-//     [ErrSessionExpired];
+//     [ErrKeyDeleted];
 //   - when the session ends, whether a server can be reached or not, with the cause of
 //     [Session.Ctx];
 //   - when the key can't be watched for a permanent reason, such as a missing permission,

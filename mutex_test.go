@@ -558,7 +558,7 @@ func TestLock(t *testing.T) {
 		call := l.waiting(t, ctx, l.mutex, 2)
 		l.client.Close()
 		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
-		require.Equal(t, context.Canceled, context.Cause(l.session.Ctx()))
+		require.Equal(t, concurrency.ErrClientClosed, context.Cause(l.session.Ctx()))
 		for _, again := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
 			require.Equal(t, context.Canceled, within(t, time.Second, func() error { return again(ctx) }))
 		}
@@ -1193,7 +1193,7 @@ func TestResumeMutex(t *testing.T) {
 		l.delete(t, key)
 		m := concurrency.ResumeMutex(s, l.name, key, rev)
 		require.False(t, l.owns(t, m))
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, m.Ctx()))
+		require.Equal(t, concurrency.ErrKeyDeleted, cause(t, m.Ctx()))
 		require.Empty(t, m.Key())
 		require.NoError(t, m.Lock(ctx))
 		require.Greater(t, m.Rev(), rev)

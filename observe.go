@@ -90,7 +90,7 @@ func observerOf(ctx context.Context, client *v3.Client, name string) observer {
 
 func (e *Election) observer() observer {
 	l := e.queue.lease()
-	return observer{client: l.client, prefix: e.queue.prefix, patience: l.timeToLive()}
+	return observer{client: l.client, prefix: e.queue.prefix, patience: l.timeToLive(), trace: l.trace}
 }
 
 // leaderIn is who leads by what was read or told; the zero Leader if nobody does.
@@ -110,6 +110,7 @@ type observer struct {
 	prefix    string
 	patience  time.Duration // within which a change is to be told
 	vacancies bool          // that nobody leads is to be told
+	trace     *tracing      // of the session; nil for none
 
 	rev     int64              // up to which the line is known
 	line    []*mvccpb.KeyValue // the oldest candidates, in their order
@@ -192,7 +193,7 @@ func (o *observer) observe(ctx context.Context, out chan<- *v3.GetResponse) erro
 
 // look reads the head of the line, at one revision.
 func (o *observer) look(ctx context.Context) error {
-	resp, err := repeat(ctx, forever, o.patience, func(ctx context.Context) (*v3.GetResponse, error) {
+	resp, err := repeatTold(ctx, forever, o.patience, o.trace, func(ctx context.Context) (*v3.GetResponse, error) {
 		return o.client.Get(ctx, o.prefix, v3.WithPrefix(),
 			v3.WithSort(v3.SortByCreateRevision, v3.SortAscend), v3.WithLimit(nearby+1))
 	})

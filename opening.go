@@ -14,10 +14,12 @@ import (
 
 // sessionOptions are what a session is opened with.
 type sessionOptions struct {
-	ttl     int
-	leaseID v3.LeaseID
-	ctx     context.Context
-	margin  time.Duration
+	ttl      int
+	leaseID  v3.LeaseID
+	ctx      context.Context
+	margin   time.Duration
+	identity string
+	trace    *Trace
 }
 
 // openLease has a lease granted or takes over the one in o, and keeps it alive.
@@ -27,14 +29,14 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
 		return nil, marginError(o.margin, asked)
 	}
-	l := &lease{client: client, id: o.leaseID, parent: o.ctx}
+	l := &lease{client: client, id: o.leaseID, parent: o.ctx, trace: tracingOf(o.trace, o.leaseID)}
 	l.done = make(chan struct{})
 	l.clock.ttl, l.clock.margin = asked, o.margin
 	// ctx is a child of the context given, and ends with its cause. lost is not, because
 	// the lease outlives that context.
 	l.ctx, l.end = context.WithCancelCause(o.ctx)
 	l.ctx = &punctual{l.ctx, l.expire}
-	l.lost, l.setLost = context.WithCancel(context.Background())
+	l.lost, l.setLost = context.WithCancelCause(context.Background())
 	// No lease has a negative ID. Such a session makes no call.
 	if l.id >= v3.NoLease {
 		if err := l.obtain(ctx, int64(o.ttl), asked); err != nil {
@@ -42,10 +44,8 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 			return nil, err
 		}
 	}
-	// The seats are found by the ID, which is known only now.
-	s := sharedOf(client)
-	l.seats, l.watches = s.seatsOf(l.id), &s.watches
 	if l.id < v3.NoLease {
+		l.known()
 		l.gone()
 		return l, nil
 	}
@@ -77,6 +77,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if err != nil {
 		return err
 	}
+	l.known()
 	// The server has granted the lease, or told what is left of it, after begun.
 	l.clock.deadline = begun.Add(left - l.clock.margin)
 	took := time.Since(begun)
@@ -118,6 +119,15 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 		l.giveBack()
 	}
 	return err
+}
+
+// known notes what goes by the ID of the lease. A lease that is granted has none before.
+func (l *lease) known() {
+	s := sharedOf(l.client)
+	l.seats, l.watches = s.seatsOf(l.id), &s.watches
+	if l.trace != nil {
+		l.trace.lease = l.id
+	}
 }
 
 // firstRenewal waits for the first answer to a renewal that comes in time.
@@ -183,7 +193,7 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 // adopt asks for the remaining life of a lease that exists. The server tells it in whole
 // seconds, rounded down.
 func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
-	resp, err := repeat(ctx, forever, l.clock.ttl, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
+	resp, err := repeatTold(ctx, forever, l.clock.ttl, l.trace, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
 		return l.client.TimeToLive(ctx, l.id)
 	})
 	if err != nil {
@@ -216,6 +226,9 @@ func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) keepe
 	// The session lives for the TTL less the margin, so a third of that is the interval.
 	life := l.clock.ttl - l.clock.margin
 	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}
+	if l.trace != nil {
+		k.failed = func(err error) { l.trace.renewalFailed(err, l.clock.until()) }
+	}
 	if !ownStreams(l.client) {
 		// A client whose Lease is wrapped sees each renewal as a call of its own.
 		k.once = func(ctx context.Context) (time.Duration, error) {

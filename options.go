@@ -18,8 +18,8 @@ type stmOptions struct {
 	maxOps    int // 0: the caller knows none
 
 	prefetchRanges []interval
-	observer       func(Attempt) // nil: nobody looks
-	maxConflicts   int           // 0: any number
+	trace          *tracing
+	maxConflicts   int // 0: any number
 }
 
 // WithIsolation sets the isolation level. The default is [SerializableSnapshot].
@@ -86,11 +86,8 @@ func WithMaxAttempts(n int) STMOption {
 	return func(o *stmOptions) { o.maxConflicts = n }
 }
 
-// WithObserver has f called after every attempt, on the goroutine of the function. It is not
-// called after an attempt that ended with a panic or runtime.Goexit.
-func WithObserver(f func(Attempt)) STMOption {
-	if f == nil {
-		panic("concurrency: WithObserver: nil function")
-	}
-	return func(o *stmOptions) { o.observer = f }
+// WithSTMTrace has the functions Attempt and Repeated of t called, and no others. A nil t is no
+// trace.
+func WithSTMTrace(t *Trace) STMOption {
+	return func(o *stmOptions) { o.trace = tracingOf(t, v3.NoLease) }
 }

@@ -43,7 +43,9 @@ func (o *ownership) acquireIn(ctx context.Context, q queue, join joinTxn) (*gran
 	if before != nil && before.key != join.key {
 		before = nil // nor of one by another place
 	}
+	begun := q.lease().trace.now()
 	g, header, err := q.acquire(ctx, join)
+	q.tellTaken(begun, join.key, g, err)
 	switch err {
 	case nil:
 		o.mu.Lock()
@@ -64,6 +66,11 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 	// over.
 	o.end(held)
 	header, err := o.queue.leave(ctx, held.ticket)
+	if err == ErrSessionExpired {
+		held.holding.lose(o.queue.lossOf())
+	} else {
+		held.holding.release(err)
+	}
 	if err == nil || err == ErrSessionExpired {
 		o.drop(held)
 	}
@@ -88,6 +95,7 @@ func (o *ownership) unlock(ctx context.Context, q queue) error {
 func (o *ownership) lose(held *grant) {
 	if held != nil {
 		o.queue.lease().seats.at(held.key, func(s *seat) { s.lose(held.rev) })
+		held.holding.lose(o.queue.lossOf())
 		o.drop(held)
 	}
 }
@@ -105,7 +113,7 @@ func (o *ownership) drop(held *grant) {
 // mu.
 func (o *ownership) replace(held *grant) {
 	if o.held != held && o.term != nil {
-		o.term.end(ErrSessionExpired)
+		o.term.end(o.queue.lossOf())
 	}
 	if o.held != held {
 		o.term = nil
@@ -155,7 +163,7 @@ func (o *ownership) context() context.Context {
 		return o.released.ctx
 	// The loss is known before anybody asked. Nothing has to be watched.
 	case o.term == nil && o.held.over.Err() != nil:
-		o.term = ended(ErrSessionExpired)
+		o.term = ended(o.queue.lossOf())
 	case o.term == nil:
 		// A term is followed only when somebody asks, because a watch costs as much as a
 		// call.
@@ -200,24 +208,27 @@ func (t *term) cause() error { return context.Cause(t.ctx) }
 func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
-	detach := context.AfterFunc(g.over, func() { cancel(ErrSessionExpired) })
+	detach := context.AfterFunc(g.over, func() { cancel(q.lossOf()) })
 	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		defer detach()
 		err := q.standing(ctx, g.ticket, header)
-		if err == ErrSessionExpired {
-			l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
+		if err != ErrSessionExpired {
+			// A key that can't be read for a permanent reason ends the term as well.
+			cancel(err)
+			return
 		}
-		// A key that can't be read for a permanent reason ends the term as well.
-		cancel(err)
-		if err == ErrSessionExpired {
-			_ = q.askForLease(life) // because the whole lease may have been revoked
-		}
+		l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
+		cancel(q.lossOf())
+		// The whole lease may have been revoked. The term has ended before that is known, and
+		// the trace is told when it is.
+		_ = q.askForLease(life)
+		g.holding.lose(q.lossOf())
 	})
 	// The session's deadline may have passed, or a sibling may have released the ticket.
 	look := func() {
 		if l.expire(); g.over.Err() != nil {
-			cancel(ErrSessionExpired)
+			cancel(q.lossOf())
 		}
 	}
 	return &term{&punctual{ctx, look}, cancel}

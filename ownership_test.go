@@ -242,12 +242,12 @@ func TestCtxEnds(t *testing.T) {
 		}, nil},
 		{"when anybody deletes the key", func(t *testing.T, l *line, h holder) {
 			l.delete(t, h.Key())
-		}, concurrency.ErrSessionExpired},
+		}, concurrency.ErrKeyDeleted},
 		{"when another handle of the session gives it back", func(t *testing.T, l *line, h holder) {
 			twin := l.handle()
 			require.NoError(t, twin.Lock(t.Context()))
 			require.NoError(t, twin.Unlock(t.Context()))
-		}, concurrency.ErrSessionExpired},
+		}, concurrency.ErrKeyDeleted},
 		{"when the lease is revoked, long before the next renewal", func(t *testing.T, l *line, h holder) {
 			revoke(t, l.outside, l.session)
 		}, concurrency.ErrSessionExpired},
@@ -261,7 +261,7 @@ func TestCtxEnds(t *testing.T) {
 		{"when the client is closed", func(t *testing.T, l *line, h holder) {
 			revokedAtEnd(t, l.outside, l.session.Lease())
 			l.client.Close()
-		}, context.Canceled},
+		}, concurrency.ErrClientClosed},
 	}
 	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
 		for _, loss := range losses {
@@ -274,7 +274,11 @@ func TestCtxEnds(t *testing.T) {
 				if want == nil {
 					want = h.released
 				}
-				require.Equal(t, want, cause(t, ctx))
+				if got := cause(t, ctx); want == concurrency.ErrSessionExpired {
+					require.ErrorIs(t, got, want, "the watch tells of the key, or a renewal of the lease")
+				} else {
+					require.Equal(t, want, got)
+				}
 			})
 		}
 	})
@@ -292,7 +296,7 @@ func TestCtxRidesOut(t *testing.T) {
 			l.delete(t, h.Key())
 			require.NoError(t, ctx.Err())
 			held.Open()
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		})
 		t.Run("a watch that breaks is begun again", func(t *testing.T) {
 			t.Parallel()
@@ -306,7 +310,7 @@ func TestCtxRidesOut(t *testing.T) {
 			l.watched(t, 4)
 			require.NoError(t, ctx.Err())
 			l.delete(t, h.Key())
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		})
 		t.Run("the same key put again meanwhile is another ticket", func(t *testing.T) {
 			t.Parallel()
@@ -322,7 +326,7 @@ func TestCtxRidesOut(t *testing.T) {
 			_, err := l.outside.Put(t.Context(), h.Key(), "", clientv3.WithLease(l.session.Lease()))
 			require.NoError(t, err)
 			look.Open()
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 			held.Open()
 		})
 		t.Run("transient faults of the first look", func(t *testing.T) {
@@ -355,7 +359,7 @@ func TestCtxRidesOut(t *testing.T) {
 					require.NoError(t, ctx.Err())
 					l.delete(t, h.Key())
 				}
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 				require.NoError(t, l.session.Ctx().Err())
 			}
 		})
@@ -378,7 +382,7 @@ func TestCtxRidesOut(t *testing.T) {
 					require.NoError(t, ctx.Err())
 					l.delete(t, h.Key())
 				}
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 				require.NoError(t, l.session.Ctx().Err())
 			}
 		})
@@ -407,7 +411,7 @@ func TestCtxRidesOut(t *testing.T) {
 			}, "reports of progress")
 			require.NoError(t, ctx.Err())
 			l.delete(t, h.Key())
-			require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		})
 	})
 }
@@ -430,7 +434,7 @@ func TestCtxEndsWithTheDeadline(t *testing.T) {
 				p.Stall()
 				ctx := h.Ctx()
 				require.NoError(t, ctx.Err())
-				require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 				require.True(t, call.Running(), "a rival is in")
 				require.False(t, time.Now().Before(l.session.Deadline()), "too early")
 				require.NoError(t, call.Wait(t))
@@ -530,7 +534,7 @@ func TestCtxEndsWhenASiblingReleases(t *testing.T) {
 		sent := l.faults.Hold(fault.Txn, 1)
 		call := etcdtest.Go(func() error { return sibling.giveBack(t.Context()) })
 		ended(t, sent.Reached(), "the deletion is about to be sent")
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 		l.stand(t, 1)
 		sent.Open()
 		require.NoError(t, call.Wait(t))
@@ -549,7 +553,7 @@ func TestCtxEndsByWhatACallShows(t *testing.T) {
 		require.NoError(t, h.take(t.Context()))
 		require.Greater(t, h.Rev(), rev)
 		require.Error(t, ctx.Err())
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(ctx))
+		require.ErrorIs(t, context.Cause(ctx), concurrency.ErrSessionExpired)
 		require.NoError(t, h.Ctx().Err())
 	})
 	t.Run("TryLock finds another owner", func(t *testing.T) {
@@ -562,7 +566,7 @@ func TestCtxEndsByWhatACallShows(t *testing.T) {
 		l.held(t)
 		require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(t.Context()))
 		require.Error(t, ctx.Err())
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(ctx))
+		require.ErrorIs(t, context.Cause(ctx), concurrency.ErrSessionExpired)
 		require.Equal(t, concurrency.ErrLockReleased, context.Cause(l.mutex.Ctx()))
 	})
 	t.Run("Proclaim finds that it does not lead", func(t *testing.T) {
@@ -574,7 +578,7 @@ func TestCtxEndsByWhatACallShows(t *testing.T) {
 		b.delete(t, b.election.Key())
 		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(t.Context(), "new"))
 		require.Error(t, ctx.Err())
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(ctx))
+		require.ErrorIs(t, context.Cause(ctx), concurrency.ErrSessionExpired)
 	})
 	t.Run("not by what leaves the leader the leader", func(t *testing.T) {
 		t.Parallel()
@@ -588,8 +592,8 @@ func TestCtxEndsByWhatACallShows(t *testing.T) {
 		twin := concurrency.ResumeElection(b.session, b.name, b.election.Key(), b.election.Rev())
 		require.NoError(t, twin.Ctx().Err(), "resumed")
 		b.delete(t, b.election.Key())
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, ctx))
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, twin.Ctx()))
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+		require.ErrorIs(t, cause(t, twin.Ctx()), concurrency.ErrSessionExpired)
 	})
 }
 
@@ -878,7 +882,7 @@ func TestSafetyMargin(t *testing.T) {
 		require.WithinRange(t, s.Deadline(), before.Add(time.Second), opened.Add(time.Second))
 		m := concurrency.NewMutex(s, prefix(t))
 		require.NoError(t, m.Lock(t.Context()))
-		require.Equal(t, concurrency.ErrSessionExpired, cause(t, m.Ctx()))
+		require.ErrorIs(t, cause(t, m.Ctx()), concurrency.ErrSessionExpired)
 		require.False(t, time.Now().Before(s.Deadline()))
 		require.Less(t, time.Since(opened), 4*time.Second)
 		ended(t, s.Done(), "the session")

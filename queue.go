@@ -37,7 +37,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == nil {
 		err = l.loss()
 	}
-	if err == ErrSessionExpired && len(q.also) == 0 {
+	if err == ErrSessionExpired && q.also == nil {
 		v.mine = ticket{} // it is gone; of several keys some may be left
 	}
 	q.exit(join, v.mine, err)
@@ -54,7 +54,9 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 // ticket after an error too.
 func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
 	for {
-		v, err = q.join(ctx, join)
+		if v, err = q.join(ctx, join); err == nil {
+			q.tellJoined(v)
+		}
 		if err == nil && !v.turn() {
 			v, err = q.wait(ctx, v)
 		}
@@ -62,6 +64,7 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 		q.lease().seats.at(join.key, func(s *seat) {
 			if doomed = v.mine.rev <= s.doomed; err == nil {
 				g = s.grant(v.mine)
+				q.tellGranted(g)
 			}
 		})
 		switch {
@@ -229,7 +232,8 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 			line.stop()
 		}
 	}()
-	for !v.turn() {
+	for told := (ticket{}); !v.turn(); {
+		told = q.tellWaiting(v, told)
 		switch {
 		case v.follows() && line == nil:
 			own.stop()

@@ -373,7 +373,7 @@ func TestOwnershipContextsLookAtTheClock(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			l := &lease{client: v3.NewCtxClient(t.Context()), ends: ends{done: make(chan struct{}), end: cancel}}
 			l.ctx = &punctual{ctx, l.expire}
-			l.lost, l.setLost = context.WithCancel(t.Context())
+			l.lost, l.setLost = context.WithCancelCause(t.Context())
 			l.clock.deadline, l.clock.timer = time.Now().Add(time.Hour), time.NewTimer(time.Hour)
 			l.closed = true // nothing watches
 			o := &ownership{queue: newQueue(&Session{ctx: l.ctx, lease: l}, "name"), released: lockReleased}
@@ -388,10 +388,10 @@ func TestOwnershipContextsLookAtTheClock(t *testing.T) {
 				require.NoError(t, work.Err())
 				end(l, o.held)
 				require.Error(t, work.Err())
-				require.Equal(t, ErrSessionExpired, context.Cause(work))
+				require.ErrorIs(t, context.Cause(work), ErrSessionExpired)
 				require.Error(t, owned.Err())
-				require.Equal(t, ErrSessionExpired, context.Cause(owned))
-				l.setLost() // so that the release makes no call
+				require.ErrorIs(t, context.Cause(owned), ErrSessionExpired)
+				l.setLost(nil) // so that the release makes no call
 				return nil
 			})
 		})

@@ -560,7 +560,6 @@ func TestRangeBadInput(t *testing.T) {
 		"DelRange":                 func(stm concurrency.STM) { stm.DelRange("b", "a") },
 		"WithPrefetchRange":        func(concurrency.STM) { concurrency.WithPrefetchRange("b", "a") },
 		"Retry":                    func(stm concurrency.STM) { stm.Put("a", ""); stm.Get("a"); stm.Retry() },
-		"no observer":              func(concurrency.STM) { concurrency.WithObserver(nil) },
 		"no attempts":              func(concurrency.STM) { concurrency.WithMaxAttempts(0) },
 	} {
 		t.Run(name, func(t *testing.T) {

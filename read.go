@@ -180,6 +180,7 @@ func (a *attempt) patiently(key string, call func() (*v3.TxnResponse, error)) (*
 		if _, err := a.client.Get(a.options.ctx, key); err != nil {
 			return nil, err
 		}
+		a.options.trace.repeated(err)
 		pause(a.options.ctx, forever, n)
 	}
 }

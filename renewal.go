@@ -146,8 +146,10 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 	r.sent++
 	switch {
 	case k.once != nil:
+		k.sends(now)
 		k.calls.Go(func() { r.call(k, now) })
 	case r.choose(k, now):
+		k.sends(now)
 		for _, s := range r.streams {
 			s.add(sending{k, now, r.sent})
 		}
@@ -276,6 +278,7 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 	if x.at.After(x.of.proven) {
 		x.of.proven = x.at
 	}
+	x.of.succeeds(x.at)
 	for _, other := range slower(r.streams, s, x) {
 		r.drop(other)
 	}
@@ -298,6 +301,10 @@ func (r *renewals) broke(s *stream, reason error) {
 	r.again = time.Now().Add(afterFailures(r.broken))
 	if k := s.first(); k != nil {
 		k.suspect = true
+	}
+	for _, sent := range s.owed {
+		newest := sent[len(sent)-1]
+		newest.of.fails(newest.at, reason)
 	}
 	r.drop(s)
 }
@@ -340,6 +347,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	if err != nil {
 		k.failures++
 		r.trouble = err
+		k.fails(sent, err)
 		// The failed call is made again soon, but never later than the next one would be.
 		if again := time.Now().Add(afterFailures(k.failures)); !k.over && again.Before(k.due) {
 			k.due = again
@@ -347,6 +355,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 		}
 	} else {
 		k.failures, r.trouble = 0, nil
+		k.succeeds(sent)
 	}
 	over := k.over
 	r.mu.Unlock()

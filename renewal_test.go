@@ -324,7 +324,7 @@ func TestARefusedLeaseKeepsTheOthersAlive(t *testing.T) {
 	must(as("root").RoleRevokePermission(ctx, "user", "theirs/", clientv3.GetPrefixRangeEnd("theirs/")))
 	for _, s := range refused {
 		ended(t, s.Done(), "the session that may not renew its lease")
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
 	}
 	survives(t, others[0], 2)
 	for _, s := range others {

@@ -35,7 +35,14 @@ import (
 func repeat[R any](
 	ctx, until context.Context, patience time.Duration, call func(context.Context) (R, error),
 ) (R, error) {
-	r := &repetition[R]{call: call, next: againAfter(patience), most: patience}
+	return repeatTold(ctx, until, patience, nil, call)
+}
+
+// repeatTold is repeat, and tells the trace of every call that is sent again.
+func repeatTold[R any](
+	ctx, until context.Context, patience time.Duration, trace *tracing, call func(context.Context) (R, error),
+) (R, error) {
+	r := &repetition[R]{call: call, next: againAfter(patience), most: patience, trace: trace}
 	if until.Err() != nil {
 		return r.answer, context.Canceled
 	}
@@ -65,6 +72,7 @@ func againAfter(patience time.Duration) time.Duration { return patience / 3 }
 // repetition is one call of [repeat] under way.
 type repetition[R any] struct {
 	call   func(context.Context) (R, error)
+	trace  *tracing
 	ctx    context.Context // ends with the first answer
 	cancel context.CancelFunc
 	others sync.WaitGroup // those that were sent beside the first
@@ -83,6 +91,9 @@ func (r *repetition[R]) insist() {
 	for n := 0; r.ctx.Err() == nil; n++ {
 		answer, err := r.call(r.ctx)
 		if err != nil && (r.ctx.Err() != nil || transient(err)) {
+			if r.ctx.Err() == nil {
+				r.trace.repeated(err)
+			}
 			pause(r.ctx, forever, n)
 			continue
 		}
@@ -102,6 +113,7 @@ func (r *repetition[R]) again() {
 	defer r.mu.Unlock()
 	// After the end nobody would wait for these calls, or stop the timer.
 	if r.ctx.Err() == nil {
+		r.trace.repeated(ErrNoAnswer)
 		r.others.Go(r.insist)
 		r.others.Go(r.insist)
 		r.next = min(2*r.next, r.most)

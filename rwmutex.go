@@ -50,13 +50,13 @@ func (m *RWMutex) Lock(ctx context.Context) error {
 }
 
 func (m *RWMutex) lock(ctx context.Context) (*grant, error) {
-	return m.acquire(ctx, m.queue.joinTxn(""))
+	return m.acquire(ctx, m.queue.lockTxn())
 }
 
 // TryLock takes the lock for writing if nobody holds it or stands in line for it. Otherwise
 // it returns [ErrLocked] and has changed nothing. For all else see [Mutex.TryLock].
 func (m *RWMutex) TryLock(ctx context.Context) error {
-	_, err := m.acquire(ctx, m.queue.joinTxn("").ifAlone(0))
+	_, err := m.acquire(ctx, m.queue.lockTxn().ifAlone(0))
 	return err
 }
 
@@ -72,7 +72,7 @@ func (m *RWMutex) RLock(ctx context.Context) error {
 }
 
 func (m *RWMutex) rlock(ctx context.Context) (*grant, error) {
-	return m.acquireIn(ctx, m.reader, m.reader.joinTxn(""))
+	return m.acquireIn(ctx, m.reader, m.reader.lockTxn())
 }
 
 // TryRLock takes the lock for reading if no writer holds it or stands in line for it.
@@ -80,7 +80,7 @@ func (m *RWMutex) rlock(ctx context.Context) (*grant, error) {
 // the handle holds the lock for reading already, TryRLock succeeds. It costs one call. Its
 // other errors are those of [Mutex.Lock].
 func (m *RWMutex) TryRLock(ctx context.Context) error {
-	_, err := m.acquireIn(ctx, m.reader, m.reader.joinTxn("").ifAlone(0))
+	_, err := m.acquireIn(ctx, m.reader, m.reader.lockTxn().ifAlone(0))
 	return err
 }
 

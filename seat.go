@@ -34,6 +34,7 @@ type grant struct {
 	ticket
 	over    context.Context // ends when the ticket is being deleted, or was seen to be gone
 	setOver context.CancelFunc
+	holding *holding // what its trace is told; nil: nobody looks
 }
 
 func newGrant(t ticket) *grant {
@@ -63,6 +64,17 @@ func (s *seats) at(key string, f func(*seat)) {
 	f(p)
 	if p.idle() {
 		delete(s.of, key)
+	}
+}
+
+// lost tells the traces that everything granted on the lease is lost.
+func (s *seats) lost(cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.of {
+		if p.granted != nil {
+			p.granted.holding.lose(cause)
+		}
 	}
 }
 

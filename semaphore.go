@@ -45,7 +45,7 @@ func (s *Semaphore) Acquire(ctx context.Context) error {
 }
 
 func (s *Semaphore) take(ctx context.Context) (*grant, error) {
-	return s.acquire(ctx, s.queue.joinTxn(""))
+	return s.acquire(ctx, s.queue.lockTxn())
 }
 
 // TryAcquire takes a permit if there is one left and nobody waits. Otherwise it returns
@@ -56,7 +56,7 @@ func (s *Semaphore) take(ctx context.Context) (*grant, error) {
 // more for each other participant that comes in between. Its other errors are those of
 // [Mutex.Lock].
 func (s *Semaphore) TryAcquire(ctx context.Context) error {
-	_, err := s.acquire(ctx, s.queue.joinTxn("").ifAlone(0))
+	_, err := s.acquire(ctx, s.queue.lockTxn().ifAlone(0))
 	return err
 }
 

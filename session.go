@@ -27,6 +27,8 @@ type Session struct {
 	ctx    context.Context
 	done   <-chan struct{}
 	lease  *lease
+
+	identity string // the value of the keys of its locks
 }
 
 // SessionOption configures [NewSession].
@@ -76,6 +78,21 @@ func WithSafetyMargin(d time.Duration) SessionOption {
 	return func(o *sessionOptions) { o.margin = d }
 }
 
+// WithIdentity makes the session write who it is, such as a host and a process, as the value of
+// the keys of its locks and double barriers. [Inspect] shows it to whoever wonders who holds a
+// lock. Nothing else depends on it, and clients that know nothing of it pay no attention to it.
+// Candidates have the value of their campaign instead. The identity may be any text that the
+// servers take for a value. If it is too large for them, each Lock fails with their error.
+func WithIdentity(identity string) SessionOption {
+	return func(o *sessionOptions) { o.identity = identity }
+}
+
+// WithTrace has the functions of t called for all that happens to the session, and to the locks
+// and elections on it. Changes that are made to t later have no effect. A nil t is no trace.
+func WithTrace(t *Trace) SessionOption {
+	return func(o *sessionOptions) { o.trace = t }
+}
+
 // NewSession opens a session. It has a lease granted, in one call, and keeps the lease
 // alive in the background. It does so until the session is closed or orphaned, the client
 // is closed, or the lease is lost.
@@ -108,7 +125,8 @@ func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {
 }
 
 func optionsOf(client *v3.Client, opts []SessionOption) sessionOptions {
-	o := sessionOptions{ttl: defaultTTL, ctx: client.Ctx()}
+	// The end of the client ends the session too, but with a cause of its own.
+	o := sessionOptions{ttl: defaultTTL, ctx: context.WithoutCancel(client.Ctx())}
 	for _, opt := range opts {
 		if opt == nil {
 			panic("concurrency: NewSession: nil option")
@@ -138,7 +156,7 @@ func open(ctx context.Context, client *v3.Client, o sessionOptions) (*Session, e
 	default:
 		return nil, err
 	}
-	return &Session{client: client, id: l.id, ctx: l.ctx, done: l.done, lease: l}, nil
+	return &Session{client: client, id: l.id, ctx: l.ctx, done: l.done, lease: l, identity: o.identity}, nil
 }
 
 // Client returns the client that the session was opened with.
@@ -150,8 +168,10 @@ func (s *Session) Lease() v3.LeaseID { return s.id }
 // Ctx returns a context that is cancelled when the session ends, just before [Session.Done]
 // closes. [context.Cause] tells why:
 //
-//   - [ErrSessionExpired] when the lease was lost;
-//   - [context.Canceled] after Close, Orphan or the closing of the client;
+//   - [ErrDeadline] or [ErrLeaseGone] when the lease was lost, both of which wrap
+//     [ErrSessionExpired];
+//   - [context.Canceled] after Close or Orphan;
+//   - [ErrClientClosed], which wraps context.Canceled, when the client was closed;
 //   - the cause of the context given with [WithContext], when that has ended.
 //
 // Err of the context looks at the clock. A process that was stopped beyond the deadline

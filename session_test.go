@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"net"
 	"sync"
 	"testing"
 	"time"
@@ -302,6 +303,22 @@ func stalled(tb testing.TB) (*fault.Proxy, *clientv3.Client) {
 	return p, c
 }
 
+func TestNewSessionNamesTheServersThatDoNotAnswer(t *testing.T) {
+	t.Parallel()
+	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never answers
+	require.NoError(t, err)
+	defer silent.Close()
+	closed, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, closed.Close()) // refuses
+	for _, endpoint := range []string{silent.Addr().String(), closed.Addr().String()} {
+		_, err = concurrency.NewSession(etcdtest.Dial(t, endpoint), concurrency.WithTTL(1))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorContains(t, err, "no server of ["+endpoint+"]")
+		require.ErrorContains(t, err, "grant a lease within 1s")
+	}
+}
+
 func TestWithSafetyMargin(t *testing.T) {
 	t.Parallel()
 	t.Run("gives up this much before the lease could end", func(t *testing.T) {
@@ -314,7 +331,7 @@ func TestWithSafetyMargin(t *testing.T) {
 		require.WithinRange(t, s.Deadline(), before.Add(time.Second), time.Now().Add(time.Second))
 		ended(t, s.Done(), "the session")
 		require.False(t, time.Now().Before(s.Deadline()))
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+		require.Equal(t, concurrency.ErrDeadline, context.Cause(s.Ctx()))
 		require.True(t, lives(t, c, s.Lease()))
 	})
 	t.Run("that of a lease brought along", func(t *testing.T) {
@@ -479,7 +496,7 @@ func TestNewSession(t *testing.T) {
 		s := session(t, c, concurrency.WithLease(-1))
 		require.EqualValues(t, -1, s.Lease())
 		ended(t, s.Done(), "the session")
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
 		s.Orphan()
 		require.NoError(t, s.Close())
 		require.Equal(t, "no calls", f.String())
@@ -558,7 +575,7 @@ func TestSessionCtx(t *testing.T) {
 	}{
 		{"the lease was lost", func(t *testing.T, s *concurrency.Session) {
 			revoke(t, other, s)
-		}, concurrency.ErrSessionExpired},
+		}, concurrency.ErrLeaseGone},
 		{"Close", func(t *testing.T, s *concurrency.Session) {
 			require.NoError(t, s.Close())
 		}, context.Canceled},
@@ -569,7 +586,7 @@ func TestSessionCtx(t *testing.T) {
 		{"the closing of the client", func(t *testing.T, s *concurrency.Session) {
 			revokedAtEnd(t, other, s.Lease())
 			s.Client().Close()
-		}, context.Canceled},
+		}, concurrency.ErrClientClosed},
 	} {
 		for more, opts := range map[string][]concurrency.SessionOption{
 			"": {concurrency.WithTTL(5)},
@@ -625,7 +642,7 @@ func TestSessionDone(t *testing.T) {
 		s := session(t, c, concurrency.WithTTL(2))
 		ended(t, s.Done(), "the TTL has passed since the grant")
 		require.Less(t, time.Since(began), 4*time.Second)
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
 	})
 	t.Run("not by faults that pass", func(t *testing.T) {
 		t.Parallel()
@@ -658,7 +675,7 @@ func TestSessionDone(t *testing.T) {
 		p.Refuse()
 		p.Cut()
 		ended(t, s.Done(), "the TTL has passed")
-		require.Equal(t, concurrency.ErrSessionExpired, context.Cause(s.Ctx()))
+		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
 		require.Less(t, f.Count(fault.KeepAliveOnce), 100, "no busy loop")
 	})
 }

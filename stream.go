@@ -18,6 +18,9 @@ type renewal struct {
 	// answer is told when a renewal that was answered had been sent, and how long the lease
 	// lives from then on: zero if the server does not have it. It is called without locks.
 	answer func(sent time.Time, ttl time.Duration)
+	// failed is told why a renewal is sent again. It is called with the mutex of the renewals
+	// held, so it only takes note. nil: nobody looks.
+	failed func(err error)
 
 	// once renews the lease by a call of its own; nil: on a stream. An answer is of no use
 	// after useful.
@@ -27,6 +30,7 @@ type renewal struct {
 	// The renewals of the client guard what follows.
 	due      time.Time
 	proven   time.Time // when the newest renewal was sent that was answered
+	pending  time.Time // when the newest one was sent; zero: it was answered, or has failed
 	failures int       // calls that failed in a row
 	suspect  bool      // the first that a stream had not answered when it broke
 	over     bool      // nothing is to be sent any more
@@ -42,6 +46,30 @@ func (k *renewal) soon() time.Time {
 		return k.due
 	}
 	return k.due.Add(-k.interval / 10)
+}
+
+// sends notes that a renewal is sent, and that the one before has no answer yet if so.
+func (k *renewal) sends(now time.Time) {
+	k.fails(k.pending, ErrNoAnswer)
+	k.pending = now
+}
+
+// fails notes that the renewal that was sent at the time has failed. If a newer one was sent, or
+// it was told before, that is no news.
+func (k *renewal) fails(sent time.Time, err error) {
+	if sent.IsZero() || !sent.Equal(k.pending) {
+		return
+	}
+	if k.pending = (time.Time{}); k.failed != nil {
+		k.failed(err)
+	}
+}
+
+// succeeds notes that the renewal that was sent at the time was answered.
+func (k *renewal) succeeds(sent time.Time) {
+	if !sent.Before(k.pending) {
+		k.pending = time.Time{}
+	}
 }
 
 // wait returns when nothing runs that renews k, after it has left.

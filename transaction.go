@@ -30,7 +30,7 @@ import (
 //   - context.Canceled if the client was closed before;
 //   - [ErrGuardFailed];
 //   - rpctypes.ErrTooManyOps, as it is, if the commit is over the servers' limit of
-//     operations;
+//     operations, which [WithMaxTxnOps] can tell beforehand, with the numbers;
 //   - rpctypes.ErrRequestTooLarge, as it is, if the commit is over the servers' limit of
 //     bytes, and the client's own error if it is over the client's;
 //   - any other error of etcd's, as it is;
@@ -57,6 +57,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 	for _, opt := range so {
 		opt(&o)
 	}
+	defer o.trace.wait()
 	next := carried{part: cmp.Or(o.maxOps, defaultPart), chunk: defaultChunk, contender: sharedOf(c).contention.newContender()}
 	for {
 		a := &attempt{client: c, options: o, level: levels[o.isolation], carried: next}
@@ -102,7 +103,7 @@ func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) erro
 	return NewSTM(c, apply, WithAbortContext(ctx), WithIsolation(ReadCommitted))
 }
 
-// account counts the attempt, which has ended with err, and tells the observer. It returns
+// account counts the attempt, which has ended with err, and tells the trace. It returns
 // the error that is to be returned instead if that was the last attempt allowed.
 func (a *attempt) account(err error) error {
 	a.attempts++
@@ -110,14 +111,15 @@ func (a *attempt) account(err error) error {
 		a.conflicts++
 	}
 	last := err == errConflict && a.conflicts == a.options.maxConflicts
-	if a.options.observer == nil && !last {
+	looks := a.options.trace != nil && a.options.trace.Attempt != nil
+	if !looks && !last {
 		return err
 	}
 	var keys []string
 	if err == errConflict {
 		keys = a.conflicting()
 	}
-	if a.options.observer != nil {
+	if looks {
 		a.met.Number, a.met.Err, a.met.Keys = a.attempts, err, keys
 		a.met.Paused += a.paused
 		switch err {
@@ -126,7 +128,7 @@ func (a *attempt) account(err error) error {
 		case errRetry:
 			a.met.Err = ErrBlocked
 		}
-		a.options.observer(a.met)
+		a.options.trace.Attempt(a.met)
 	}
 	if last {
 		return fmt.Errorf("%w: %d attempts, the last one over %s", ErrConflict, a.conflicts, list(keys))

@@ -43,6 +43,7 @@ type bed struct {
 	counts  []*fault.Faults // of the calls of each client, until count is done
 	open    []session
 	mutexes []mutex // of the workers, in their order
+	local   mutex   // that the workers share; nil: they share none
 	workers []work
 
 	mu       sync.Mutex // guards the fields below

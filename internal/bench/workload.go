@@ -70,6 +70,7 @@ func workloads() []workload {
 		handOver(2, 40, true, 0.025, nil),
 		handOver(16, 160, false, 0.12, nil),
 		handOver(16, 160, true, 0.16, nil),
+		{name: "goroutines of one process, 16", goal: 0.01, ops: 1600, workers: 16, clients: 1, hire: passesOn},
 		draining(100, 0.70),
 		draining(1000, 0.50),
 		alone("TryLock on a held lock", 0.55, fails, &limits{calls: 1, raft: 1}),
@@ -128,6 +129,29 @@ func locks(b *bed, worker int) (work, error) {
 	}
 	m := s.mutex(b.prefix)
 	b.mutexes = append(b.mutexes, m)
+	return func(ctx context.Context) error {
+		if err := m.Lock(ctx); err != nil {
+			return err
+		}
+		return m.Unlock(ctx)
+	}, nil
+}
+
+// passesOn is a lock that the goroutines of a process share. On upstream's package each goroutine
+// needs a session of its own.
+func passesOn(b *bed, worker int) (work, error) {
+	if b.name != here.name {
+		return locks(b, worker)
+	}
+	if b.local == nil {
+		s, err := concurrency.NewSession(b.clients[0])
+		if err != nil {
+			return nil, err
+		}
+		b.open = append(b.open, session{lease: s.Lease(), close: s.Close})
+		b.local = concurrency.NewLocalMutex(s, b.prefix)
+	}
+	m := b.local
 	return func(ctx context.Context) error {
 		if err := m.Lock(ctx); err != nil {
 			return err

@@ -253,7 +253,7 @@ func told(s session, d time.Duration, want error) error {
 	if s.Ctx().Err() == nil {
 		return errors.New("Done is closed, Ctx lives")
 	}
-	if cause := context.Cause(s.Ctx()); cause != want {
+	if cause := context.Cause(s.Ctx()); !errors.Is(cause, want) {
 		return fmt.Errorf("the cause is %v, not %v", cause, want)
 	}
 	return nil

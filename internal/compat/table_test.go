@@ -96,7 +96,7 @@ func (r row) company(p *part) company {
 }
 
 // rows is the contract, in its order.
-var rows = slices.Concat(lockRows, electionRows, sessionRows, transactionRows, kindRows)
+var rows = slices.Concat(lockRows, electionRows, sessionRows, transactionRows, kindRows, barrierRows)
 
 // variants are how this package runs a part.
 func (p *part) variants(embeddedServer bool) []variant {

@@ -132,7 +132,11 @@ func TestMeddlingIsFound(t *testing.T) {
 	require.EqualError(t, err, "3 of 9 checks failed", "%s", out)
 	assert.Equal(t, failing("no money came or went", "every transfer counted once", "nothing left behind"),
 		out.verdicts())
-	assert.Equal(t, workers*turns, strings.Count(out.String(), "acquired"))
+	assert.Equal(t, workers*turns, strings.Count(out.String(), "acquired the lock"))
+	assert.Equal(t, workers*turns, strings.Count(out.String(), "released the lock"))
+	assert.Equal(t, candidates, strings.Count(out.String(), "acquired the election"))
+	assert.Equal(t, candidates-1, strings.Count(out.String(), "lost the election"))
+	assert.Equal(t, workers+candidates+1, strings.Count(out.String(), "has ended its session"))
 	assert.Equal(t, workers*turns, strings.Count(out.String(), "counted to"))
 	assert.Equal(t, tellers*transfers, strings.Count(out.String(), "moved"))
 	etcdtest.WaitKeys(t, client, "", 0)

@@ -34,7 +34,7 @@ type race struct {
 func (d *demo) election(ctx context.Context) error {
 	d.heading("Election", "%d candidates. The lease of each leader but the last is revoked, as if its process\n"+
 		"had died: the next one leads at once, and the deposed one hears of it from its session.", candidates)
-	sessions, err := d.join(candidates + 1)
+	sessions, err := d.join(candidates+1, "candidate")
 	if err != nil {
 		return err
 	}

@@ -44,7 +44,7 @@ type hold struct {
 func (d *demo) locks(ctx context.Context) error {
 	d.heading("Locks", "%d workers in sessions of their own add one to a counter, each %d times, by a Get,\n"+
 		"a pause and a Put. Only the lock keeps them from overwriting each other's count.", workers, turns)
-	sessions, err := d.join(workers)
+	sessions, err := d.join(workers, "worker")
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,6 @@ func (d *demo) turn(ctx context.Context, client *clientv3.Client, l lock, h *hol
 		return err
 	}
 	h.from, h.token = d.now(), l.Header().GetRevision()
-	d.detail(who, "acquired (token %d), waited %s", h.token, ms(h.from-h.asked))
 	n, err := d.counter(ctx, client)
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ const usage = `usage: go run ./internal/demo [-v]
 Runs locks, an election and transactions on etcd, and checks what they promise.
 Ends with status 0 if all checks held, 130 after Ctrl-C, and 1 otherwise.
 
-  -v    print every event
+  -v    print every event, with what the sessions and transactions are traced to do
 
 Environment:
   ENDPOINTS     host:port,... of a cluster to use, where all keys lie under a
@@ -130,14 +130,16 @@ func connect(ctx context.Context, endpoints []string) (*clientv3.Client, error) 
 	return client, nil
 }
 
-// join opens n sessions, each as if in a process of its own.
-func (d *demo) join(n int) ([]*concurrency.Session, error) {
-	for range n {
+// join opens n sessions, each as if in a process of its own. Their owners are called kind and a
+// number from 1 on.
+func (d *demo) join(n int, kind string) ([]*concurrency.Session, error) {
+	for i := range n {
 		client, err := etcdtest.NewClient(d.client.Endpoints()...)
 		if err != nil {
 			return nil, err
 		}
-		s, err := concurrency.NewSession(client, concurrency.WithTTL(ttl))
+		s, err := concurrency.NewSession(client, concurrency.WithTTL(ttl),
+			concurrency.WithTrace(d.trace(fmt.Sprintf("%s %d", kind, i+1))))
 		if err != nil {
 			client.Close()
 			return nil, err

@@ -75,6 +75,7 @@ func (b *bank) account(i int) string { return fmt.Sprintf("%saccount/%d", b.pref
 func (b *bank) transfer(ctx context.Context, teller int) error {
 	pair := rand.Perm(accounts)
 	from, to, sum := pair[0], pair[1], 1+rand.IntN(20)
+	who := fmt.Sprintf("teller %d", teller)
 	var moved int // by the last attempt, the one that counts
 	_, err := concurrency.NewSTM(b.client, func(stm concurrency.STM) error {
 		b.attempts.Add(1)
@@ -83,13 +84,13 @@ func (b *bank) transfer(ctx context.Context, teller int) error {
 		stm.Put(b.account(from), strconv.Itoa(giver-moved))
 		stm.Put(b.account(to), strconv.Itoa(taker+moved))
 		return nil
-	}, concurrency.WithAbortContext(ctx))
+	}, concurrency.WithAbortContext(ctx), concurrency.WithSTMTrace(b.trace(who)))
 	if err != nil {
 		return err
 	}
 	b.book[from].Add(int64(-moved))
 	b.book[to].Add(int64(moved))
-	b.detail(fmt.Sprintf("teller %d", teller), "moved %d from account %d to account %d", moved, from+1, to+1)
+	b.detail(who, "moved %d from account %d to account %d", moved, from+1, to+1)
 	return nil
 }
 

@@ -110,7 +110,7 @@ func (w *worker) askLoss(h holding) {
 			w.who, h.Token, h.Name, h.End-gone)
 	}
 	// A context also ends with an error that keeps it from looking: that is no loss.
-	lost := h.belief == nil || context.Cause(h.belief) == w.lib.ErrSessionExpired
+	lost := h.belief == nil || errors.Is(context.Cause(h.belief), w.lib.ErrSessionExpired)
 	if w.here() && lost && h.by != nil && h.by.Key() != "" {
 		w.violate("handle", "%v: the handle of %q has the key %q after token %d was lost",
 			w.who, h.Name, h.by.Key(), h.Token)

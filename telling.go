@@ -1,0 +1,94 @@
+package concurrency
+
+import (
+	"context"
+	"strings"
+	"time"
+)
+
+// event is what the trace is told of the session in its line, with the ticket t. Who stands in
+// several lines has all their names.
+func (q queue) event(t ticket) LineEvent {
+	name := strings.TrimSuffix(q.prefix, "/")
+	for _, prefix := range q.also.all() {
+		name += ", " + strings.TrimSuffix(prefix, "/")
+	}
+	return LineEvent{Name: name, Lease: q.session.id, Key: t.key, Token: t.rev}
+}
+
+// tellJoined tells of a ticket that was drawn or found.
+func (q queue) tellJoined(v view) {
+	if t := q.lease().trace; t != nil && t.Joined != nil {
+		e := q.event(v.mine)
+		if e.Ahead = v.next().key; v.near {
+			e.Position = len(v.ahead) + 1
+		}
+		t.Joined(e)
+	}
+}
+
+// tellWaiting tells which ticket is directly ahead, unless that was told before. It returns that
+// ticket.
+func (q queue) tellWaiting(v view, told ticket) ticket {
+	ahead := v.next()
+	if t := q.lease().trace; t != nil && t.Waiting != nil && ahead != told {
+		e := q.event(v.mine)
+		e.Ahead = ahead.key
+		t.Waiting(e)
+	}
+	return ahead
+}
+
+// tellGranted has the trace told what becomes of the grant from now on. It is called under the
+// mutex of the seats, and tells nothing itself.
+func (q queue) tellGranted(g *grant) {
+	// What is told of an ownership is kept with the grant. A trace that asks for none of it keeps
+	// nothing.
+	t := q.lease().trace
+	if t == nil || t.Acquired == nil && t.Lost == nil && t.Released == nil {
+		return
+	}
+	if g != nil && g.holding == nil {
+		g.holding = &holding{tracing: t, event: q.event(g.ticket)}
+	}
+}
+
+// tellTaken tells what came of an acquisition that began at the time. The key is that of the
+// session, whether it was drawn or not.
+func (q queue) tellTaken(begun time.Time, key string, g *grant, err error) {
+	t := q.lease().trace
+	switch {
+	case t == nil:
+	case err == nil:
+		g.holding.begin(time.Since(begun))
+	case t.GaveUp != nil:
+		e := q.event(ticket{key: key})
+		e.Waited, e.Err = time.Since(begun), err
+		t.GaveUp(e)
+	}
+}
+
+// lossOf is why an ownership is lost whose ticket was seen to be gone.
+func (q queue) lossOf() error {
+	if cause := context.Cause(q.lease().lost); cause != nil {
+		return cause
+	}
+	return ErrKeyDeleted
+}
+
+// tellLeftBehind tells of a key that the clean-up could not take away at once, because of err.
+func (q queue) tellLeftBehind(t ticket, err error) {
+	if l := q.lease(); l.trace != nil && l.trace.LeftBehind != nil {
+		e := q.event(t)
+		e.Err = err
+		l.trace.later(func() { l.trace.LeftBehind(e) })
+	}
+}
+
+// tellCleanedUp tells that such a key is in nobody's way any more.
+func (q queue) tellCleanedUp(t ticket) {
+	if l := q.lease(); l.trace != nil && l.trace.CleanedUp != nil {
+		e := q.event(t)
+		l.trace.later(func() { l.trace.CleanedUp(e) })
+	}
+}
