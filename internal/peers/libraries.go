@@ -103,6 +103,8 @@ func dialZooKeeper(ctx context.Context, address string) (*zk.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	for {
 		select {
 		case event := <-events:

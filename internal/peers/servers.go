@@ -283,7 +283,8 @@ func (f *fleet) startZooKeeper(ctx context.Context, o options) (*server, error) 
 		return s, err
 	}
 	s.close = conn.Close
-	s.standing = func(_ context.Context, name string) (int, error) {
+	s.standing = func(ctx context.Context, name string) (int, error) {
+		defer context.AfterFunc(ctx, conn.Close)() // the call knows no context
 		places, _, err := conn.Children("/" + name)
 		if errors.Is(err, zk.ErrNoNode) {
 			return 0, nil
@@ -302,6 +303,9 @@ func askZooKeeper(address string) (string, error) {
 		return "", err
 	}
 	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil { // it may listen before it answers
+		return "", err
+	}
 	if _, err := io.WriteString(conn, "envi"); err != nil {
 		return "", err
 	}
