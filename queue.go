@@ -223,10 +223,12 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l := q.lease()
 	var line, own, far *watcher
+	// Kept watches are told of each release. Of a long line few are kept, however quickly it moves.
+	short := v.near
 	defer func() {
 		own.stop()
 		far.stop()
-		if err == nil {
+		if err == nil && short {
 			q.keep(line, v.header)
 		} else {
 			line.stop()
