@@ -239,18 +239,25 @@ func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
 // permanent error that keeps it from reading the key, because a process that can't know does
 // not own.
 //
-// The place that a session has in a line goes on with the watch of the line, and leaves it to
+// The place that a session has in a line goes on with the watch of its wait, and leaves it to
 // the next wait. So one watch serves a session from turn to turn. Other places watch their own
 // keys, because many of them may own at once.
 func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader) error {
-	var w *watcher
-	defer func() { q.keep(w, header) }()
 	if header == nil { // of a resumed election
 		header = &pb.ResponseHeader{}
 	}
+	var w *watcher
+	kept := false
 	if q.rule == (rule{}) && t.key == q.key() {
-		w = q.watchLine(header)
+		w, kept = q.watchLine(header)
 	}
+	defer func() {
+		if kept {
+			q.keep(w, header)
+		} else {
+			w.stop()
+		}
+	}()
 	for stale := w == nil; ; {
 		if stale {
 			read, now, err := q.read(ctx, q.own(t.key), 0)

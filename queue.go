@@ -240,7 +240,8 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case v.follows() && line == nil:
 			own.stop()
 			far.stop()
-			line, own, far = q.watchLine(v.header), nil, nil
+			line, _ = q.watchLine(v.header)
+			own, far = nil, nil
 		case !v.follows() && (far == nil || far.key != v.farthest().key):
 			if own == nil {
 				own = q.watchOwn(ctx, v.mine, v.header.Revision)
@@ -270,25 +271,25 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	return v, nil
 }
 
-// watchLine watches the deletions in the line from now on, or goes on with the kept watch. The
-// header is of the revision up to which its user knows the line. The watch may be kept, and so
-// does not end with the caller's context.
+// watchLine watches the deletions in the line from now on, or goes on with the kept watch, and
+// reports which. The header is of the revision up to which its user knows the line. The watch
+// may be kept, and so does not end with the caller's context.
 //
 // It begins with the present, because the server serves a watch that starts in the past only
 // every 100 ms (server/storage/mvcc/watchable_store.go).
-func (q queue) watchLine(header *pb.ResponseHeader) *watcher {
+func (q queue) watchLine(header *pb.ResponseHeader) (w *watcher, kept bool) {
 	l := q.lease()
-	if w := l.kept.take(q.prefix, header.Revision); w != nil {
-		return w
+	if w = l.kept.take(q.prefix, header.Revision); w != nil {
+		return w, true
 	}
-	return l.watch(context.Background(), q.prefix, 0, v3.WithPrefix(), v3.WithFilterPut())
+	return l.watch(context.Background(), q.prefix, 0, v3.WithPrefix(), v3.WithFilterPut()), false
 }
 
 // keep keeps a watch of the line for the session's next use of it. Its user knows the line up
-// to the revision of the header. Other watches end, and so do those of a session that has
-// ended, because etcd's own services open one for each call.
+// to the revision of the header. A session that has ended keeps none, because etcd's own
+// services open one for each call.
 func (q queue) keep(w *watcher, header *pb.ResponseHeader) {
-	if l := q.lease(); w != nil && w.key == q.prefix && l.ctx.Err() == nil {
+	if l := q.lease(); w != nil && l.ctx.Err() == nil {
 		l.kept.keep(w, header.Revision)
 	} else {
 		w.stop()
