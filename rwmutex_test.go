@@ -481,7 +481,7 @@ func TestRWMutexDo(t *testing.T) {
 			return nil
 		})
 	})
-	require.Equal(t, concurrency.ErrSessionExpired, err)
+	require.ErrorIs(t, err, concurrency.ErrSessionExpired)
 	require.NoError(t, a.Do(ctx, func(ctx context.Context) error {
 		require.Equal(t, concurrency.ErrLocked, b.TryRLock(ctx))
 		return nil
