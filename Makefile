@@ -187,8 +187,14 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 bench-quick: ## call counts, raft entries and the hand-over against upstream, in under a minute
 	$(BENCH) -quick
 
+PEERS := .build/peers
+peers: | .build ## the same lock in ZooKeeper and Redis beside, into PERFORMANCE.md; needs Debian's zookeeper and redis-server; PEERSFLAGS
+	@go build -C internal/peers -o $(CURDIR)/$(PEERS) .
+	$(PEERS) $(PEERSFLAGS) -out testdata/performance -update PERFORMANCE.md
+	go run -C internal/bench/chart . $(CURDIR)/testdata/performance/peers.csv $(CURDIR)/testdata/performance
+
 .build:
 	@mkdir -p $@
 
 .PHONY: help demo lines test check lint readme api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
-	chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick
+	chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick peers

@@ -67,11 +67,11 @@ func (r rule) blocks(prefix string, ahead []ticket) bool {
 // as many waiters at most, however long the line is.
 const nearby = 16
 
-// follows is how many tickets ahead a waiter may have and follow the line. One watch of one line
+// reach is how many tickets ahead a waiter may have and follow the line. One watch of one line
 // can't prove that all lines are free at once. Nor can it tell a reader of the writers ahead
 // alone, beside its own key. So these follow nobody, and look when the ticket directly ahead is
 // gone.
-func (r rule) follows() int {
+func (r rule) reach() int {
 	switch {
 	case r.several || r.kind != "" && r.most == 0:
 		return 0
@@ -83,7 +83,7 @@ func (r rule) follows() int {
 // deciding is what has to be read of the line under the prefix to know who blocks a ticket.
 // own keys of the ticket stand in that line.
 func (r rule) deciding(prefix string, own int) []part {
-	end, newest := v3.GetPrefixRangeEnd(prefix), r.follows()+1
+	end, newest := v3.GetPrefixRangeEnd(prefix), r.reach()+1
 	if r.shows() {
 		return []part{{prefix, end, own + newest}}
 	}
@@ -177,7 +177,7 @@ func (v *view) next() (t ticket) {
 }
 
 // farthest is the ticket whose end brings mine near, or may give it the turn.
-func (v *view) farthest() ticket { return v.ahead[min(v.rule.follows(), len(v.ahead)-1)] }
+func (v *view) farthest() ticket { return v.ahead[min(v.rule.reach(), len(v.ahead)-1)] }
 
 // hear takes in what a watch of the line's deletions has told. It reports whether mine is
 // gone, and whether the view is stale, so that a look is needed.

@@ -21,9 +21,20 @@ import (
 type queue struct {
 	session *Session
 	prefix  string
-	also    []string // prefixes of the further lines
+	also    *further // nil: no further lines
 	rule    rule
 	number  string // tells the places of a session apart; "" for the one that its handles share
+}
+
+// further are the further lines of a participant, by their prefixes. They lie behind a pointer,
+// so that a Mutex stays comparable, as upstream's is.
+type further struct{ prefixes []string }
+
+func (f *further) all() []string {
+	if f == nil {
+		return nil
+	}
+	return f.prefixes
 }
 
 // newQueue adds one "/" to the name, as upstream's package does.
@@ -58,7 +69,7 @@ func (q queue) made() {
 // keys are those of the place in all its lines. key is the first of them.
 func (q queue) keys(key string) []string {
 	all := []string{key}
-	for _, prefix := range q.also {
+	for _, prefix := range q.also.all() {
 		all = append(all, prefix+strings.TrimPrefix(key, q.prefix))
 	}
 	return all
@@ -74,7 +85,7 @@ func (q queue) tickets(t ticket) (all []ticket) {
 
 // deciding is what has to be read to know what blocks the place.
 func (q queue) deciding(own []string) (parts []part) {
-	for _, prefix := range append([]string{q.prefix}, q.also...) {
+	for _, prefix := range append([]string{q.prefix}, q.also.all()...) {
 		// The line of a name has the keys of the names within it, too.
 		within := 0
 		for _, key := range own {
@@ -237,7 +248,7 @@ func (q queue) removal(t ticket) (stand []v3.Cmp, then, els []v3.Op) {
 	for _, t := range q.tickets(t) {
 		stand = append(stand, t.stands())
 		then = append(then, v3.OpDelete(t.key))
-		if len(q.also) > 0 {
+		if q.also != nil {
 			els = append(els, v3.OpTxn([]v3.Cmp{t.stands()}, []v3.Op{v3.OpDelete(t.key)}, nil))
 		}
 	}

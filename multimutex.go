@@ -33,12 +33,13 @@ func NewMultiMutex(s *Session, names ...string) *MultiMutex {
 		panic("concurrency: a MultiMutex without names")
 	}
 	q, known := newQueue(s, names[0]).apart(rule{several: true}), map[string]bool{}
+	q.also = &further{}
 	for i, name := range names {
 		if known[name] {
 			panic("concurrency: a MultiMutex that has a name twice: " + name)
 		}
 		if known[name] = true; i > 0 {
-			q.also = append(q.also, name+"/")
+			q.also.prefixes = append(q.also.prefixes, name+"/")
 		}
 	}
 	return &MultiMutex{ownership{queue: q, released: lockReleased}}

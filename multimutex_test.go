@@ -417,12 +417,13 @@ func TestMultiMutexBadInput(t *testing.T) {
 	t.Parallel()
 	l := newLines(t)
 	var none concurrency.MultiMutex
+	var noCtx context.Context
 	m := l.multi("a")
 	for _, bug := range []func(){
 		func() { concurrency.NewMultiMutex(nil, "name") },
 		func() { concurrency.NewMultiMutex(l.session) },
 		func() { concurrency.NewMultiMutex(l.session, "a", "b", "a") },
-		func() { m.Lock(nil) }, func() { m.TryLock(nil) }, func() { m.Do(t.Context(), nil) },
+		func() { m.Lock(noCtx) }, func() { m.TryLock(noCtx) }, func() { m.Do(t.Context(), nil) },
 		func() { none.Lock(t.Context()) }, func() { none.Ctx() },
 	} {
 		requireOurPanic(t, bug)

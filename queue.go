@@ -37,7 +37,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == nil {
 		err = l.loss()
 	}
-	if err == ErrSessionExpired && len(q.also) == 0 {
+	if err == ErrSessionExpired && q.also == nil {
 		v.mine = ticket{} // it is gone; of several keys some may be left
 	}
 	q.exit(join, v.mine, err)
@@ -223,10 +223,12 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l := q.lease()
 	var line, own, far *watcher
+	// Kept watches are told of each release. Of a long line few are kept, however quickly it moves.
+	short := v.near
 	defer func() {
 		own.stop()
 		far.stop()
-		if err == nil {
+		if err == nil && short {
 			q.keep(line, v.header)
 		} else {
 			line.stop()

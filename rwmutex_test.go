@@ -492,11 +492,12 @@ func TestRWMutexDo(t *testing.T) {
 func TestRWMutexBadInput(t *testing.T) {
 	t.Parallel()
 	requireOurPanic(t, func() { concurrency.NewRWMutex(nil, "name") })
+	var noCtx context.Context
 	l := newLine(t)
 	m := l.rw()
 	var none concurrency.RWMutex
 	for _, bug := range []func(){
-		func() { m.RLock(nil) }, func() { m.TryRLock(nil) }, func() { m.Lock(nil) }, func() { m.TryLock(nil) },
+		func() { m.RLock(noCtx) }, func() { m.TryRLock(noCtx) }, func() { m.Lock(noCtx) }, func() { m.TryLock(noCtx) },
 		func() { m.RDo(t.Context(), nil) }, func() { m.Do(t.Context(), nil) },
 		func() { none.RLock(t.Context()) }, func() { none.Lock(t.Context()) }, func() { none.Ctx() },
 		func() { concurrency.NewRWMutex(&concurrency.Session{}, "name").RLock(t.Context()) },

@@ -402,12 +402,13 @@ func TestSemaphoreBadInput(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
 	var none concurrency.Semaphore
+	var noCtx context.Context
 	s := l.permit(1)
 	for _, bug := range []func(){
 		func() { concurrency.NewSemaphore(nil, "name", 1) },
 		func() { concurrency.NewSemaphore(l.session, "name", 0) },
 		func() { concurrency.NewSemaphore(l.session, "name", -1) },
-		func() { s.Acquire(nil) }, func() { s.TryAcquire(nil) }, func() { s.Do(t.Context(), nil) },
+		func() { s.Acquire(noCtx) }, func() { s.TryAcquire(noCtx) }, func() { s.Do(t.Context(), nil) },
 		func() { none.Acquire(t.Context()) }, func() { none.Ctx() },
 	} {
 		requireOurPanic(t, bug)

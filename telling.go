@@ -9,11 +9,11 @@ import (
 // event is what the trace is told of the session in its line, with the ticket t. Who stands in
 // several lines has all their names.
 func (q queue) event(t ticket) LineEvent {
-	name := strings.TrimSuffix(q.prefix, "/")
-	for _, prefix := range q.also {
-		name += ", " + strings.TrimSuffix(prefix, "/")
+	names := []string{strings.TrimSuffix(q.prefix, "/")}
+	for _, prefix := range q.also.all() {
+		names = append(names, strings.TrimSuffix(prefix, "/"))
 	}
-	return LineEvent{Name: name, Lease: q.session.id, Key: t.key, Token: t.rev}
+	return LineEvent{Name: strings.Join(names, ", "), Lease: q.session.id, Key: t.key, Token: t.rev}
 }
 
 // tellJoined tells of a ticket that was drawn or found.

@@ -8,17 +8,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestQuantile(t *testing.T) {
-	require.Zero(t, median(nil))
-	require.Equal(t, 7.0, median([]float64{7}))
-	values := []float64{4, 1, 3, 2}
-	require.Equal(t, 2.5, median(values))
-	require.Equal(t, 1.0, quantile(values, 0))
-	require.Equal(t, 1.75, quantile(values, 0.25))
-	require.Equal(t, 4.0, quantile(values, 1))
-	require.Equal(t, []float64{4, 1, 3, 2}, values, "left as they were")
-}
-
 // Each library goes first as often as second, and is never left out.
 func TestOrder(t *testing.T) {
 	first := [2]int{}
@@ -28,25 +17,6 @@ func TestOrder(t *testing.T) {
 		first[o[0]]++
 	}
 	require.Equal(t, [2]int{5, 5}, first)
-}
-
-// A machine that is twice as slow for a while shifts the medians of the times, not
-// that of the ratios.
-func TestRatiosOfPairs(t *testing.T) {
-	base, ours := []float64{10, 20, 20, 10, 20}, []float64{5, 10, 10, 5, 10}
-	require.Equal(t, 0.5, median(ratios(base, ours)))
-	require.Len(t, ratios(base, ours[:2]), 2, "a run without its pair doesn't count")
-}
-
-func TestFormats(t *testing.T) {
-	for nanoseconds, want := range map[float64]string{
-		0: "0s", 999: "999ns", 1234: "1.23µs", 1_357_900: "1.36ms", 25_000_000: "25ms", 99_960_000: "100ms",
-	} {
-		require.Equal(t, want, duration(nanoseconds))
-	}
-	for x, want := range map[float64]string{0: "0", 0.02346: "0.0235", 1: "1", 12.345: "12.3", 281.4: "281", 12345: "12345"} {
-		require.Equal(t, want, number(x))
-	}
 }
 
 // sampleRow is a workload of which upstream needs a time of 100 and this package one of 30.
@@ -62,25 +32,25 @@ func TestTables(t *testing.T) {
 	missed := comparison("title", []row{sampleRow(0.2, nil), sampleRow(0.3, nil)}, true)
 	require.Equal(t, []string{
 		"work", "100ns", "30ns", "0.3", "0.3 to 0.3", "0.2 missed", "1", "1", "3", "2", "7", "8",
-	}, missed.rows[0])
-	require.Equal(t, "0.3", missed.rows[1][5], "a goal is reached by what equals it")
-	require.Equal(t, "–", comparison("", []row{sampleRow(0.2, nil)}, false).rows[0][5])
-	require.Equal(t, "upstream", missed.head[1])
+	}, missed.Rows[0])
+	require.Equal(t, "0.3", missed.Rows[1][5], "a goal is reached by what equals it")
+	require.Equal(t, "–", comparison("", []row{sampleRow(0.2, nil)}, false).Rows[0][5])
+	require.Equal(t, "upstream", missed.Head[1])
 	beside := sampleRow(0, nil)
 	beside.base.times, beside.workload.base = nil, &bareLine
-	require.Equal(t, "bare", comparison("", []row{beside}, true).head[1])
+	require.Equal(t, "bare", comparison("", []row{beside}, true).Head[1])
 	busy := sampleRow(0.2, nil)
 	busy.busy = true
-	require.Equal(t, []string{"–", "–"}, comparison("", []row{busy}, true).rows[0][10:])
-	for _, row := range missed.rows {
-		require.Len(t, row, len(missed.head))
+	require.Equal(t, []string{"–", "–"}, comparison("", []row{busy}, true).Rows[0][10:])
+	for _, row := range missed.Rows {
+		require.Len(t, row, len(missed.Head))
 	}
 	tried := contention("title", []row{sampleRow(0, nil), {}})
-	require.Equal(t, [][]string{{"work", "9", "2", "5ns", "4ns"}}, tried.rows)
+	require.Equal(t, [][]string{{"work", "9", "2", "5ns", "4ns"}}, tried.Rows)
 
 	var text, page strings.Builder
-	require.NoError(t, tried.print(&text))
-	tried.markdown(&page)
+	require.NoError(t, tried.Print(&text))
+	tried.Markdown(&page)
 	require.Equal(t, "\ntitle\n\nworkload  most attempts, upstream  here  p99, upstream  here\n"+
 		"work      9                        2     5ns            4ns\n", text.String())
 	require.Equal(t, "\ntitle\n\n| workload | most attempts, upstream | here | p99, upstream | here |\n"+
@@ -110,9 +80,9 @@ func TestShares(t *testing.T) {
 		workload: workload{name: "work"}, wall: time.Second / 2, ops: 500, total: total, spent: spent,
 	}
 	table := breakdown("", []profiled{p})
-	require.Len(t, table.rows[0], len(table.head))
-	require.Equal(t, []string{"work", "1ms", "100µs"}, table.rows[0][:3])
-	require.Equal(t, []string{"20.0 %", "10.0 %"}, table.rows[0][4:6], "this package, etcd's client")
+	require.Len(t, table.Rows[0], len(table.Head))
+	require.Equal(t, []string{"work", "1ms", "100µs"}, table.Rows[0][:3])
+	require.Equal(t, []string{"20.0 %", "10.0 %"}, table.Rows[0][4:6], "this package, etcd's client")
 }
 
 func TestBreaches(t *testing.T) {
@@ -121,20 +91,6 @@ func TestBreaches(t *testing.T) {
 	require.Equal(t, []string{
 		"work: 2 KV calls, at most 1", "work: 1 raft entries, at most 0.05", "work: 0.3 of upstream's time, at most 0.2",
 	}, breaches([]row{sampleRow(0, &limits{calls: 1, ratio: 0.2})}))
-}
-
-func TestSplice(t *testing.T) {
-	doc := "head\n<!-- a: begin -->\nold\n<!-- a: end -->\n<!-- b: begin -->\n<!-- b: end -->\n"
-	got, err := splice(doc, "a", "new\n")
-	require.NoError(t, err)
-	require.Equal(t, strings.Replace(doc, "old", "new", 1), got)
-	again, err := splice(got, "a", "new\n")
-	require.NoError(t, err)
-	require.Equal(t, got, again)
-	for _, broken := range []string{"", "<!-- a: begin -->\n", "<!-- a: end -->"} {
-		_, err = splice(broken, "a", "new\n")
-		require.ErrorContains(t, err, `no place for "a"`)
-	}
 }
 
 func TestSeries(t *testing.T) {

@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"sync"
 	"time"
+
+	"example.com/etcd/concurrency/internal/bench/report"
 )
 
 // contest is a number of workers that increment one key, each as fast as it can.
@@ -98,14 +100,14 @@ func (c contest) run(ctx context.Context, l *lab, lib library, window time.Durat
 	total, shared := float64(len(b.slowness)), done[:c.workers-c.apart]
 	return outcome{
 		rate: total / took.Seconds(), entries: float64(after-before) / total,
-		p99: quantile(b.slowness, 0.99), max: slices.Max(b.slowness),
+		p99: report.Quantile(b.slowness, 0.99), max: slices.Max(b.slowness),
 		least: slices.Min(shared), most: slices.Max(shared), attempts: b.attempts,
 	}, errors.Join(append(errs, err)...)
 }
 
 // rivalry is the table of all contests.
-func (l *lab) rivalry(ctx context.Context, o options) (table, error) {
-	t := table{title: "Transactions on one key, by the added round trip", head: []string{
+func (l *lab) rivalry(ctx context.Context, o options) (report.Table, error) {
+	t := report.Table{Title: "Transactions on one key, by the added round trip", Head: []string{
 		"who", "round trip", "commits/s", "here", "ratio", "p99", "here", "ratio", "slowest", "here", "ratio",
 		"raft/op", "here", "least and most commits", "here", "most attempts", "here",
 	}}
@@ -125,7 +127,7 @@ func (l *lab) rivalry(ctx context.Context, o options) (table, error) {
 		}
 		row := append([]string{c.String(), l.rtt.String()}, columns(sides)...)
 		fmt.Fprintln(os.Stderr, row)
-		t.rows = append(t.rows, row)
+		t.Rows = append(t.Rows, row)
 	}
 	return t, nil
 }
@@ -142,22 +144,23 @@ func columns(sides [2][]outcome) (row []string) {
 	}
 	compared := func(show func(float64) string, of func(outcome) float64) {
 		v := values(of)
-		row = append(row, show(median(v[0])), show(median(v[1])), number(median(ratios(v[0], v[1]))))
+		row = append(row, show(report.Median(v[0])), show(report.Median(v[1])),
+			report.Number(report.Median(report.Ratios(v[0], v[1]))))
 	}
-	compared(number, func(o outcome) float64 { return o.rate })
-	compared(duration, func(o outcome) float64 { return o.p99 })
-	compared(duration, func(o outcome) float64 { return o.max })
+	compared(report.Number, func(o outcome) float64 { return o.rate })
+	compared(report.Duration, func(o outcome) float64 { return o.p99 })
+	compared(report.Duration, func(o outcome) float64 { return o.max })
 	entries := values(func(o outcome) float64 { return o.entries })
 	least, most := values(func(o outcome) float64 { return float64(o.least) }), values(func(o outcome) float64 { return float64(o.most) })
 	attempts := values(func(o outcome) float64 { return float64(o.attempts) })
 	for i := range sides {
-		row = append(row, number(median(entries[i])))
+		row = append(row, report.Number(report.Median(entries[i])))
 	}
 	for i := range sides {
-		row = append(row, fmt.Sprintf("%.0f, %.0f", median(least[i]), median(most[i])))
+		row = append(row, fmt.Sprintf("%.0f, %.0f", report.Median(least[i]), report.Median(most[i])))
 	}
 	for i := range sides {
-		row = append(row, number(slices.Max(attempts[i])))
+		row = append(row, report.Number(slices.Max(attempts[i])))
 	}
 	return row
 }

@@ -23,6 +23,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"example.com/etcd/concurrency/internal/bench/report"
 )
 
 // options are the flags.
@@ -124,7 +126,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 	}
-	var tables []table
+	var tables []report.Table
 	var found []string
 	var facts string
 	for _, o.rtt = range o.rtts {
@@ -139,7 +141,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 			return err
 		}
 		if o.rivalry && len(tables) > 0 { // the round trip is a column
-			tables[0].rows = append(tables[0].rows, more[0].rows...)
+			tables[0].Rows = append(tables[0].Rows, more[0].Rows...)
 		} else {
 			tables = append(tables, more...)
 		}
@@ -147,7 +149,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	}
 	fmt.Fprintln(out, facts)
 	for _, t := range tables {
-		if err := t.print(out); err != nil {
+		if err := t.Print(out); err != nil {
 			return err
 		}
 	}
@@ -161,14 +163,14 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 }
 
 // measure gives the tables of one setting, and what breaks a limit there.
-func (o options) measure(ctx context.Context, l *lab) (tables []table, found []string, err error) {
+func (o options) measure(ctx context.Context, l *lab) (tables []report.Table, found []string, err error) {
 	if o.sessions != nil {
 		t, err := l.idlers(ctx, o)
-		return []table{t}, nil, err
+		return []report.Table{t}, nil, err
 	}
 	if o.rivalry {
 		t, err := l.rivalry(ctx, o)
-		return []table{t}, nil, err
+		return []report.Table{t}, nil, err
 	}
 	chosen := workloads()
 	if o.charts {
@@ -179,7 +181,7 @@ func (o options) measure(ctx context.Context, l *lab) (tables []table, found []s
 	})
 	if o.profile {
 		t, err := l.profiles(ctx, chosen)
-		return []table{t}, nil, err
+		return []report.Table{t}, nil, err
 	}
 	var rows []row
 	for _, w := range chosen {
@@ -187,12 +189,12 @@ func (o options) measure(ctx context.Context, l *lab) (tables []table, found []s
 		if err != nil {
 			return nil, nil, err
 		}
-		fmt.Fprintf(os.Stderr, "%s: %s\n", w.name, number(median(ratios(r.base.times, r.here.times))))
+		fmt.Fprintf(os.Stderr, "%s: %s\n", w.name, report.Number(report.Median(report.Ratios(r.base.times, r.here.times))))
 		rows = append(rows, r)
 	}
 	title := fmt.Sprintf("Added round trip: %v", o.rtt)
 	tables = append(tables, comparison(title, rows, o.rtt == 0))
-	if t := contention(title+"; what single transactions met with", rows); len(t.rows) > 0 {
+	if t := contention(title+"; what single transactions met with", rows); len(t.Rows) > 0 {
 		tables = append(tables, t)
 	}
 	if o.charts {

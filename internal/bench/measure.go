@@ -11,6 +11,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"example.com/etcd/concurrency/internal/bench/report"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
 )
@@ -189,7 +190,7 @@ func (f *figures) sample(ctx context.Context, w workload, b *bed) error {
 	f.allocs = append(f.allocs, float64(end.Mallocs-start.Mallocs)/float64(w.ops))
 	f.entries += after - before
 	f.ops += uint64(w.ops)
-	f.attempts, f.p99 = b.attempts, quantile(b.slowness, 0.99)
+	f.attempts, f.p99 = b.attempts, report.Quantile(b.slowness, 0.99)
 	return err
 }
 

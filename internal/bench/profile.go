@@ -13,6 +13,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"example.com/etcd/concurrency/internal/bench/report"
 )
 
 // layers are where a function may belong, by its name: to the first that matches.
@@ -72,7 +74,7 @@ type profiled struct {
 }
 
 // profiles does the workloads, and leaves no file.
-func (l *lab) profiles(ctx context.Context, chosen []workload) (t table, err error) {
+func (l *lab) profiles(ctx context.Context, chosen []workload) (t report.Table, err error) {
 	dir, err := os.MkdirTemp("", "bench-*")
 	if err != nil {
 		return t, err
@@ -145,20 +147,20 @@ func startProfile(file string) (stop func() error, err error) {
 }
 
 // breakdown is the table of where the time went.
-func breakdown(title string, all []profiled) table {
-	t := table{title: title, head: []string{"workload", "time", "core time", "of the cores"}}
+func breakdown(title string, all []profiled) report.Table {
+	t := report.Table{Title: title, Head: []string{"workload", "time", "core time", "of the cores"}}
 	for _, l := range layers {
-		t.head = append(t.head, l.name)
+		t.Head = append(t.Head, l.name)
 	}
 	for _, p := range all {
 		line := []string{
-			p.name, duration(float64(p.wall) / float64(p.ops)), duration(float64(p.total) / float64(p.ops)),
-			number(100*float64(p.total)/float64(p.wall)/float64(runtime.NumCPU())) + " %",
+			p.name, report.Duration(float64(p.wall) / float64(p.ops)), report.Duration(float64(p.total) / float64(p.ops)),
+			report.Number(100*float64(p.total)/float64(p.wall)/float64(runtime.NumCPU())) + " %",
 		}
 		for _, l := range layers {
 			line = append(line, strconv.FormatFloat(100*float64(p.spent[l.name])/float64(p.total), 'f', 1, 64)+" %")
 		}
-		t.rows = append(t.rows, line)
+		t.Rows = append(t.Rows, line)
 	}
 	return t
 }

@@ -5,6 +5,8 @@ import (
 	"encoding/csv"
 	"strconv"
 	"time"
+
+	"example.com/etcd/concurrency/internal/bench/report"
 )
 
 // view is what a picture shows of a workload: one point for each library.
@@ -23,18 +25,18 @@ func series() (all []workload) {
 		all = append(all, w)
 	}
 	for _, n := range []int{2, 4, 8, 16, 32, 64} {
-		latency := func(f figures) float64 { return median(f.times) / float64(time.Millisecond) }
+		latency := func(f figures) float64 { return report.Median(f.times) / float64(time.Millisecond) }
 		ops := max(40, 4*n)
 		add(handOver(n, ops, false, 0, nil), view{"hand-over", ", quiet", n, latency})
 		add(handOver(n, ops, true, 0, nil), view{"hand-over", ", busy", n, latency})
 	}
 	for _, n := range []int{100, 300, 1000, 3000} {
 		add(draining(n, 0), view{"drain", "", n, func(f figures) float64 {
-			return median(f.times) * float64(n) / float64(time.Second)
+			return report.Median(f.times) * float64(n) / float64(time.Second)
 		}})
 	}
 	for _, n := range []int{1, 2, 4, 8, 16, 32} {
-		rate := func(f figures) float64 { return float64(time.Second) / median(f.times) }
+		rate := func(f figures) float64 { return float64(time.Second) / report.Median(f.times) }
 		add(counting(n, 0), view{"stm-commits", "", n, rate}, view{"stm-entries", "", n, figures.raft})
 	}
 	return all

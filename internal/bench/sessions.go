@@ -14,6 +14,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"example.com/etcd/concurrency/internal/bench/report"
 	"example.com/etcd/concurrency/internal/etcdtest"
 )
 
@@ -122,10 +123,10 @@ func inUse() float64 {
 }
 
 // idlers is the table of idle sessions.
-func (l *lab) idlers(ctx context.Context, o options) (table, error) {
-	t := table{
-		title: fmt.Sprintf("Idle sessions on one client, TTL %d s, watched for %v", o.ttl, o.window),
-		head:  []string{"sessions", "goroutines", "most", "KiB/session", "CPU s/min", "renewals/s", "late"},
+func (l *lab) idlers(ctx context.Context, o options) (report.Table, error) {
+	t := report.Table{
+		Title: fmt.Sprintf("Idle sessions on one client, TTL %d s, watched for %v", o.ttl, o.window),
+		Head:  []string{"sessions", "goroutines", "most", "KiB/session", "CPU s/min", "renewals/s", "late"},
 	}
 	for _, n := range o.sessions {
 		for _, lib := range []library{theirs, here} {
@@ -133,9 +134,9 @@ func (l *lab) idlers(ctx context.Context, o options) (table, error) {
 			if err != nil {
 				return t, fmt.Errorf("%d sessions, %s: %w", n, lib.name, err)
 			}
-			t.rows = append(t.rows, []string{
+			t.Rows = append(t.Rows, []string{
 				fmt.Sprintf("%d, %s", n, lib.name), strconv.Itoa(i.goroutines), strconv.Itoa(i.peak),
-				number(i.memory / 1024), number(i.cpu), number(i.renewals), strconv.Itoa(i.late),
+				report.Number(i.memory / 1024), report.Number(i.cpu), report.Number(i.renewals), strconv.Itoa(i.late),
 			})
 		}
 	}

@@ -14,6 +14,8 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency/internal/bench/report"
 )
 
 // simulation is a store in virtual time, for what no busy machine can measure: how
@@ -182,7 +184,7 @@ func simulate(t *testing.T, c contest, lib library, rtt, window time.Duration) (
 		total, shared := float64(len(b.slowness)), done[:c.workers-c.apart]
 		o = outcome{
 			rate: total / window.Seconds(), entries: float64(s.entries) / total,
-			p99: quantile(b.slowness, 0.99), max: slices.Max(b.slowness),
+			p99: report.Quantile(b.slowness, 0.99), max: slices.Max(b.slowness),
 			least: slices.Min(shared), most: slices.Max(shared), attempts: b.attempts,
 		}
 	})

@@ -27,6 +27,8 @@ type picture struct {
 
 var pictures = map[string]picture{
 	"hand-over":   {"Hand-over of a lock", "contenders", "ms from one owner to the next", true},
+	"peers":       {"Hand-over of a lock", "contenders", "ms from one owner to the next", true},
+	"peers-rtt":   {"Hand-over of a lock, with a round trip", "contenders", "ms from one owner to the next", true},
 	"drain":       {"Draining a line", "waiters", "s until the last has had its turn", true},
 	"stm-commits": {"Transactions on one key", "clients", "commits per second", false},
 	"stm-entries": {"Transactions on one key", "clients", "raft entries per commit", false},

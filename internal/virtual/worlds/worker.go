@@ -109,9 +109,12 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	err := f(ctx)
 	w.finish(doing)
 	r.Return = w.rec.Now()
-	if !detach() {
+	switch {
+	case !detach():
 		<-noted
 		r.Ended = max(ended, 1)
+	case ctx.Err() != nil: // in this instant, before its function has run
+		r.Ended = r.Return
 	}
 	if err != nil {
 		r.Error = err.Error()
