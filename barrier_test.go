@@ -2,6 +2,7 @@ package concurrency_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -196,12 +197,13 @@ func TestDoubleBarrierAndTheDead(t *testing.T) {
 		opening := all[1].faults.Hold(fault.Txn, 2)
 		dead := all[1].enter(ctx)
 		ended(y.t, opening.Reached(), "it is about to open the barrier")
-		y.blocked(one, dead)
+		three := all[2].enter(ctx)
+		y.stand(all[0].client, 3)
+		y.blocked(one, dead, three) // nobody else opens it
 		revoke(y.t, all[0].client, all[1].session)
+		y.returned(one, three)
 		opening.Open()
 		require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
-		y.blocked(one)
-		y.returned(all[2].enter(ctx), one)
 		y.returned(all[0].leave(ctx), all[2].leave(ctx))
 	}, func(y *yard) { // whose key was deleted
 		all := y.participants(3)
@@ -243,8 +245,10 @@ func TestDoubleBarrierContexts(t *testing.T) {
 		one := all[0].enter(ctx)
 		y.stand(all[0].client, 1)
 		all[1].faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrTimeout)
-		all[1].faults.LoseAnswer(fault.Txn, 3, rpctypes.ErrTimeout)
+		all[1].faults.LoseAnswer(fault.Txn, 3, errors.New("lost")) // of the commit
 		y.returned(all[1].enter(ctx), one)
+		<-time.After(30 * time.Second) // clean-ups leave those who are inside alone
+		y.stand(all[0].client, 2)
 		all[1].faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrTimeout)
 		y.returned(all[0].leave(ctx), all[1].leave(ctx))
 	}, func(y *yard) { // permanent errors

@@ -189,6 +189,29 @@ func TestLocalMutexServesOtherSessions(t *testing.T) {
 	)
 }
 
+// Goroutines pass the lock on 10,000 times without an answer, and then give it back.
+func TestLocalMutexIsPassedOnSoOften(t *testing.T) {
+	inTeam(t, 0, teamTest{t.Name(), func(t *testing.T, m team) {
+		ctx := t.Context()
+		question := m.faults.Hold(fault.Get, 1)
+		defer question.Open()
+		require.NoError(t, m.lock.Lock(ctx))
+		for range 10_000 {
+			next := m.asks(t, ctx)
+			require.NoError(t, m.lock.Unlock(ctx))
+			require.NoError(t, next.Wait(t))
+		}
+		require.EqualValues(t, 10_000, m.lock.Seq())
+		require.Equal(t, 1, m.faults.Count(fault.Txn))
+		next := m.asks(t, ctx)
+		require.NoError(t, m.lock.Unlock(ctx))
+		require.NoError(t, next.Wait(t))
+		require.Zero(t, m.lock.Seq())
+		require.Equal(t, 3, m.faults.Count(fault.Txn))
+		require.NoError(t, m.lock.Unlock(ctx))
+	}})
+}
+
 func TestLocalMutexIsLost(t *testing.T) {
 	inTeam(t, time.Millisecond,
 		teamTest{"with the lease: those who wait return ErrSessionExpired", func(t *testing.T, m team) {
