@@ -80,14 +80,14 @@ func compactedCampaign(e *env) error {
 	holder, waiter := e.party(partyOptions{}), e.party(partyOptions{proxy: true})
 	e.must(holder.acquire(e.Context()))
 	call := waiter.queue(e.Context(), 2)
-	watches := waiter.faults.Count(fault.Watch)
+	watches, gets := waiter.faults.Count(fault.Watch), waiter.faults.Count(fault.Get)
 	waiter.proxy.Refuse()
 	waiter.proxy.Cut()
 	e.bury()
 	waiter.proxy.Accept()
 	etcdtest.Eventually(e, func() bool {
-		return !call.Running() || waiter.faults.Count(fault.Watch) > watches
-	}, "the waiter watches again")
+		return !call.Running() || waiter.noticed(watches, gets)
+	}, "the waiter watches or looks again")
 	if call.Running() {
 		e.must(holder.release(e.Context()))
 		return ends(call, ample, nil)

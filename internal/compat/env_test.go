@@ -375,6 +375,12 @@ func (p *party) start(ctx context.Context) *etcdtest.Call {
 	return etcdtest.Go(func() error { return p.acquire(ctx) })
 }
 
+// noticed reports whether the party, which waits, has noticed that something has happened: it
+// watches again, or this package's has looked.
+func (p *party) noticed(watches, gets int) bool {
+	return p.faults.Count(fault.Watch) > watches || p.ours && p.faults.Count(fault.Get) > gets
+}
+
 // queue starts the party and returns when it stands in line as the nth and watches. A
 // session of this package's that has waited before may have a watch left.
 func (p *party) queue(ctx context.Context, n int) *etcdtest.Call {

@@ -88,7 +88,7 @@ type stmOptions struct {
 var errNilSession = errors.New("neither a session nor an error")
 
 var here = library{
-	name: "here", ours: true, watches: 2,
+	name: "here", ours: true, watches: 1,
 	newSession: func(c *clientv3.Client, o sessionOptions) (session, error) {
 		var opts []concurrency.SessionOption
 		if o.ttl != 0 {

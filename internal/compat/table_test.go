@@ -432,7 +432,7 @@ func TestTable(t *testing.T) {
 	for _, group := range []struct {
 		letter string
 		n      int
-	}{{"L", 22}, {"E", 9}, {"S", 12}, {"T", 17}, {"K", 4}} {
+	}{{"L", 22}, {"E", 9}, {"S", 12}, {"T", 17}, {"K", 4}, {"B", 4}} {
 		for i := range group.n {
 			want = append(want, fmt.Sprintf("%s%d", group.letter, i+1))
 		}
