@@ -62,10 +62,15 @@ func (r rule) blocks(prefix string, ahead []ticket) bool {
 	})
 }
 
-// nearby is how many tickets that keep its turn from coming a waiter knows at most. A waiter who
-// knows all of them follows the line, and is told of each release. So each release is told to
-// as many waiters at most, however long the line is.
-const nearby = 16
+const (
+	// nearby is how many tickets that keep its turn from coming a waiter knows at most. A waiter
+	// who knows all of them follows the line, and is told of each release. So each release is told
+	// to as many waiters at most, however long the line is.
+	nearby = 16
+	// approach is how many tickets are still ahead of a waiter from far back when it begins to
+	// follow the line. In a long line each release is thus told to few.
+	approach = 3
+)
 
 // reach is how many tickets ahead a waiter may have and follow the line. One watch of one line
 // can't prove that all lines are free at once. Nor can it tell a reader of the writers ahead
@@ -176,8 +181,8 @@ func (v *view) next() (t ticket) {
 	return t
 }
 
-// farthest is the ticket whose end brings mine near, or may give it the turn.
-func (v *view) farthest() ticket { return v.ahead[min(v.rule.reach(), len(v.ahead)-1)] }
+// awaited is the ticket whose end brings mine near, or may give it the turn.
+func (v *view) awaited() ticket { return v.ahead[min(v.rule.reach(), approach, len(v.ahead)-1)] }
 
 // hear takes in what a watch of the line's deletions has told. It reports whether mine is
 // gone, and whether the view is stale, so that a look is needed.

@@ -38,7 +38,7 @@ func TestAWaitFarBack(t *testing.T) {
 	l, locks, calls, last := farBack(t, 20)
 	for n, m := range locks {
 		require.NoError(t, calls[n].Wait(t))
-		if n == 3 { // behind the key that is watched there are 16 more
+		if n == 16 { // behind the key that is watched there are 3 more
 			require.Equal(t, "Txn 1, Watch 2", l.calls())
 			near := watchBegins(l.faults)
 			require.NoError(t, m.Unlock(t.Context()))

@@ -242,12 +242,12 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 			far.stop()
 			line, _ = q.watchLine(v.header)
 			own, far = nil, nil
-		case !v.follows() && (far == nil || far.key != v.farthest().key):
+		case !v.follows() && (far == nil || far.key != v.awaited().key):
 			if own == nil {
 				own = q.watchOwn(ctx, v.mine, v.header.Revision)
 			}
 			far.stop()
-			far = l.watch(ctx, v.farthest().key, 0, v3.WithFilterPut())
+			far = l.watch(ctx, v.awaited().key, 0, v3.WithFilterPut())
 		}
 		var news v3.WatchResponse
 		select {

@@ -182,7 +182,7 @@ func (h *lineHistory) news(created bool) v3.WatchResponse {
 	news := v3.WatchResponse{Header: &pb.ResponseHeader{Revision: until}}
 	for _, d := range h.deletions {
 		// Farther back two keys are watched.
-		watched := h.view.near || d.key == h.view.mine.key || d.key == h.view.farthest().key
+		watched := h.view.near || d.key == h.view.mine.key || d.key == h.view.awaited().key
 		if h.told < d.rev && d.rev <= until && watched {
 			news.Events = append(news.Events, &v3.Event{
 				Type: v3.EventTypeDelete, Kv: &mvccpb.KeyValue{Key: []byte(d.key), ModRevision: d.rev},
