@@ -247,7 +247,7 @@ func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader
 		header = &pb.ResponseHeader{}
 	}
 	var w *watcher
-	kept := false
+	kept, own := false, q.keys(t.key)
 	if q.rule == (rule{}) && t.key == q.key() {
 		w, kept = q.watchLine(header)
 	}
@@ -277,9 +277,15 @@ func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		seen := header.Revision
 		for _, ev := range news.Events {
-			if ev.Kv.ModRevision > header.Revision && slices.Contains(q.keys(t.key), string(ev.Kv.Key)) {
+			switch {
+			case ev.Kv.ModRevision <= seen:
+			case slices.Contains(own, string(ev.Kv.Key)):
 				return ErrSessionExpired
+			default:
+				// Of somebody else in the line. Whoever takes the watch over is told nothing of it.
+				header = headerAt(news.Header, ev.Kv.ModRevision)
 			}
 		}
 		// A watch that began later, broke, or fell silent, has told nothing of what happened

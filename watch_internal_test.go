@@ -9,8 +9,12 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	v3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/metadata"
+
+	"example.com/etcd/concurrency/internal/etcdtest"
 )
 
 // wire is a Watcher whose watches the test serves.
@@ -108,9 +112,14 @@ func TestAWatchThatIsHeardIsNotSilent(t *testing.T) {
 func TestWatchesLeaveASilentStream(t *testing.T) {
 	const patience = 3 * time.Second
 	watching(t, func(t *testing.T, c *v3.Client, served *wire) {
+		end := make(chan struct{})
+		defer close(end)
 		served.serve = func(ctx context.Context, n int, say func(v3.WatchResponse)) {
 			if say(v3.WatchResponse{Created: true}); n != 3 {
 				<-ctx.Done() // and the third breaks
+			}
+			if n == 4 {
+				<-end // the client tells of no end of a watch that was stopped
 			}
 		}
 		var all watches
@@ -198,4 +207,42 @@ func TestAKeptWatch(t *testing.T) {
 		once.keep(silent, 8)
 		require.True(t, ended(silent), "no server has answered yet")
 	})
+}
+
+// The watch of an ownership tells of others in the line, too. The next wait that goes on with it
+// must have seen what it has told.
+func TestTheWatchOfAnOwnershipIsLeftAsFarAsItHasTold(t *testing.T) {
+	ended := make(chan struct{})
+	close(ended)
+	w := &watcher{key: "line/", news: make(chan v3.WatchResponse), cancel: func() {}, done: ended}
+	w.begun.Store(true)
+	l := &lease{ends: ends{ctx: t.Context()}}
+	q := queue{session: &Session{id: 0xa, lease: l}, prefix: "line/"}
+	stands := func() (*etcdtest.Call, context.CancelFunc) {
+		l.kept.keep(w, 5)
+		ctx, cancel := context.WithCancel(t.Context())
+		return etcdtest.Go(func() error {
+			return q.standing(ctx, ticket{"line/a", 9}, &pb.ResponseHeader{Revision: 10})
+		}), cancel
+	}
+	tell := func(keys ...string) {
+		news := v3.WatchResponse{Header: &pb.ResponseHeader{Revision: 20}}
+		for _, key := range keys {
+			news.Events = append(news.Events, &v3.Event{
+				Type: v3.EventTypeDelete, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: 12},
+			})
+		}
+		w.news <- news
+	}
+	call, cancel := stands()
+	tell("line/b")
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	require.Nil(t, l.kept.take("line/", 11))
+	require.Same(t, w, l.kept.take("line/", 12))
+
+	call, cancel = stands()
+	defer cancel()
+	tell("line/b", "line/a")
+	require.Equal(t, ErrSessionExpired, call.Wait(t))
 }
