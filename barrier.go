@@ -131,9 +131,6 @@ func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
 // costs more if the store is written to while the watches begin, or a round is under way.
 func (d *DoubleBarrier) Enter(ctx context.Context) error {
 	need(ctx)
-	l := d.queue.lease()
-	l.use()
-	defer l.unuse()
 	if err := d.queue.gone(); err != nil {
 		return err
 	}
@@ -147,16 +144,11 @@ func (d *DoubleBarrier) Enter(ctx context.Context) error {
 			d.forget(r)
 		}
 	}()
-	join := d.queue.lockTxn()
-	d.queue.enter(join)
-	v, last, err := d.stand(ctx, join)
-	if err == ErrSessionExpired {
-		v.mine = ticket{} // it is gone
-	}
-	d.queue.exit(join, v.mine, err)
-	if err == ErrSessionExpired {
-		err = d.queue.askForLease(ctx)
-	}
+	join, last := d.queue.lockTxn(), int64(0)
+	v, err := d.queue.participate(ctx, join, func() (v view, err error) {
+		v, last, err = d.stand(ctx, join)
+		return v, err
+	})
 	if err != nil {
 		return err
 	}

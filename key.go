@@ -77,12 +77,10 @@ const (
 // alone, beside its own key. So these follow nobody, and look when the ticket directly ahead is
 // gone.
 func (r rule) reach() int {
-	switch {
-	case r.several || r.kind != "" && r.most == 0:
+	if r.several || !r.shows() {
 		return 0
-	default:
-		return max(r.most, 1) - 1 + nearby
 	}
+	return max(r.most, 1) - 1 + nearby
 }
 
 // deciding is what has to be read of the line under the prefix to know who blocks a ticket.
@@ -169,9 +167,6 @@ func (v *view) follows() bool { return v.near || v.rule.most > 1 }
 
 // turn reports whether mine owns.
 func (v *view) turn() bool { return v.near && !v.rule.blocks(v.prefix, v.ahead) }
-
-// known reports whether anything is known of those ahead.
-func (v *view) known() bool { return v.near || len(v.ahead) > 0 }
 
 // next is the ticket directly ahead, or none.
 func (v *view) next() (t ticket) {
@@ -292,11 +287,9 @@ func (j joinTxn) joined(resp *v3.TxnResponse) (v view, own *mvccpb.KeyValue) {
 		v.stand(j.deciding, read[len(j.own):])
 		return v, nil
 	}
-	for _, kvs := range read[:len(j.own)] {
-		if len(kvs) > 0 && own == nil {
-			own = kvs[0]
-			v.mine = ticket{j.key, own.CreateRevision}
-		}
+	if kvs := slices.Concat(read[:len(j.own)]...); len(kvs) > 0 {
+		own = kvs[0]
+		v.mine = ticket{j.key, own.CreateRevision}
 	}
 	switch others := read[len(j.own):]; {
 	case own == nil:

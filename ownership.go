@@ -167,7 +167,7 @@ func (o *ownership) context() context.Context {
 	case o.term == nil:
 		// A term is followed only when somebody asks, because a watch costs as much as a
 		// call.
-		o.term = o.queue.follow(o.held, o.header)
+		o.term = o.queue.follow(o.held, o.header.GetRevision())
 	}
 	return o.term.ctx
 }
@@ -202,17 +202,17 @@ func ended(cause error) *term {
 // cause tells why the term has ended.
 func (t *term) cause() error { return context.Cause(t.ctx) }
 
-// follow starts the term of a grant. It ends with the session, and with the deletion of the
+// follow starts the term of a grant, whose ticket stood at the revision rev. It ends with the session, and with the deletion of the
 // key, which it watches for. A deletion by another handle of the session is known before it
 // is sent.
-func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
+func (q queue) follow(g *grant, rev int64) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
 	detach := context.AfterFunc(g.over, func() { cancel(q.lossOf()) })
 	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		defer detach()
-		err := q.standing(ctx, g.ticket, header)
+		err := q.standing(ctx, g.ticket, rev)
 		if err != ErrSessionExpired {
 			// A key that can't be read for a permanent reason ends the term as well.
 			cancel(err)
@@ -235,40 +235,37 @@ func (q queue) follow(g *grant, header *pb.ResponseHeader) *term {
 }
 
 // standing returns [ErrSessionExpired] when the ticket is seen to be gone, in any of its lines.
-// It stood at the revision of the header. It ends earlier when ctx does. It also ends with a
+// It stood at the revision rev; 0 is none. It ends earlier when ctx does. It also ends with a
 // permanent error that keeps it from reading the key, because a process that can't know does
 // not own.
 //
 // The place that a session has in a line goes on with the watch of its wait, and leaves it to
 // the next wait. So one watch serves a session from turn to turn. Other places watch their own
 // keys, because many of them may own at once.
-func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader) error {
-	if header == nil { // of a resumed election
-		header = &pb.ResponseHeader{}
-	}
+func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
 	var w *watcher
 	kept, own := false, q.keys(t.key)
 	if q.rule == (rule{}) && t.key == q.key() {
-		w, kept = q.watchLine(header)
+		w, kept = q.watchLine(rev)
 	}
 	defer func() {
 		if kept {
-			q.keep(w, header)
+			q.keep(w, rev)
 		} else {
 			w.stop()
 		}
 	}()
 	for stale := w == nil; ; {
 		if stale {
-			read, now, err := q.read(ctx, q.own(t.key), 0)
+			read, header, err := q.read(ctx, q.own(t.key), 0)
 			switch {
 			case err != nil:
 				return err
 			case !q.among(t, read):
 				return ErrSessionExpired
 			}
-			if header = now; w == nil {
-				w = q.watchOwn(ctx, t, header.Revision)
+			if rev = header.Revision; w == nil {
+				w = q.watchOwn(ctx, t, rev)
 			}
 		}
 		var news v3.WatchResponse
@@ -277,7 +274,7 @@ func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		seen := header.Revision
+		seen := rev
 		for _, ev := range news.Events {
 			switch {
 			case ev.Kv.ModRevision <= seen:
@@ -285,11 +282,11 @@ func (q queue) standing(ctx context.Context, t ticket, header *pb.ResponseHeader
 				return ErrSessionExpired
 			default:
 				// Of somebody else in the line. Whoever takes the watch over is told nothing of it.
-				header = headerAt(news.Header, ev.Kv.ModRevision)
+				rev = ev.Kv.ModRevision
 			}
 		}
 		// A watch that began later, broke, or fell silent, has told nothing of what happened
 		// before. A look does.
-		stale = (news.Canceled || news.Created) && missed(news, header.Revision)
+		stale = (news.Canceled || news.Created) && missed(news, rev)
 	}
 }

@@ -23,17 +23,32 @@ import (
 //
 // When an error says that the lease is gone, the session has ended.
 func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseHeader, error) {
+	var g *grant
+	v, err := q.participate(ctx, join, func() (v view, err error) {
+		g, v, err = q.stand(ctx, join)
+		return v, err
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return g, v.header, nil
+}
+
+// participate is what all have in common who join a line and wait there, as stand does. The view
+// of stand has its ticket after an error too. If participate fails, it takes care of that ticket.
+// For its errors see [queue.acquire].
+func (q queue) participate(ctx context.Context, join joinTxn, stand func() (view, error)) (view, error) {
 	need(ctx)
 	l := q.lease()
 	l.use()
 	defer l.unuse()
 	if err := q.gone(); err != nil {
-		return nil, nil, err
+		return view{}, err
 	}
 	q.enter(join)
 	// From here on a key may stand in etcd. Whatever happens, exit comes after enter and
 	// takes care of the key.
-	g, v, err := q.stand(ctx, join)
+	v, err := stand()
 	if err == nil {
 		err = l.loss()
 	}
@@ -44,10 +59,7 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	if err == ErrSessionExpired {
 		err = q.askForLease(ctx)
 	}
-	if err != nil {
-		return nil, nil, err
-	}
-	return g, v.header, nil
+	return v, err
 }
 
 // stand joins the line and waits until the ticket drawn is granted. Its view has that
@@ -117,7 +129,7 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 func (q queue) recognize(
 	ctx context.Context, txn joinTxn, v view, own *mvccpb.KeyValue,
 ) (_ view, doomed bool, err error) {
-	if !v.known() {
+	if !v.near { // and it is not the head
 		v, err = q.look(ctx, v.mine)
 	}
 	switch {
@@ -229,7 +241,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		own.stop()
 		far.stop()
 		if err == nil && short {
-			q.keep(line, v.header)
+			q.keep(line, v.header.Revision)
 		} else {
 			line.stop()
 		}
@@ -240,7 +252,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		case v.follows() && line == nil:
 			own.stop()
 			far.stop()
-			line, _ = q.watchLine(v.header)
+			line, _ = q.watchLine(v.header.Revision)
 			own, far = nil, nil
 		case !v.follows() && (far == nil || far.key != v.awaited().key):
 			if own == nil {
@@ -272,25 +284,25 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 }
 
 // watchLine watches the deletions in the line from now on, or goes on with the kept watch, and
-// reports which. The header is of the revision up to which its user knows the line. The watch
-// may be kept, and so does not end with the caller's context.
+// reports which. Its user knows the line up to the revision rev. The watch may be kept, and so
+// does not end with the caller's context.
 //
 // It begins with the present, because the server serves a watch that starts in the past only
 // every 100 ms (server/storage/mvcc/watchable_store.go).
-func (q queue) watchLine(header *pb.ResponseHeader) (w *watcher, kept bool) {
+func (q queue) watchLine(rev int64) (w *watcher, kept bool) {
 	l := q.lease()
-	if w = l.kept.take(q.prefix, header.Revision); w != nil {
+	if w = l.kept.take(q.prefix, rev); w != nil {
 		return w, true
 	}
 	return l.watch(context.Background(), q.prefix, 0, v3.WithPrefix(), v3.WithFilterPut()), false
 }
 
 // keep keeps a watch of the line for the session's next use of it. Its user knows the line up
-// to the revision of the header. A session that has ended keeps none, because etcd's own
+// to the revision rev. A session that has ended keeps none, because etcd's own
 // services open one for each call.
-func (q queue) keep(w *watcher, header *pb.ResponseHeader) {
+func (q queue) keep(w *watcher, rev int64) {
 	if l := q.lease(); w != nil && l.ctx.Err() == nil {
-		l.kept.keep(w, header.Revision)
+		l.kept.keep(w, rev)
 	} else {
 		w.stop()
 	}
