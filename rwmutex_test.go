@@ -343,50 +343,73 @@ func TestRWMutexBothWays(t *testing.T) {
 	l.stand(t, 0)
 }
 
-func TestRLockEnds(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	// blocked is a reader that waits behind a writer of another session.
-	blocked := func(t *testing.T) (*line, *concurrency.RWMutex, *etcdtest.Call, context.CancelFunc) {
-		l := newLine(t)
-		l.held(t)
-		m := l.rw()
-		bound, cancel := context.WithCancel(ctx)
-		t.Cleanup(cancel)
-		call := l.waits(t, 2, func() error { return m.RLock(bound) })
-		l.watched(t, 2)
-		return l, m, call, cancel
-	}
+// blocked is a handle of the session of l that waits behind n others, who are of another session.
+type blocked struct {
+	*line
+	n      int
+	call   *etcdtest.Call
+	cancel context.CancelFunc // ends the context of the call
+	again  func(context.Context) error
+}
+
+// blocks has a handle wait by take behind n others, on so many watches.
+func (l *line) blocks(tb testing.TB, n, watches int, take func(context.Context) error) blocked {
+	tb.Helper()
+	bound, cancel := context.WithCancel(tb.Context())
+	tb.Cleanup(cancel)
+	call := l.waits(tb, n+1, func() error { return take(bound) })
+	l.watched(tb, watches)
+	return blocked{l, n, call, cancel, take}
+}
+
+// waitEnds tests what ends the wait of a kind of handle.
+func waitEnds(t *testing.T, begin func(*testing.T) blocked) {
+	t.Helper()
 	t.Run("with ctx, and leaves nothing", func(t *testing.T) {
 		t.Parallel()
-		l, _, call, cancel := blocked(t)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 1)
+		b := begin(t)
+		b.cancel()
+		require.Equal(t, context.Canceled, b.call.Wait(t))
+		require.Len(t, etcdtest.Keys(t, b.outside, b.name+"/"), b.n)
 	})
 	t.Run("when its key is deleted", func(t *testing.T) {
 		t.Parallel()
-		l, _, call, _ := blocked(t)
-		l.delete(t, string(etcdtest.Keys(t, l.outside, l.name+"/~r/")[0].Key))
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		require.NoError(t, l.session.Ctx().Err())
+		b := begin(t)
+		for _, kv := range etcdtest.Keys(t, b.outside, b.name+"/") {
+			if kv.Lease == int64(b.session.Lease()) {
+				b.delete(t, string(kv.Key))
+			}
+		}
+		require.Equal(t, concurrency.ErrSessionExpired, b.call.Wait(t))
+		require.NoError(t, b.session.Ctx().Err())
 	})
 	t.Run("when its lease is revoked", func(t *testing.T) {
 		t.Parallel()
-		l, m, call, _ := blocked(t)
-		_, err := l.outside.Revoke(ctx, l.session.Lease())
+		b := begin(t)
+		_, err := b.outside.Revoke(t.Context(), b.session.Lease())
 		require.NoError(t, err)
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		require.Error(t, l.session.Ctx().Err())
-		require.Equal(t, rpctypes.ErrLeaseNotFound, m.RLock(ctx))
+		require.Equal(t, concurrency.ErrSessionExpired, b.call.Wait(t))
+		require.Error(t, b.session.Ctx().Err())
+		require.Equal(t, rpctypes.ErrLeaseNotFound, b.again(t.Context()))
 	})
+}
+
+func TestRLockEnds(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	begin := func(t *testing.T) blocked {
+		l := newLine(t)
+		l.held(t)
+		return l.blocks(t, 1, 2, l.rw().RLock)
+	}
+	waitEnds(t, begin)
 	t.Run("not when a key ahead is deleted and another one stands ahead", func(t *testing.T) {
 		t.Parallel()
-		l, _, call, _ := blocked(t)
+		l := begin(t)
 		writer := l.rival(t)
 		behind := l.waits(t, 3, func() error { return writer.Lock(ctx) })
 		l.delete(t, string(etcdtest.Keys(t, l.outside, l.name+"/")[0].Key))
-		require.NoError(t, call.Wait(t), "the writer that waits is behind")
+		require.NoError(t, l.call.Wait(t), "the writer that waits is behind")
 		require.True(t, behind.Running())
 		_, err := l.outside.Revoke(ctx, l.session.Lease())
 		require.NoError(t, err)

@@ -228,40 +228,12 @@ func TestSemaphoreAmongPlainMutexes(t *testing.T) {
 func TestAcquireEnds(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	// blocked is a handle that waits for one of two permits.
-	blocked := func(t *testing.T) (*line, *concurrency.Semaphore, *etcdtest.Call, context.CancelFunc) {
+	waitEnds(t, func(t *testing.T) blocked { // for one of two permits
 		l := newLine(t)
 		for range 2 {
 			require.NoError(t, concurrency.NewSemaphore(session(t, l.outside), l.name, 2).Acquire(ctx))
 		}
-		s := l.permit(2)
-		bound, cancel := context.WithCancel(ctx)
-		t.Cleanup(cancel)
-		call := l.waits(t, 3, func() error { return s.Acquire(bound) })
-		l.watched(t, 1)
-		return l, s, call, cancel
-	}
-	t.Run("with ctx, and leaves nothing", func(t *testing.T) {
-		t.Parallel()
-		l, _, call, cancel := blocked(t)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 2)
-	})
-	t.Run("when its key is deleted", func(t *testing.T) {
-		t.Parallel()
-		l, _, call, _ := blocked(t)
-		l.delete(t, string(etcdtest.Keys(t, l.outside, l.name+"/")[2].Key))
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		require.NoError(t, l.session.Ctx().Err())
-	})
-	t.Run("when its lease is revoked", func(t *testing.T) {
-		t.Parallel()
-		l, s, call, _ := blocked(t)
-		_, err := l.outside.Revoke(ctx, l.session.Lease())
-		require.NoError(t, err)
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, s.Acquire(ctx))
+		return l.blocks(t, 2, 1, l.permit(2).Acquire)
 	})
 	t.Run("when a holder's session is lost, which is told to the holder", func(t *testing.T) {
 		t.Parallel()

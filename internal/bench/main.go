@@ -62,7 +62,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.members, "members", 1, "`number` of servers: 1 or 3")
 	f.BoolVar(&o.fsync, "fsync", false, "let the servers wait for the disk")
 	f.Func("rtt", "round trips added between client and server, such as 0,1ms,5ms,20ms", func(s string) (err error) {
-		o.rtts, err = list(s, time.ParseDuration)
+		o.rtts, err = report.List(s, time.ParseDuration)
 		return err
 	})
 	f.IntVar(&o.rounds, "rounds", 9, "`number` of pairs of runs; three times as many where one worker is alone or transactions conflict")
@@ -73,7 +73,7 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.charts, "charts", false, "measure what the pictures show, into out/series.csv")
 	f.BoolVar(&o.rivalry, "contention", false, "measure transactions on one key instead, each for the window")
 	f.Func("sessions", "watch idle sessions instead, such as 1000,5000", func(s string) (err error) {
-		o.sessions, err = list(s, strconv.Atoi)
+		o.sessions, err = report.List(s, strconv.Atoi)
 		return err
 	})
 	f.IntVar(&o.ttl, "ttl", 60, "`seconds` for which idle sessions live without a renewal")
@@ -98,18 +98,6 @@ func parse(args []string) (options, error) {
 	}
 	o.rtt = o.rtts[0]
 	return o, nil
-}
-
-// list reads values that commas part.
-func list[T any](s string, read func(string) (T, error)) (values []T, err error) {
-	for part := range strings.SplitSeq(s, ",") {
-		value, err := read(part)
-		if err != nil {
-			return nil, err
-		}
-		values = append(values, value)
-	}
-	return values, nil
 }
 
 // run is the program but for its exit status.

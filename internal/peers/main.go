@@ -22,7 +22,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -73,11 +72,11 @@ func parse(args []string) (options, error) {
 	f.DurationVar(&o.window, "window", 2*time.Second, "`time` for which a lock goes round in one run")
 	f.DurationVar(&o.warm, "warm", 5*time.Second, "`time` for which each library works before anything is measured")
 	f.Func("rtt", "round trips added between client and server (default 0,5ms)", func(s string) (err error) {
-		o.rtts, err = list(s, time.ParseDuration)
+		o.rtts, err = report.List(s, time.ParseDuration)
 		return err
 	})
 	f.Func("contenders", "`numbers` of those among whom a lock goes round (default 2,8,16,32)", func(s string) (err error) {
-		o.crowds, err = list(s, strconv.Atoi)
+		o.crowds, err = report.List(s, strconv.Atoi)
 		return err
 	})
 	f.IntVar(&o.line, "line", 200, "`number` of those who wait in a line")
@@ -98,18 +97,6 @@ func parse(args []string) (options, error) {
 		return o, errors.New("nothing to measure")
 	}
 	return o, nil
-}
-
-// list reads values that commas part.
-func list[T any](s string, read func(string) (T, error)) (values []T, err error) {
-	for part := range strings.SplitSeq(s, ",") {
-		value, err := read(part)
-		if err != nil {
-			return nil, err
-		}
-		values = append(values, value)
-	}
-	return values, nil
 }
 
 // run is the program but for its exit status.

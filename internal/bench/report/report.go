@@ -1,5 +1,6 @@
-// Package report has what the programs that measure say their results with: tables, figures
-// with three digits, medians, the machine, and the marked places of a page.
+// Package report has what the programs that measure have in common: what they say their results
+// with, which is tables, figures with three digits, medians, the machine, and the marked places of
+// a page; and how they read lists of what to measure.
 package report
 
 import (
@@ -102,4 +103,16 @@ func SpliceFile(path, name, text string) error {
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return os.WriteFile(path, []byte(updated), 0o644)
+}
+
+// List reads values that commas part.
+func List[T any](s string, read func(string) (T, error)) (values []T, err error) {
+	for part := range strings.SplitSeq(s, ",") {
+		value, err := read(part)
+		if err != nil {
+			return nil, err
+		}
+		values = append(values, value)
+	}
+	return values, nil
 }
