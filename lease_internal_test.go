@@ -42,7 +42,14 @@ func TestALateTimerKeepsNothingAlive(t *testing.T) {
 		for how, look := range map[string]func(l *lease) error{
 			"Err":           func(l *lease) error { require.Error(t, l.ctx.Err()); return context.Cause(l.ctx) },
 			"context.Cause": func(l *lease) error { return context.Cause(l.ctx) },
-			"loss":          (*lease).loss,
+			"a key that is missed": func(l *lease) error {
+				return queue{session: &Session{lease: l}}.lossOf()
+			},
+			"a server that says the lease is gone": func(l *lease) error { l.gone(); return context.Cause(l.ctx) },
+			"a call": func(l *lease) error {
+				require.Equal(t, ErrSessionExpired, l.loss())
+				return context.Cause(l.ctx)
+			},
 			"Done of the session": func(l *lease) error {
 				s := Session{lease: l, done: l.done}
 				select {
@@ -54,7 +61,7 @@ func TestALateTimerKeepsNothingAlive(t *testing.T) {
 			},
 		} {
 			l := stopped(t)
-			require.ErrorIs(t, look(l), ErrSessionExpired, how)
+			require.Equal(t, ErrDeadline, look(l), how)
 			require.Error(t, l.lost.Err(), how)
 			select {
 			case <-l.ctx.Done():

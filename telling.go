@@ -68,8 +68,10 @@ func (q queue) tellTaken(begun time.Time, key string, g *grant, err error) {
 	}
 }
 
-// lossOf is why an ownership is lost whose ticket was seen to be gone.
+// lossOf is why an ownership is lost whose ticket was seen to be gone. The clock is asked first: a
+// key that is missed after the deadline went with its lease, and a timer may be late.
 func (q queue) lossOf() error {
+	q.lease().expire()
 	if cause := context.Cause(q.lease().lost); cause != nil {
 		return cause
 	}
