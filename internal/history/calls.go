@@ -33,6 +33,11 @@ const (
 	locked         = "mutex: Locked by another session"
 	sessionExpired = "mutex: session is expired"
 	leaseNotFound  = "etcdserver: requested lease not found"
+
+	// The causes of a loss, which a function returns whose context ended with it.
+	deadline   = sessionExpired + ": no renewal was answered before the deadline"
+	leaseGone  = sessionExpired + ": the server does not have the lease any more"
+	keyDeleted = sessionExpired + ": the key was deleted"
 )
 
 // legitimate are the errors with which a call may end whose context lives. Whatever else
@@ -41,8 +46,8 @@ var legitimate = map[string][]string{
 	"Lock":      {sessionExpired, leaseNotFound},
 	"TryLock":   {locked, sessionExpired, leaseNotFound},
 	"Campaign":  {sessionExpired, leaseNotFound},
-	"Do":        {sessionExpired, leaseNotFound},
-	"Lead":      {sessionExpired, leaseNotFound},
+	"Do":        {sessionExpired, leaseNotFound, deadline, leaseGone, keyDeleted},
+	"Lead":      {sessionExpired, leaseNotFound, deadline, leaseGone, keyDeleted},
 	"Unlock":    {},
 	"Resign":    {},
 	"RunLeader": {},

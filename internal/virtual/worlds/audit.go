@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
-	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/etcdserver"
 	"go.etcd.io/etcd/server/v3/storage/mvcc"
 
@@ -109,27 +108,6 @@ func (a *auditor) line() (lives []history.Life) {
 	}
 	slices.SortFunc(lives, func(a, b history.Life) int { return int(a.Token - b.Token) })
 	return lives
-}
-
-// by is the newest ticket that stands in a line with the value, as the store has it in this
-// instant. An auditor of a server that has just started is a moment behind.
-func (w *world) by(name, value string) (found *mvccpb.KeyValue) {
-	etcd := w.Server().Etcd()
-	if etcd == nil {
-		return nil
-	}
-	line := name + "/"
-	r, err := etcd.KV().Range(context.Background(), []byte(line), []byte(clientv3.GetPrefixRangeEnd(line)),
-		mvcc.RangeOptions{})
-	if err != nil {
-		return nil
-	}
-	for _, kv := range r.KVs {
-		if string(kv.Value) == value && (found == nil || kv.CreateRevision > found.CreateRevision) {
-			found = kv
-		}
-	}
-	return found
 }
 
 func (a *auditor) note(resp mvcc.WatchResponse) {

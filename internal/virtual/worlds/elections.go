@@ -231,7 +231,7 @@ func (w *worker) runLeader(ctx context.Context) {
 		limit := between(w.rnd, 2*time.Second, time.Minute)
 		_ = w.call(ctx, call{op: "RunLeader", name: runElection, limit: limit}, func(ctx context.Context) error {
 			running := make(chan struct{}, 1)
-			return concurrency.RunLeader(ctx, w.client, runElection, value, func(ctx context.Context, _ *concurrency.Election) error {
+			return concurrency.RunLeader(ctx, w.client, runElection, value, func(ctx context.Context, e *concurrency.Election) error {
 				select {
 				case running <- struct{}{}:
 				default:
@@ -239,31 +239,24 @@ func (w *worker) runLeader(ctx context.Context) {
 				}
 				defer func() { <-running }()
 				w.led.Add(1)
-				w.run(ctx, value, time.Duration(ttl)*time.Second)
+				w.run(ctx, e, time.Duration(ttl)*time.Second)
 				return nil
 			}, opts...)
 		})
 	}
 }
 
-// run holds what RunLeader has acquired. Which ticket that is the store knows: the newest of
-// those in line with the value of this call. If none stands, the context has to end. While the
-// server is down nothing is known.
-func (w *worker) run(ctx context.Context, value string, ttl time.Duration) {
-	if !w.Server().Running() {
-		pause(ctx, w.duration())
-		return
+// run holds what RunLeader has acquired, as the election says that it gives to its function. If
+// the election says that it does not lead any more, the context has ended.
+func (w *worker) run(ctx context.Context, e *concurrency.Election, ttl time.Duration) {
+	h := holding{
+		Hold:  history.Hold{Who: w.who, Name: runElection, Token: e.Rev(), Lease: int64(e.Session().Lease())},
+		owner: e.IsLeader(),
 	}
-	if kv := w.by(runElection, value); kv != nil {
-		h := holding{Hold: history.Hold{Who: w.who, Name: runElection, Token: kv.CreateRevision, Lease: kv.Lease}}
-		h.owner = leads(string(kv.Key), kv.CreateRevision)
+	switch {
+	case h.Token != 0:
 		w.hold(ctx, h.within(ctx, ttl))
-		return
-	}
-	began := w.rec.Now()
-	pause(ctx, 2*ttl+2*time.Second)
-	if late := w.rec.Now() - began - ttl - time.Second; late > 0 && w.Server().Running() {
-		w.violate("told", "%v led %q by RunLeader for %v longer than it may without a key",
-			w.who, runElection, late)
+	case ctx.Err() == nil:
+		w.violate("handle", "%v: the election of RunLeader does not lead, and the context lives", w.who)
 	}
 }

@@ -105,9 +105,16 @@ func (w *worker) hold(ctx context.Context, h holding) bool {
 
 // askLoss asks how late an ownership that was lost was told so, and what its handle says.
 func (w *worker) askLoss(h holding) {
-	if gone, ok := w.audit.goneAt(h.Token); ok && h.ttl > 0 && h.End-gone > h.ttl+time.Second {
-		w.violate("told", "%v: token %d of %q was gone for %v before its context ended",
-			w.who, h.Token, h.Name, h.End-gone)
+	if gone, ok := w.audit.goneAt(h.Token); ok && h.ttl > 0 {
+		// The answer that let it hold may have been late, and tells of an earlier time.
+		known := span{max(gone, h.Start), h.End}
+		// The watch was silent from half a round trip after the loss on, and the look that
+		// followed took a whole one.
+		bound := h.ttl + time.Second + w.weather.farthest(known)*3/2
+		if late := known.to - known.from; late > bound {
+			w.violate("told", "%v: token %d of %q was gone for %v before its context ended, which is %v too late",
+				w.who, h.Token, h.Name, late, late-bound)
+		}
 	}
 	// A context also ends with an error that keeps it from looking: that is no loss.
 	lost := h.belief == nil || errors.Is(context.Cause(h.belief), w.lib.ErrSessionExpired)

@@ -99,6 +99,13 @@ func (w *weather) calmest(s span, limit time.Duration) time.Duration {
 	return longestFree(s, taken)
 }
 
+// farthest is the longest round trip in a span.
+func (w *weather) farthest(s span) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.longestTrip(s)
+}
+
 // longestTrip is the longest round trip in a span. The caller holds mu.
 func (w *weather) longestTrip(s span) (longest time.Duration) {
 	for i, t := range w.trips {
