@@ -52,6 +52,13 @@ var legitimate = map[string][]string{
 	"Resign":    {},
 	"RunLeader": {},
 
+	"LocalMutex.Lock":    {sessionExpired, leaseNotFound},
+	"LocalMutex.TryLock": {locked, sessionExpired, leaseNotFound},
+	"LocalMutex.Unlock":  {},
+	"Barrier.Wait":       {},
+	"Enter":              {sessionExpired, leaseNotFound},
+	"Leave":              {sessionExpired, leaseNotFound},
+
 	"RLock":         {sessionExpired, leaseNotFound},
 	"Acquire":       {sessionExpired, leaseNotFound},
 	"Lock of all":   {sessionExpired, leaseNotFound},
