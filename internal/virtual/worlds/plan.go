@@ -32,6 +32,7 @@ type Plan struct {
 	Strangers []stranger
 	Trips     []trip
 	Margins   bool
+	Meeting   int // of how many participants a double barrier is
 }
 
 // Options are what a plan does not leave to the seed.
@@ -56,6 +57,7 @@ var Sets = []Set{
 	{"any", 4, func(string) bool { return true }},
 	{"locks", 3, under("lock")},
 	{"kinds", 3, func(k string) bool { return under("kinds")(k) || under("lock")(k) }},
+	{"barriers", 2, under("barrier")},
 	{"elections", 2, under("election")},
 	{"contexts", 2, under("context")},
 	{"transactions", 2, under("transaction")},
@@ -118,6 +120,7 @@ func NewPlan(seed uint64, o Options) Plan {
 	p.Strangers = few(rnd, strangers, 0.3)
 	p.Trips = some(rnd, trips, 0.4)
 	p.Margins = rnd.IntN(3) == 0 && !o.upstream()
+	p.Meeting = 1 + rnd.IntN(crew)
 	return p
 }
 
