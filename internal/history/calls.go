@@ -189,7 +189,7 @@ func CheckStrays(h History) (found []Violation) {
 		}
 		at, s := placeOf{c.Name, c.Lease}, span{c.Call, c.Return}
 		used[at], users[at] = append(used[at], s), c.Who
-		if c.Name != "" && (c.Error == "" || c.Error == locked) {
+		if c.Name != "" && c.Op != Beside && (c.Error == "" || c.Error == locked) {
 			answers[c.Lease] = append(answers[c.Lease], s)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 )
@@ -59,6 +60,22 @@ type Life struct {
 	Created time.Duration `json:"created,omitempty"` // when the news of the creation came
 	Deleted int64         `json:"deleted,omitempty"` // the revision, 0: it stands
 	Gone    time.Duration `json:"gone,omitempty"`    // when the news of the deletion came
+}
+
+// LifeOf is what the name of a key tells: what is locked there, which is the first n parts of
+// the name; the kind of the ticket, if it has one; the lease; and the number of the place, if it
+// has one.
+func LifeOf(key string, n int) (life Life) {
+	parts := strings.Split(key, "/")
+	life.Name = strings.Join(parts[:n], "/")
+	parts = parts[n:]
+	if kind, ok := strings.CutPrefix(parts[0], "~"); ok {
+		life.Kind, parts = kind, parts[1:]
+	}
+	if len(parts) > 1 {
+		life.Number = parts[1]
+	}
+	return life
 }
 
 // Round is the beginning of a round of a double barrier, as the servers told it. Whose ticket is
@@ -155,6 +172,10 @@ type Total struct {
 	Want int           `json:"want"`
 	At   time.Duration `json:"at"`
 }
+
+// Beside is the operation of a call that stands for another one, in a line that the other one
+// does not name.
+const Beside = "beside"
 
 // Call is a call of the library, or one of the harness's about it.
 type Call struct {

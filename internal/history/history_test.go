@@ -513,6 +513,19 @@ func TestTheCulpritIsNamed(t *testing.T) {
 	assert.Contains(t, page.String(), "<html")
 }
 
+func TestLifeOf(t *testing.T) {
+	for key, life := range map[string]history.Life{
+		"line/a/1f":             {Name: "line/a"},
+		"line/a/1f/77":          {Name: "line/a", Number: "77"},
+		"line/a/~r/1f/77":       {Name: "line/a", Kind: "r", Number: "77"},
+		"line/a/~p/1f":          {Name: "line/a", Kind: "p"},
+		"meet/of-2/waiters/1f2": {Name: "meet/of-2", Number: "1f2"},
+	} {
+		assert.Equal(t, life, history.LifeOf(key, 2), key)
+	}
+	assert.Equal(t, history.Life{Name: "chaos/line/a", Kind: "r", Number: "7"}, history.LifeOf("chaos/line/a/~r/1f/7", 3))
+}
+
 func TestRecorder(t *testing.T) {
 	r := history.NewRecorder()
 	before := r.Now()

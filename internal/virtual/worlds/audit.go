@@ -177,24 +177,9 @@ func (a *auditor) changeLine(key string, now time.Duration, ev *mvccpb.Event) {
 		delete(a.lives, key)
 	case ev.Type == mvccpb.Event_PUT && ev.Kv.CreateRevision == ev.Kv.ModRevision:
 		a.lates[ev.Kv.CreateRevision] = a.late()
-		life := placeIn(key)
+		life := history.LifeOf(key, 2)
 		life.Token, life.Lease, life.Created = ev.Kv.CreateRevision, ev.Kv.Lease, now
 		life.Value = string(ev.Kv.Value)
 		a.lives[key] = &life
 	}
-}
-
-// placeIn reads the name of a key: the area and what is locked there; the kind of the ticket, if
-// it has one; the lease; and the number of the place, if it has one.
-func placeIn(key string) (life history.Life) {
-	parts := strings.Split(key, "/")
-	life.Name = parts[0] + "/" + parts[1]
-	parts = parts[2:]
-	if kind, ok := strings.CutPrefix(parts[0], "~"); ok {
-		life.Kind, parts = kind, parts[1:]
-	}
-	if len(parts) > 1 {
-		life.Number = parts[1]
-	}
-	return life
 }
