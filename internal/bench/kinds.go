@@ -16,7 +16,7 @@ import (
 func otherLocks() []workload {
 	cycle := &limits{calls: 2, raft: 2}
 	free := func(name string, hire func(*bed, int) (work, error)) workload {
-		return workload{name: name, ops: 30, workers: 1, hire: hire, limits: cycle}
+		return workload{name: name, ops: 10, workers: 1, hire: hire, limits: cycle}
 	}
 	permit := free("free permit and release, beside bare Put and Delete", cycles(func(s session, name string) mutex {
 		return s.permit(name)
