@@ -48,7 +48,11 @@ func (w *worker) holdBarrier(ctx context.Context) {
 func (w *worker) awaitBarrier(ctx context.Context) {
 	b, name := w.anyBarrier()
 	from := w.audit.seen()
-	err := w.call(ctx, call{op: "Barrier.Wait", name: name, limit: w.patience()}, b.Wait)
+	c := call{op: "Barrier.Wait", name: name, limit: w.patience()}
+	if ended(w.calm) { // whoever has it now holds it for as long as that, at the longest
+		c.due = 3*w.longest() + patience
+	}
+	err := w.call(ctx, c, b.Wait)
 	if to, ok := w.revNow(); ok && err == nil {
 		w.rec.Add(history.Record{Sighting: &history.Sighting{
 			Who: w.who, Name: name, From: from, To: to, At: w.rec.Now(),
