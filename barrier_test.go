@@ -138,6 +138,27 @@ func TestDoubleBarrier(t *testing.T) {
 		y.blocked(one, two, calls[3], calls[4], six)
 		y.returned(all[2].leave(ctx), one, two, calls[3], calls[4], six)
 		y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
+	}, func(y *yard) { // the n-th begins the next round, however slow he is
+		all := y.participants(7)
+		ctx, cancel := context.WithCancel(y.t.Context())
+		defer cancel()
+		var calls []*etcdtest.Call
+		for i, p := range all {
+			calls = append(calls, p.enter(ctx))
+			y.stand(p.client, i+1)
+		}
+		y.returned(calls[:3]...)
+		y.blocked(calls[3:]...)
+		slow := all[5].faults.Hold(fault.Txn, 1)
+		y.returned(all[0].leave(ctx), all[1].leave(ctx), all[2].leave(ctx))
+		ended(y.t, slow.Reached(), "he is about to begin it")
+		y.blocked(calls[3:]...)
+		slow.Open()
+		y.returned(calls[3:6]...)
+		y.blocked(calls[6])
+		y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
+		cancel()
+		require.Equal(y.t, context.Canceled, calls[6].Wait(y.t))
 	}, func(y *yard) { // a quick one that is back before a slow one has looked does not hold him
 		all := y.participants(3)
 		ctx := y.t.Context()
