@@ -108,7 +108,7 @@ func TestParse(t *testing.T) {
 	require.Equal(t, []int{1000, 5000}, o.sessions)
 	require.True(t, o.workloads.MatchString("STM, blind write"))
 	require.Equal(t, 3, o.rounds)
-	for _, wrong := range []string{"more", "-rtt=fast", "-rounds=0", "-charts", "-workloads=("} {
+	for _, wrong := range []string{"more", "-rtt=fast", "-rounds=0", "-charts", "-places", "-workloads=("} {
 		_, err = parse([]string{wrong})
 		require.Error(t, err, wrong)
 	}
