@@ -38,6 +38,7 @@ type world struct {
 
 	led     atomic.Int64 // functions that RunLeader has run
 	streams atomic.Int64 // calls of Observe and Leaders
+	steps   atomic.Int64 // calls that the functions of transactions have made
 
 	mu         sync.Mutex           // guards the fields below
 	revoked    map[int64]revocation // by strangers
@@ -74,6 +75,13 @@ func (w *world) live() {
 	w.audit = newAuditor(w.rec, w.lateness)
 	w.audit.attach(w.Server().Etcd())
 	defer w.audit.finish()
+	if w.plan.Dense {
+		ctx, cancel := context.WithCancel(context.Background())
+		var flusher sync.WaitGroup
+		flusher.Go(func() { w.flush(ctx) })
+		defer flusher.Wait()
+		defer cancel()
+	}
 	for i := range crew {
 		w.stations = append(w.stations, w.newStation(i))
 	}
