@@ -59,7 +59,11 @@ func Play(t *testing.T, seed uint64, o Options) *Report {
 		revoked: map[int64]revocation{}, sent: map[callOf]time.Duration{}, renewals: map[second]int{},
 	}
 	var lasted time.Duration
-	virtual.Run(t, virtual.Options{Seed: seed, Trace: w.trace, RealTime: 20 * time.Minute}, func(b *virtual.Bubble) {
+	bounds := virtual.Options{Seed: seed, Trace: w.trace, RealTime: 20 * time.Minute}
+	if w.plan.Dense { // a virtual second of it can take a minute of a busy machine
+		bounds.Still = bounds.RealTime
+	}
+	virtual.Run(t, bounds, func(b *virtual.Bubble) {
 		w.Bubble = b
 		w.live()
 		lasted = b.Now()
