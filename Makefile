@@ -120,6 +120,9 @@ services: ## etcd's lock and election services, by gRPC and HTTP, with etcd buil
 	go run ./internal/interop/swap -out $(SWAP)
 	$(GOTEST) -modfile=$(SWAP)/go.mod ./internal/interop/services -args -swapped
 
+gocron: ## the examples' adapters for gocron's Locker and Elector, with gocron; downloads it as a Go module
+	cd internal/interop/gocron && $(GOTEST) .
+
 ETCD_TEST := go test -modfile=$(SWAP)/go.mod -mod=mod -count=1 -timeout=20m
 ETCD_TESTS := go.etcd.io/etcd/tests/v3/integration
 # The one of etcd's tests that ends otherwise here, and how: see COMPAT.md.
@@ -213,5 +216,6 @@ peers: | .build ## the same lock in ZooKeeper and Redis beside, into PERFORMANCE
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo lines test check lint readme api cover others fuzz interop interop-versions $(ETCDS:%=interop-%) services etcd-tests compat cut-offs proxied mutants \
-	chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick peers
+.PHONY: help demo lines test check lint readme api cover others fuzz \
+	interop interop-versions $(ETCDS:%=interop-%) services gocron \
+	etcd-tests compat cut-offs proxied mutants chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick peers
