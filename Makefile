@@ -207,6 +207,9 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 bench-quick: ## call counts, raft entries and the hand-over against upstream, in under a minute
 	$(BENCH) -quick
 
+places: ## the table of PERFORMANCE.md by which the number of places in key.go was chosen; PLACESFLAGS
+	go run ./internal/bench/places $(PLACESFLAGS) -update PERFORMANCE.md
+
 PEERS := .build/peers
 peers: | .build ## the same lock in ZooKeeper and Redis beside, into PERFORMANCE.md; needs Debian's zookeeper and redis-server; PEERSFLAGS
 	@go build -C internal/peers -o $(CURDIR)/$(PEERS) .
@@ -217,5 +220,5 @@ peers: | .build ## the same lock in ZooKeeper and Redis beside, into PERFORMANCE
 	@mkdir -p $@
 
 .PHONY: help demo lines test check lint readme api cover others fuzz \
-	interop interop-versions $(ETCDS:%=interop-%) services gocron \
-	etcd-tests compat cut-offs proxied mutants chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick peers
+	interop interop-versions $(ETCDS:%=interop-%) services gocron etcd-tests compat cut-offs proxied mutants \
+	chaos chaos-quick chaos-mutants worlds virtual virtual-quick virtual-mutants bench bench-quick places peers

@@ -155,8 +155,10 @@
 //
 // A server may keep silent on a connection that stands. A call of a lock or an election
 // that has no answer after a third of the TTL is sent again beside the first, and the
-// first answer counts. A watch that has told nothing for a TTL is replaced. Transactions,
-// Proclaim and Leader wait for as long as their context lets them.
+// first answer counts. A watch that has told nothing for two thirds of the TTL is replaced,
+// and a read shows what it has not told. So a member that is silent hides a deletion for a
+// TTL and one and a half round trips at most. Transactions, Proclaim and Leader wait for as
+// long as their context lets them.
 //
 // Errors that upstream returns bare are returned bare and can be compared with ==: the
 // sentinels, the errors of contexts, and those of rpctypes. A program that calls a

@@ -31,9 +31,9 @@ func sampleRow(goal float64, l *limits) row {
 func TestTables(t *testing.T) {
 	missed := comparison("title", []row{sampleRow(0.2, nil), sampleRow(0.3, nil)}, true)
 	require.Equal(t, []string{
-		"work", "100ns", "30ns", "0.3", "0.3 to 0.3", "0.2 missed", "1", "1", "3", "2", "7", "8",
+		"work", "100ns", "30ns", "0.3", "0.3 to 0.3", "0.2", "no", "1", "1", "3", "2", "7", "8",
 	}, missed.Rows[0])
-	require.Equal(t, "0.3", missed.Rows[1][5], "a goal is reached by what equals it")
+	require.Equal(t, []string{"0.3", "yes"}, missed.Rows[1][5:7], "a goal is reached by what equals it")
 	require.Equal(t, "–", comparison("", []row{sampleRow(0.2, nil)}, false).Rows[0][5])
 	require.Equal(t, "upstream", missed.Head[1])
 	beside := sampleRow(0, nil)
@@ -41,7 +41,7 @@ func TestTables(t *testing.T) {
 	require.Equal(t, "bare", comparison("", []row{beside}, true).Head[1])
 	busy := sampleRow(0.2, nil)
 	busy.busy = true
-	require.Equal(t, []string{"–", "–"}, comparison("", []row{busy}, true).Rows[0][10:])
+	require.Equal(t, []string{"–", "–"}, comparison("", []row{busy}, true).Rows[0][11:])
 	for _, row := range missed.Rows {
 		require.Len(t, row, len(missed.Head))
 	}
@@ -108,7 +108,7 @@ func TestParse(t *testing.T) {
 	require.Equal(t, []int{1000, 5000}, o.sessions)
 	require.True(t, o.workloads.MatchString("STM, blind write"))
 	require.Equal(t, 3, o.rounds)
-	for _, wrong := range []string{"more", "-rtt=fast", "-rounds=0", "-charts", "-workloads=("} {
+	for _, wrong := range []string{"more", "-rtt=fast", "-rounds=0", "-charts", "-places", "-workloads=("} {
 		_, err = parse([]string{wrong})
 		require.Error(t, err, wrong)
 	}

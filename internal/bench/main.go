@@ -37,6 +37,7 @@ type options struct {
 	quick     bool
 	profile   bool
 	charts    bool
+	places    bool
 	rivalry   bool
 	sessions  []int
 	ttl       int
@@ -71,6 +72,7 @@ func parse(args []string) (options, error) {
 	f.BoolVar(&o.profile, "profile", false, "show where this package's side of the workloads spends processor time instead")
 	f.BoolVar(&o.quick, "quick", false, "three rounds of what has limits that no noise excuses; fail beyond them")
 	f.BoolVar(&o.charts, "charts", false, "measure what the pictures show, into out/series.csv")
+	f.BoolVar(&o.places, "places", false, "measure what the number of places decides, into out/series.csv, as the program in places asks for")
 	f.BoolVar(&o.rivalry, "contention", false, "measure transactions on one key instead, each for the window")
 	f.Func("sessions", "watch idle sessions instead, such as 1000,5000", func(s string) (err error) {
 		o.sessions, err = report.List(s, strconv.Atoi)
@@ -88,8 +90,8 @@ func parse(args []string) (options, error) {
 	switch {
 	case f.NArg() > 0:
 		return o, fmt.Errorf("%q is no flag", f.Arg(0))
-	case o.charts && o.out == "":
-		return o, errors.New("-charts takes a folder, -out")
+	case (o.charts || o.places) && o.out == "":
+		return o, errors.New("-charts and -places take a folder, -out")
 	case o.rounds < 1 || len(o.rtts) == 0:
 		return o, errors.New("nothing to measure")
 	}
@@ -161,8 +163,11 @@ func (o options) measure(ctx context.Context, l *lab) (tables []report.Table, fo
 		return []report.Table{t}, nil, err
 	}
 	chosen := workloads()
-	if o.charts {
+	switch {
+	case o.charts:
 		chosen = series()
+	case o.places:
+		chosen = places()
 	}
 	chosen = slices.DeleteFunc(chosen, func(w workload) bool {
 		return !o.workloads.MatchString(w.name) || o.without.MatchString(w.name) || o.quick && w.limits == nil
@@ -185,7 +190,7 @@ func (o options) measure(ctx context.Context, l *lab) (tables []report.Table, fo
 	if t := contention(title+"; what single transactions met with", rows); len(t.Rows) > 0 {
 		tables = append(tables, t)
 	}
-	if o.charts {
+	if o.charts || o.places {
 		err = os.WriteFile(filepath.Join(o.out, "series.csv"), encode(rows), 0o644)
 	}
 	return tables, breaches(rows), err

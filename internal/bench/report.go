@@ -19,21 +19,21 @@ func comparison(title string, rows []row, goals bool) report.Table {
 		base = rows[0].rival()
 	}
 	t := report.Table{Title: title, Head: []string{
-		"workload", base.name, "here", "ratio", "quartiles", "goal",
+		"workload", base.name, "here", "ratio", "quartiles", "goal", "met",
 		"raft/op", "here", "calls/op", "here", "allocs/op", "here",
 	}}
 	for _, r := range rows {
 		pairs := report.Ratios(r.base.times, r.here.times)
-		goal := "–"
+		goal, met := "–", "–"
 		if goals && r.goal > 0 {
-			goal = report.Number(r.goal)
+			goal, met = report.Number(r.goal), "yes"
 			if report.Median(pairs) > r.goal {
-				goal += " missed"
+				met = "no"
 			}
 		}
 		t.Rows = append(t.Rows, []string{
 			r.name, report.Duration(report.Median(r.base.times)), report.Duration(report.Median(r.here.times)),
-			report.Number(report.Median(pairs)), report.Number(report.Quantile(pairs, 0.25)) + " to " + report.Number(report.Quantile(pairs, 0.75)), goal,
+			report.Number(report.Median(pairs)), report.Number(report.Quantile(pairs, 0.25)) + " to " + report.Number(report.Quantile(pairs, 0.75)), goal, met,
 			report.Number(r.base.raft()), report.Number(r.here.raft()), report.Number(r.base.calls), report.Number(r.here.calls),
 			r.allocations(r.base), r.allocations(r.here),
 		})

@@ -42,6 +42,23 @@ func series() (all []workload) {
 	return all
 }
 
+// places are the workloads which the number of places decides from which a waiter follows its line.
+func places() (all []workload) {
+	add := func(w workload) {
+		w.base = &bareLine
+		w.shows = []view{{"places", ": " + w.name, w.workers, func(f figures) float64 {
+			return report.Median(f.times) / float64(time.Millisecond)
+		}}}
+		all = append(all, w)
+	}
+	for _, n := range []int{2, 4, 8, 16, 32, 64} {
+		add(handOver(n, max(40, 4*n), false, 0, nil))
+	}
+	add(draining(100, 0))
+	add(draining(1000, 0))
+	return all
+}
+
 // encode writes the points of rows as the program in chart reads them.
 func encode(rows []row) []byte {
 	var out bytes.Buffer

@@ -62,11 +62,11 @@ func workloads() []workload {
 		w.name, w.base, w.goal = w.name+", beside bare calls", &bareLine, 0
 		return w
 	}
-	leading := workload{name: "leadership hand-over among 4", goal: 0.03, ops: 60, workers: 4, hire: leads}
+	leading := workload{name: "leadership hand-over among 4", goal: 0.022, ops: 60, workers: 4, hire: leads}
 	return append([]workload{
-		alone("free lock and release", 1, locks, cycle),
+		alone("free lock and release", 1.03, locks, cycle),
 		besideBare,
-		handOver(2, 40, false, 0.02, handing),
+		handOver(2, 40, false, 0.01, handing),
 		handOver(2, 40, true, 0.025, nil),
 		handOver(16, 160, false, 0.12, nil),
 		handOver(16, 160, true, 0.16, nil),

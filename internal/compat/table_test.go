@@ -128,8 +128,9 @@ func (p *part) variants(embeddedServer bool) []variant {
 	return vs
 }
 
-// outside reports whether the part can run against a server in another process.
-func (p *part) outside() bool { return !p.embedded && !p.auth && p.members < 3 }
+// outside reports whether the part can run against a server in another process. A part in a bubble
+// has its own server there.
+func (p *part) outside() bool { return !p.embedded && !p.auth && p.members < 3 && !p.bubble }
 
 // result is what became of a part with one library.
 type result struct {

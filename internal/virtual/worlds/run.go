@@ -13,10 +13,12 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"example.com/etcd/concurrency/internal/library"
@@ -84,8 +86,11 @@ func Command(args []string, out, errs io.Writer) int {
 	}
 	fmt.Fprintf(out, "%s, seed %d, %g virtual hours, %s\n",
 		c.Library.Name, c.seed, c.hours, time.Now().UTC().Format(time.DateOnly))
+	// Who has seen enough ends the run early, and is told of what was played.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
 	began := time.Now()
-	total := c.play(out)
+	total := c.play(ctx, out)
 	total.Print(out)
 	real := time.Since(began)
 	fmt.Fprintf(out, "%v of real time: %.0f times; %v of processor time: %.0f times\n",
@@ -101,14 +106,14 @@ func Command(args []string, out, errs io.Writer) int {
 	return 0
 }
 
-// play plays worlds until enough virtual time has been handed out.
-func (c command) play(out io.Writer) *Report {
+// play plays worlds until enough virtual time has been handed out, or ctx ends.
+func (c command) play(ctx context.Context, out io.Writer) *Report {
 	var mu sync.Mutex // guards the variables below
 	total, next, left, began := NewReport(), c.seed, time.Duration(c.hours*float64(time.Hour)), time.Now()
 	take := func() (seed uint64, ok bool) {
 		mu.Lock()
 		defer mu.Unlock()
-		if left <= 0 || c.limit > 0 && time.Since(began) > c.limit {
+		if left <= 0 || ctx.Err() != nil || c.limit > 0 && time.Since(began) > c.limit {
 			return 0, false
 		}
 		seed, next = next, next+1
@@ -121,6 +126,9 @@ func (c command) play(out io.Writer) *Report {
 			for seed, ok := take(); ok; seed, ok = take() {
 				r := c.playOne(seed)
 				mu.Lock()
+				if ctx.Err() != nil && r.Kinds["crash"] > 0 { // a terminal interrupts the worlds, too
+					r = NewReport()
+				}
 				for _, v := range r.Violations {
 					if total.Kinds[v.Property]++; total.Kinds[v.Property] <= shown && !c.upstream() {
 						fmt.Fprintln(out, v)
