@@ -97,11 +97,31 @@ interop: $(if $(CHECKED),,services) ## etcd's services on this package; the demo
 	ETCD_BINARY=$$(command -v etcd) go run ./internal/demo $(DEMOFLAGS)
 	ETCD_BINARY=$$(command -v etcd) $(GOTEST) $(CONTRACT) ./internal/interop
 
+# Releases of etcd that are tested beside those of go.mod and of Debian. Their etcd and etcdctl are
+# built from their Go modules, each in a module of its own, so that they require what they were
+# released with.
+ETCDS := 3.5.35 3.6.16
+ETCD := .build/etcd
+interop-versions: $(ETCDS:%=interop-%) ## interop with the etcd and etcdctl of ETCDS; downloads them as Go modules
+
+$(ETCDS:%=interop-%): interop-%: $(ETCD)/%/etcd
+	PATH="$(CURDIR)/$(<D):$$PATH" $(MAKE) --no-print-directory interop CHECKED=1
+
+$(ETCDS:%=$(ETCD)/%/etcd): $(ETCD)/%/etcd:
+	rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && go mod init etcd && \
+		go get go.etcd.io/etcd/server/v3@v$* go.etcd.io/etcd/etcdctl/v3@v$*
+	go build -C $(@D) -o etcdctl go.etcd.io/etcd/etcdctl/v3
+	go build -C $(@D) -o etcd go.etcd.io/etcd/server/v3
+
 # etcd's client module with this package in it, and a go.mod by which etcd is built on it.
 SWAP := .build/swap
 services: ## etcd's lock and election services, by gRPC and HTTP, with etcd built on this package
 	go run ./internal/interop/swap -out $(SWAP)
 	$(GOTEST) -modfile=$(SWAP)/go.mod ./internal/interop/services -args -swapped
+
+gocron: ## the examples' adapters for gocron's Locker and Elector, with gocron; downloads it as a Go module
+	cd internal/interop/gocron && $(GOTEST) .
 
 ETCD_TEST := go test -modfile=$(SWAP)/go.mod -mod=mod -count=1 -timeout=20m
 ETCD_TESTS := go.etcd.io/etcd/tests/v3/integration
@@ -203,5 +223,6 @@ peers: | .build ## the same lock in ZooKeeper and Redis beside, into PERFORMANCE
 .build:
 	@mkdir -p $@
 
-.PHONY: help demo lines test check lint readme api cover others fuzz interop services etcd-tests compat cut-offs proxied mutants \
+.PHONY: help demo lines test check lint readme api cover others fuzz \
+	interop interop-versions $(ETCDS:%=interop-%) services gocron etcd-tests compat cut-offs proxied mutants \
 	chaos chaos-quick chaos-mutants worlds virtual ranges-long virtual-quick virtual-mutants bench bench-quick places peers

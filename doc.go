@@ -89,7 +89,10 @@
 //     up, after a call without an answer, what the other holds.
 //   - A name owns its keys. A lock and an election of one name share the line. Any foreign
 //     key under name + "/" counts as a participant. Therefore the keys of "a/b" stand in
-//     the line of "a".
+//     the line of "a". Readers of "a" lie under "a/~r/", and permits under "a/~p/". The names
+//     "a/~r", "a/~p" and all below them are in no way reserved. Whoever takes the Mutex "a/~r"
+//     counts in the line of "a" as a reader, so readers of "a" come in beside it. The Mutex
+//     waits for each reader of "a", because the readers' keys lie under its name.
 //
 // # Acting on ownership
 //

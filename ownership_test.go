@@ -174,7 +174,9 @@ func TestCtxLasts(t *testing.T) {
 		})
 		t.Run("who doesn't ask doesn't pay", func(t *testing.T) {
 			t.Parallel()
-			l, h := taken(t, kind)
+			l := lineOn(t, etcdtest.New(t)) // where nobody else writes, and calls for a look
+			h := kind(l.session, l.name)
+			require.NoError(t, h.take(t.Context()))
 			require.Equal(t, "Txn 1", l.calls())
 			h.Ctx()
 			l.watched(t, 1)

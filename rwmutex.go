@@ -35,8 +35,10 @@ type RWMutex struct {
 
 // NewRWMutex returns a handle of the lock that pfx names. The keys of the lock lie under pfx
 // + "/", where no other keys may lie. A key of a stranger counts as a writer, and so does
-// the key of a lock whose name lies within this one. NewRWMutex makes no call. It panics if
-// s is nil.
+// the key of a lock whose name lies within this one. Readers lie under pfx + "/~r/". A key
+// there counts as a reader, also that of a Mutex named pfx + "/~r". That Mutex keeps writers
+// out and no reader, and it waits for each reader that came before. NewRWMutex makes no call.
+// It panics if s is nil.
 func NewRWMutex(s *Session, pfx string) *RWMutex {
 	q := newQueue(s, pfx)
 	return &RWMutex{ownership{queue: q, released: lockReleased}, q.apart(readers)}

@@ -536,3 +536,50 @@ func TestRWMutexBadInput(t *testing.T) {
 	require.False(t, resp.Succeeded)
 	l.stand(t, 0)
 }
+
+// The name of a lock may lie where another line has its readers or its permits. Its places count
+// there as such, and theirs count in its line as a stranger's.
+func TestANameAmongReadersOrPermits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for _, within := range []string{"/~r", "/~r/report", "/~p", "/~p/report"} {
+		t.Run(within, func(t *testing.T) {
+			t.Parallel()
+			l := newLine(t)
+			inner := concurrency.NewMutex(session(t, l.outside), l.name+within)
+			reader, permit := l.rw(), l.permit(2)
+			require.NoError(t, inner.Lock(ctx))
+			require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx), "as of every name within its own")
+			if strings.HasPrefix(within, "/~r") {
+				require.Equal(t, concurrency.ErrLocked, permit.TryAcquire(ctx))
+				require.NoError(t, reader.TryRLock(ctx), "a reader reads beside it")
+				require.NoError(t, reader.RUnlock(ctx))
+			} else {
+				require.Equal(t, concurrency.ErrLocked, reader.TryRLock(ctx))
+				require.NoError(t, permit.TryAcquire(ctx), "it takes one permit of two")
+				require.Equal(t, concurrency.ErrLocked, l.permit(2).TryAcquire(ctx))
+				require.NoError(t, permit.Release(ctx))
+			}
+			require.NoError(t, inner.Unlock(ctx))
+			l.stand(t, 0)
+		})
+	}
+	t.Run("waits for the readers", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		inner, reader := concurrency.NewMutex(session(t, l.outside), l.name+"/~r"), l.rw()
+		require.NoError(t, reader.RLock(ctx))
+		require.Equal(t, concurrency.ErrLocked, inner.TryLock(ctx))
+		require.NoError(t, reader.RUnlock(ctx))
+		require.NoError(t, inner.TryLock(ctx))
+	})
+	t.Run("waits for the permits", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		inner, permit := concurrency.NewMutex(session(t, l.outside), l.name+"/~p"), l.permit(2)
+		require.NoError(t, permit.Acquire(ctx))
+		require.Equal(t, concurrency.ErrLocked, inner.TryLock(ctx))
+		require.NoError(t, permit.Release(ctx))
+		require.NoError(t, inner.TryLock(ctx))
+	})
+}

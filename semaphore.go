@@ -26,7 +26,9 @@ type Semaphore struct{ ownership }
 // NewSemaphore returns a handle of one permit of the semaphore that pfx names, of which n are
 // given at once. The keys of the semaphore lie under pfx + "/", where no other keys may lie.
 // A key of a stranger counts as a Mutex that holds, and so does the key of a lock whose name
-// lies within this one. NewSemaphore makes no call. It panics if s is nil or n is less than 1.
+// lies within this one. Permits lie under pfx + "/~p/". A key there counts as one permit, also
+// that of a Mutex named pfx + "/~p". That Mutex waits for each permit that was asked for
+// before. NewSemaphore makes no call. It panics if s is nil or n is less than 1.
 func NewSemaphore(s *Session, pfx string, n int) *Semaphore {
 	if n < 1 {
 		panic("concurrency: a semaphore with fewer than one permit")
