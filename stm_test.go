@@ -1482,6 +1482,7 @@ func TestSTMBadInput(t *testing.T) {
 	for name, bug := range map[string]func(){
 		"nil client":          func() { concurrency.NewSTM(nil, apply) },
 		"nil function":        func() { concurrency.NewSTM(c, nil) },
+		"nil option":          func() { concurrency.NewSTM(c, apply, nil) },
 		"nil context":         func() { concurrency.NewSTM(c, apply, concurrency.WithAbortContext(none)) },
 		"level -1":            func() { concurrency.NewSTM(c, apply, concurrency.WithIsolation(-1)) },
 		"level 4":             func() { concurrency.NewSTM(c, apply, concurrency.WithIsolation(4)) },

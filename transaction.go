@@ -45,7 +45,7 @@ import (
 // Reads, and commits that write nothing, ride out a lost connection or leader for as long
 // as a Get of the client does. A transaction costs one call for each method that fetches,
 // more for a long range, and one for the commit. A wait by Retry costs one watch for each key
-// and range that was read, and a call for each look. NewSTM panics if c or apply is nil.
+// and range that was read, and a call for each look. NewSTM panics if c, apply or an option is nil.
 func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnResponse, error) {
 	if c == nil {
 		panic("concurrency: NewSTM: nil client")
@@ -55,6 +55,9 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 	}
 	o := stmOptions{ctx: c.Ctx(), patience: patience}
 	for _, opt := range so {
+		if opt == nil {
+			panic("concurrency: NewSTM: nil option")
+		}
 		opt(&o)
 	}
 	defer o.trace.wait()

@@ -58,7 +58,7 @@ func TestTorment(t *testing.T) {
 	err := torment(t.Context(), []string{"-duration", "5s", "-grace", "20s", "-evidence", t.TempDir()}, &out)
 	require.NoError(t, err, out.String())
 	assert.Contains(t, out.String(), "violations: 0 here")
-	for _, row := range []string{"| here |", "| upstream |", "| here transfer |", "| here NewSession |"} {
+	for _, row := range []string{"| here |", "| upstream |", "| here transfer |", "| here NewSession |", "| here sleep |"} {
 		assert.Contains(t, out.String(), row)
 	}
 	assert.NotContains(t, out.String(), "that was paused made 0 calls")

@@ -16,6 +16,7 @@ type shift struct {
 	stopWork, stopWatch context.CancelFunc
 	workers, watchers   sync.WaitGroup
 	latests             map[string][]*latest // of the observers, by election
+	sleepers            []*latest
 }
 
 func newShift(pkg string) *shift {
@@ -26,7 +27,8 @@ func newShift(pkg string) *shift {
 }
 
 // staff starts the work: at each station two workers with a session each, two transactors,
-// whose transactions meet in the client as well as in the servers, and an observer.
+// whose transactions meet in the client as well as in the servers, and an observer. This
+// package's have two sleepers, too.
 func (r *run) staff() (ours, theirs *shift) {
 	ours, theirs = newShift(history.Here), newShift(history.Upstream)
 	for i, station := range r.stations {
@@ -43,6 +45,12 @@ func (r *run) staff() (ours, theirs *shift) {
 		if shift == ours {
 			l := &worker{run: r, station: station, rnd: r.rand(200 + uint64(i)), dawdles: true}
 			shift.workers.Go(func() { l.runLeader(shift.working, runElection) })
+			for n := range uint64(2) {
+				s := &worker{run: r, station: station, rnd: r.rand(400 + 10*n + uint64(i))}
+				last := &latest{who: station.who}
+				shift.sleepers = append(shift.sleepers, last)
+				shift.watchers.Go(func() { s.sleep(shift.watching, n == 0, last) })
+			}
 		}
 		name := elections[i%len(elections)]
 		o := &worker{run: r, station: station, rnd: r.rand(300 + uint64(i))}

@@ -56,6 +56,8 @@ func (t *transactor) work(ctx context.Context) {
 			t.update(ctx)
 		case n < 86 && t.own():
 			t.overRange(ctx)
+		case n < 88 && t.own():
+			t.wake(ctx)
 		case n < 92:
 			t.read(ctx)
 		default:

@@ -33,6 +33,7 @@ type Plan struct {
 	Trips     []trip
 	Margins   bool
 	Meeting   int // of how many participants a double barrier is
+	Dense     bool
 }
 
 // Options are what a plan does not leave to the seed.
@@ -48,21 +49,26 @@ func (o Options) upstream() bool { return o.Library.Name == library.Upstream.Nam
 // Set is a set of kinds of work, which the seed chooses or WORLD names.
 type Set struct {
 	Name   string
-	Weight int
+	Weight int // 0: it is played only when WORLD names it
 	Kinds  func(k string) bool
+	Dense  bool
 }
 
 // Sets are all of them. "any" draws from all kinds.
 var Sets = []Set{
-	{"any", 4, func(string) bool { return true }},
-	{"locks", 3, under("lock")},
-	{"kinds", 3, func(k string) bool { return under("kinds")(k) || under("lock")(k) }},
-	{"barriers", 2, under("barrier")},
-	{"elections", 2, under("election")},
-	{"contexts", 2, under("context")},
-	{"transactions", 2, under("transaction")},
-	{"ranges", 2, func(k string) bool { return under("range")(k) || under("transaction")(k) }},
+	{Name: "any", Weight: 4, Kinds: func(string) bool { return true }},
+	{Name: "locks", Weight: 3, Kinds: under("lock")},
+	{Name: "kinds", Weight: 3, Kinds: func(k string) bool { return under("kinds")(k) || under("lock")(k) }},
+	{Name: "barriers", Weight: 2, Kinds: under("barrier")},
+	{Name: "elections", Weight: 2, Kinds: under("election")},
+	{Name: "contexts", Weight: 2, Kinds: under("context")},
+	{Name: "transactions", Weight: 2, Kinds: under("transaction")},
+	{Name: "ranges", Weight: 2, Kinds: ranged},
+	{Name: "dense ranges", Kinds: ranged, Dense: true},
 }
+
+// ranged selects what transactions over ranges meet.
+func ranged(k string) bool { return under("range")(k) || under("transaction")(k) }
 
 // under selects the kinds of a group.
 func under(group string) func(string) bool {
@@ -121,6 +127,9 @@ func NewPlan(seed uint64, o Options) Plan {
 	p.Trips = some(rnd, trips, 0.4)
 	p.Margins = rnd.IntN(3) == 0 && !o.upstream()
 	p.Meeting = 1 + rnd.IntN(crew)
+	if set.Dense {
+		p.densify(rnd, o)
+	}
 	return p
 }
 
@@ -153,6 +162,9 @@ func drawSet(rnd *rand.Rand, o Options) Set {
 	for _, s := range Sets {
 		if len(kindsOf(o, s)) == 0 || o.Work != "" && o.Work != s.Name {
 			continue
+		}
+		if o.Work != "" {
+			return s
 		}
 		for range s.Weight {
 			open = append(open, s)

@@ -83,3 +83,27 @@ func TestWeather(t *testing.T) {
 	assert.EqualValues(t, 35, w.calmest(span{0, 100}, 4), "from 65 on, when what was under way has arrived")
 	assert.Zero(t, w.calmest(span{32, 35}, 5))
 }
+
+// A dense world is played only if it is asked for. It has the work of ranges, and no faults.
+func TestADensePlan(t *testing.T) {
+	o := Options{Library: library.Here}
+	for seed := range uint64(100) {
+		require.False(t, NewPlan(seed, o).Dense)
+	}
+	o.Work = "dense ranges"
+	require.NoError(t, Playable(o))
+	seen := map[string]bool{}
+	for seed := range uint64(100) {
+		p := NewPlan(seed, o)
+		require.True(t, p.Dense)
+		require.Empty(t, p.Faults)
+		require.Empty(t, p.Blows)
+		require.LessOrEqual(t, p.Think, 10*time.Millisecond)
+		for _, k := range p.Kinds {
+			seen[k.Name] = true
+		}
+	}
+	for _, k := range Kinds {
+		assert.Equal(t, ranged(k.Name), seen[k.Name], k.Name)
+	}
+}

@@ -23,6 +23,7 @@ func registerAt(i int) string { return fmt.Sprintf("%s%d", registerArea, i) }
 
 // Range reads the registers from one on and before another.
 func (s *tracked) Range(from, to int) (values []string) {
+	s.steps.Add(1)
 	kvs := s.STM.(library.Ranged).Range(registerAt(from), registerAt(to))
 	return s.shown(from, to, len(kvs)+1, func(i int) (key, value string) {
 		return string(kvs[i].Key), string(kvs[i].Value)
@@ -31,6 +32,7 @@ func (s *tracked) Range(from, to int) (values []string) {
 
 // First reads the first n registers that exist.
 func (s *tracked) First(from, to, n int) (values []string) {
+	s.steps.Add(1)
 	kvs := s.STM.(library.Ranged).RangeN(registerAt(from), registerAt(to), n)
 	return s.shown(from, to, n, func(i int) (key, value string) {
 		return string(kvs[i].Key), string(kvs[i].Value)
@@ -74,6 +76,7 @@ func (s *tracked) note(key, value string) {
 
 // DelRange deletes the registers from one on and before another.
 func (s *tracked) DelRange(from, to int) {
+	s.steps.Add(1)
 	s.STM.(library.Ranged).DelRange(registerAt(from), registerAt(to))
 	for i := from; i < to; i++ {
 		s.writes[registerAt(i)] = ""
@@ -82,6 +85,7 @@ func (s *tracked) DelRange(from, to int) {
 
 // Lookup reads one register.
 func (s *tracked) Lookup(key string) string {
+	s.steps.Add(1)
 	value, found := s.STM.(library.Ranged).Lookup(key)
 	if found != (value != "") {
 		s.wrong("%s has the value %q and exists: %v", key, value, found)

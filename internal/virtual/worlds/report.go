@@ -21,6 +21,7 @@ type Report struct {
 	Virtual    time.Duration // with the end of each world
 	Processor  time.Duration // that it took
 	Operations map[string]int
+	Steps      int64          // calls that the functions of transactions have made
 	Failed     map[string]int // those of the operations that returned an error
 	Faults     map[string]int // of the networks, and of strangers
 	Kinds      map[string]int // violations by property
@@ -53,7 +54,7 @@ const overdue = time.Second
 func (w *world) judge(lasted time.Duration) *Report {
 	r := NewReport()
 	r.world, r.history = w, history.Resolve(w.rec.History())
-	r.Worlds, r.Virtual = 1, lasted
+	r.Worlds, r.Virtual, r.Steps = 1, lasted, w.steps.Load()
 	maps.Copy(r.Faults, w.Faults())
 	for _, record := range r.history {
 		switch {
@@ -149,6 +150,7 @@ func (r *Report) Add(o *Report) {
 	r.Worlds += o.Worlds
 	r.Virtual += o.Virtual
 	r.Processor += o.Processor
+	r.Steps += o.Steps
 	for _, m := range [][2]map[string]int{
 		{r.Operations, o.Operations}, {r.Failed, o.Failed}, {r.Faults, o.Faults}, {r.Kinds, o.Kinds},
 	} {
@@ -171,6 +173,7 @@ func (r *Report) Print(out io.Writer) {
 	}
 	fmt.Fprintf(out, "\n%.1f virtual hours in %d worlds, %d operations (%.0f an hour), %d violations.\n",
 		hours, r.Worlds, operations, float64(operations)/hours, len(r.Violations))
+	fmt.Fprintf(out, "The functions of transactions have made %d calls.\n", r.Steps)
 	fmt.Fprint(out, "\n| operation | count | failed |\n|---|---:|---:|\n")
 	for _, op := range slices.Sorted(maps.Keys(r.Operations)) {
 		fmt.Fprintf(out, "| %s | %d | %d |\n", op, r.Operations[op], r.Failed[op])

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -141,7 +142,7 @@ func (w *worker) transactAs(ctx context.Context, c call, level int, f func(s *tr
 	err := w.call(ctx, c, func(ctx context.Context) (err error) {
 		resp, err = w.lib.Transact(w.client, func(s library.STM) error {
 			abandon()
-			attempt = track(s, func(format string, args ...any) { w.violate("attempt", w.who.String()+": "+format, args...) })
+			attempt = track(s, &w.steps, func(format string, args ...any) { w.violate("attempt", w.who.String()+": "+format, args...) })
 			f(attempt)
 			return nil
 		}, library.TxnOptions{Ctx: ctx, Level: level, Prefetch: prefetch, Guards: guards})
@@ -198,16 +199,19 @@ type tracked struct {
 	reads, writes map[string]string
 	revs          map[string]int64
 	wrong         func(format string, args ...any)
+	steps         *atomic.Int64
 }
 
-func track(s library.STM, wrong func(format string, args ...any)) *tracked {
+func track(s library.STM, steps *atomic.Int64, wrong func(format string, args ...any)) *tracked {
 	return &tracked{
 		STM: s, reads: map[string]string{}, writes: map[string]string{}, revs: map[string]int64{}, wrong: wrong,
+		steps: steps,
 	}
 }
 
 // Get reads one key. What the attempt wrote itself it is not told by the servers.
 func (s *tracked) Get(key string) string {
+	s.steps.Add(1)
 	value := s.STM.Get(key)
 	if _, own := s.writes[key]; !own {
 		s.reads[key] = value
@@ -218,6 +222,7 @@ func (s *tracked) Get(key string) string {
 // GetBoth reads two keys in one call, which returns the value of the first; the other is asked
 // for afterwards.
 func (s *tracked) GetBoth(first, second string) {
+	s.steps.Add(1)
 	value := s.STM.Get(first, second)
 	if _, own := s.writes[first]; !own {
 		s.reads[first] = value
@@ -227,6 +232,7 @@ func (s *tracked) GetBoth(first, second string) {
 
 // Rev reads a revision, as the servers have it, whatever the attempt has written.
 func (s *tracked) Rev(key string) int64 {
+	s.steps.Add(1)
 	rev := s.STM.Rev(key)
 	s.revs[key] = rev
 	return rev
@@ -234,12 +240,14 @@ func (s *tracked) Rev(key string) int64 {
 
 // Del deletes, which is to write "".
 func (s *tracked) Del(key string) {
+	s.steps.Add(1)
 	s.STM.Del(key)
 	s.writes[key] = ""
 }
 
 // Put writes.
 func (s *tracked) Put(key, value string) {
+	s.steps.Add(1)
 	s.STM.Put(key, value)
 	s.writes[key] = value
 }

@@ -53,7 +53,7 @@ func (w *worker) work(ctx context.Context) {
 
 // patient is longer than a session needs to clean up, see strays, and ends with the faults.
 func (w *worker) patient() time.Duration {
-	if ended(w.calm) {
+	if ended(w.calm) || w.plan.Dense {
 		return 0
 	}
 	return between(w.rnd, 2*w.longest()+5*time.Second, time.Minute)

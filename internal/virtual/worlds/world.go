@@ -40,6 +40,7 @@ type world struct {
 	led     atomic.Int64 // functions that RunLeader has run
 	met     atomic.Int64 // participants that have left a double barrier
 	streams atomic.Int64 // calls of Observe and Leaders
+	steps   atomic.Int64 // calls that the functions of transactions have made
 
 	mu         sync.Mutex           // guards the fields below
 	revoked    map[int64]revocation // by strangers
@@ -61,7 +62,11 @@ func Play(t *testing.T, seed uint64, o Options) *Report {
 		revoked: map[int64]revocation{}, shared: map[int64]time.Duration{}, sent: map[callOf]time.Duration{}, renewals: map[second]int{},
 	}
 	var lasted time.Duration
-	virtual.Run(t, virtual.Options{Seed: seed, Trace: w.trace, RealTime: 20 * time.Minute}, func(b *virtual.Bubble) {
+	bounds := virtual.Options{Seed: seed, Trace: w.trace, RealTime: 20 * time.Minute}
+	if w.plan.Dense { // a virtual second of it can take a minute of a busy machine
+		bounds.Still = bounds.RealTime
+	}
+	virtual.Run(t, bounds, func(b *virtual.Bubble) {
 		w.Bubble = b
 		w.live()
 		lasted = b.Now()
@@ -77,6 +82,13 @@ func (w *world) live() {
 	w.audit = newAuditor(w.rec, w.lateness)
 	w.audit.attach(w.Server().Etcd())
 	defer w.audit.finish()
+	if w.plan.Dense {
+		ctx, cancel := context.WithCancel(context.Background())
+		var flusher sync.WaitGroup
+		flusher.Go(func() { w.flush(ctx) })
+		defer flusher.Wait()
+		defer cancel()
+	}
 	for i := range crew {
 		w.stations = append(w.stations, w.newStation(i))
 	}
