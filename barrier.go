@@ -68,6 +68,7 @@ func (b *Barrier) write(ctx context.Context, apply func(STM)) error {
 // Wait returns nil when the barrier is open, at once if nobody holds it. It blocks until then,
 // and rides out what a wait for a lock rides out. Its errors are ctx's, permanent ones of etcd, and
 // [context.Canceled] when the client is closed. It costs one call, and one watch if it has to wait.
+// If the member that it watches on falls silent, it may return up to a minute late.
 func (b *Barrier) Wait(ctx context.Context) error {
 	b.made(ctx)
 	return transact(ctx, b.client, func(stm STM) error {
@@ -188,8 +189,7 @@ func (d *DoubleBarrier) stand(ctx context.Context, join joinTxn) (view, int64, e
 
 // await returns the newest ticket of the round when mine is inside.
 func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err error) {
-	client := d.queue.lease().client
-	err = transact(ctx, client, func(stm STM) (err error) {
+	err = d.transact(ctx, func(stm STM) (err error) {
 		last, err = d.enter(stm, mine)
 		return err
 	})
@@ -197,7 +197,7 @@ func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err
 		return last, err
 	}
 	// Nobody wakes for all who come, only to see that they are not enough.
-	return last, transact(ctx, client, func(stm STM) error {
+	return last, d.transact(ctx, func(stm STM) error {
 		if kv := stm.Entry(mine.key); kv == nil || kv.CreateRevision != mine.rev {
 			return ErrSessionExpired
 		}
@@ -254,7 +254,7 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	} else if err != nil && err != ErrSessionExpired {
 		return err
 	}
-	err := transact(ctx, d.queue.lease().client, func(stm STM) error {
+	err := d.transact(ctx, func(stm STM) error {
 		if line, _ := d.read(stm); len(line) > 0 && line[0] <= r.last {
 			stm.Retry()
 		}
@@ -308,6 +308,12 @@ func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
 	}
 	slices.SortFunc(line, cmp.Compare)
 	return line, last
+}
+
+// transact has the patience of the session: a silent member holds up nobody for longer than a TTL.
+func (d *DoubleBarrier) transact(ctx context.Context, apply func(STM) error, opts ...STMOption) error {
+	l := d.queue.lease()
+	return transact(ctx, l.client, apply, append(opts, withPatience(l.timeToLive()))...)
 }
 
 // transact runs a transaction that may be repeated: its commit is refused unless all is as it was

@@ -36,14 +36,15 @@ type participant struct {
 	session *concurrency.Session
 	client  *clientv3.Client
 	faults  *fault.Faults
+	net     *virtual.Network
 }
 
 func (y *yard) participant() participant {
 	y.t.Helper()
-	c, _ := y.b.Client(fmt.Sprint("client ", prefixes.Add(1)))
+	c, net := y.b.Client(fmt.Sprint("client ", prefixes.Add(1)))
 	f := counted(y.t, c)
 	s := session(y.t, c, concurrency.WithTTL(5))
-	return participant{concurrency.NewDoubleBarrier(s, y.name, y.n), s, c, f}
+	return participant{concurrency.NewDoubleBarrier(s, y.name, y.n), s, c, f, net}
 }
 
 func (y *yard) participants(n int) (all []participant) {
@@ -137,6 +138,27 @@ func TestDoubleBarrier(t *testing.T) {
 		y.blocked(one, two, calls[3], calls[4], six)
 		y.returned(all[2].leave(ctx), one, two, calls[3], calls[4], six)
 		y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
+	}, func(y *yard) { // the n-th begins the next round, however slow he is
+		all := y.participants(7)
+		ctx, cancel := context.WithCancel(y.t.Context())
+		defer cancel()
+		var calls []*etcdtest.Call
+		for i, p := range all {
+			calls = append(calls, p.enter(ctx))
+			y.stand(p.client, i+1)
+		}
+		y.returned(calls[:3]...)
+		y.blocked(calls[3:]...)
+		slow := all[5].faults.Hold(fault.Txn, 1)
+		y.returned(all[0].leave(ctx), all[1].leave(ctx), all[2].leave(ctx))
+		ended(y.t, slow.Reached(), "he is about to begin it")
+		y.blocked(calls[3:]...)
+		slow.Open()
+		y.returned(calls[3:6]...)
+		y.blocked(calls[6])
+		y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
+		cancel()
+		require.Equal(y.t, context.Canceled, calls[6].Wait(y.t))
 	}, func(y *yard) { // a quick one that is back before a slow one has looked does not hold him
 		all := y.participants(3)
 		ctx := y.t.Context()
@@ -265,6 +287,33 @@ func TestDoubleBarrierContexts(t *testing.T) {
 		y.blocked(call)
 		all[0].client.Close()
 		require.Equal(y.t, context.Canceled, call.Wait(y.t))
+	})
+}
+
+// A watch whose stream is dead holds up who comes, and who leaves, for no longer than the TTL.
+func TestDoubleBarrierDoesNotTrustInSilence(t *testing.T) {
+	inYard(t, 2, func(y *yard) {
+		all := y.participants(2)
+		ctx := y.t.Context()
+		// late is how long after the one call the other one returns, which has waited by a watch
+		// that is dead.
+		late := func(wait, end func(context.Context) *etcdtest.Call) time.Duration {
+			all[0].net.SetScope(virtual.AllButRenewals)
+			all[0].net.Set("stream-dead", 1)
+			call := wait(ctx)
+			y.blocked(call)
+			all[0].net.Set("stream-dead", 0)
+			<-time.After(virtual.Longest) // by now it is dead
+			y.returned(end(ctx))
+			begin := time.Now()
+			y.returned(call)
+			return time.Since(begin)
+		}
+		bound := all[0].session.TTL() + time.Second
+		require.LessOrEqual(y.t, late(all[0].enter, all[1].enter), bound)
+		y.returned(all[1].leave(ctx), all[0].leave(ctx))
+		y.returned(all[0].enter(ctx), all[1].enter(ctx))
+		require.LessOrEqual(y.t, late(all[0].leave, all[1].leave), bound)
 	})
 }
 

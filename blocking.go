@@ -134,9 +134,9 @@ func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, st
 func (b *blocked) watch(ctx context.Context, place want) *watcher {
 	all := &sharedOf(b.client).watches
 	if place.end == "" {
-		return all.watch(ctx, b.client, patience, place.begin, 0)
+		return all.watch(ctx, b.client, b.options.patience, place.begin, 0)
 	}
-	return all.watch(ctx, b.client, patience, place.first(), 0, v3.WithRange(place.end))
+	return all.watch(ctx, b.client, b.options.patience, place.first(), 0, v3.WithRange(place.end))
 }
 
 // hear takes in the news of a watch, and reports whether something has changed.
@@ -166,7 +166,7 @@ func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 	rev := int64(0)
 	for cmps := b.checks; len(cmps) > 0; {
 		part := cmps[:min(b.part, len(cmps))]
-		resp, err := repeatTold(ctx, forever, patience, b.options.trace, func(ctx context.Context) (*v3.TxnResponse, error) {
+		resp, err := repeatTold(ctx, forever, b.options.patience, b.options.trace, func(ctx context.Context) (*v3.TxnResponse, error) {
 			return b.client.Txn(ctx).If(part...).Else(linearizable(part)).Commit()
 		})
 		switch {

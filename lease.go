@@ -101,10 +101,9 @@ func (l *lease) unuse() {
 //
 // A member that was cut off may say so of a lease that was granted meanwhile, because it
 // does not know of the lease yet. The session ends then for nothing, which is safe.
-func (l *lease) gone() {
-	l.expire() // the cause of a session whose deadline has passed is the deadline
-	l.finish(toldGone)
-}
+//
+// The cause of a session whose deadline has passed is the deadline, whoever speaks first.
+func (l *lease) gone() { l.expire(); l.finish(toldGone) }
 
 // loss says why nothing can be done on the lease any more. It returns nil while something
 // can be done. It looks at the clock itself, because a timer may be late. Its word is

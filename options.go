@@ -3,6 +3,7 @@ package concurrency
 import (
 	"context"
 	"fmt"
+	"time"
 
 	v3 "go.etcd.io/etcd/client/v3"
 )
@@ -19,8 +20,12 @@ type stmOptions struct {
 
 	prefetchRanges []interval
 	trace          *tracing
-	maxConflicts   int // 0: any number
+	maxConflicts   int           // 0: any number
+	patience       time.Duration // for how long a blocked attempt may miss a change
 }
+
+// withPatience sets for how long a blocked transaction may miss a change.
+func withPatience(d time.Duration) STMOption { return func(o *stmOptions) { o.patience = d } }
 
 // WithIsolation sets the isolation level. The default is [SerializableSnapshot].
 func WithIsolation(lvl Isolation) STMOption {

@@ -53,7 +53,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 	if apply == nil {
 		panic("concurrency: NewSTM: nil function")
 	}
-	o := stmOptions{ctx: c.Ctx()}
+	o := stmOptions{ctx: c.Ctx(), patience: patience}
 	for _, opt := range so {
 		if opt == nil {
 			panic("concurrency: NewSTM: nil option")

@@ -34,6 +34,7 @@ func bareLibrary(newMutex func(bareKey) mutex) library {
 				return newMutex(bareKey{c, prefix, prefix + strconv.FormatInt(int64(s.lease), 16), s.lease})
 			}
 			s.election = func(name string) election { return bareCandidate{s.mutex(name)} }
+			s.permit = s.mutex
 			return s, err
 		},
 	}

@@ -29,6 +29,15 @@ type session struct {
 	mutex    func(name string) mutex
 	election func(name string) election
 	close    func() error
+
+	kinds // nil where the library has none
+}
+
+// kinds make other locks, see kinds.go.
+type kinds struct {
+	writer, reader func(name string) mutex
+	permit         func(name string) mutex
+	several        func(names []string) mutex
 }
 
 type mutex interface {
@@ -52,7 +61,7 @@ var here = library{
 	errLocked: concurrency.ErrLocked,
 	session: opener(func(c *clientv3.Client, ttl int) (*concurrency.Session, error) {
 		return concurrency.NewSession(c, concurrency.WithTTL(ttl))
-	}, concurrency.NewMutex, concurrency.NewElection),
+	}, concurrency.NewMutex, concurrency.NewElection, ourKinds),
 	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, o transactOptions) error {
 		_, err := concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) },
 			concurrency.WithAbortContext(ctx), concurrency.WithPrefetch(o.prefetch...),
@@ -66,7 +75,7 @@ var theirs = library{
 	errLocked: upstream.ErrLocked,
 	session: opener(func(c *clientv3.Client, ttl int) (*upstream.Session, error) {
 		return upstream.NewSession(c, upstream.WithTTL(ttl))
-	}, upstream.NewMutex, upstream.NewElection),
+	}, upstream.NewMutex, upstream.NewElection, theirKinds),
 	transact: func(ctx context.Context, c *clientv3.Client, f func(stm) error, o transactOptions) error {
 		_, err := upstream.NewSTM(c, func(s upstream.STM) error { return f(s) },
 			upstream.WithAbortContext(ctx), upstream.WithPrefetch(o.prefetch...),
@@ -81,6 +90,7 @@ func opener[S interface {
 	Close() error
 }, M mutex, E election](
 	open func(c *clientv3.Client, ttl int) (S, error), newMutex func(S, string) M, newElection func(S, string) E,
+	newKinds func(S) kinds,
 ) func(c *clientv3.Client, ttl int) (session, error) {
 	return func(c *clientv3.Client, ttl int) (session, error) {
 		s, err := open(c, ttl)
@@ -92,6 +102,7 @@ func opener[S interface {
 			mutex:    func(name string) mutex { return newMutex(s, name) },
 			election: func(name string) election { return newElection(s, name) },
 			close:    s.Close,
+			kinds:    newKinds(s),
 		}, nil
 	}
 }

@@ -135,7 +135,7 @@ func (b *bed) do(ctx context.Context, w workload) (time.Duration, error) {
 		defer b.disturb(ctx)()
 	}
 	if w.drain {
-		return b.drain(ctx, w.ops)
+		return b.drain(ctx, w.beside)
 	}
 	begin := time.Now()
 	err := together(ctx, w.ops, b.workers)

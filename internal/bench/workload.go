@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -28,8 +29,11 @@ type workload struct {
 	tries   bool     // attempts and slowest transactions tell something
 
 	hire func(b *bed, worker int) (work, error)
-	// drain is for the one workload whose time is not that of work done in turn.
+	// drain is for the workloads whose time is not that of work done in turn: those of a line
+	// that stands behind a holder.
 	drain bool
+	// beside is for those of them who own at once. They leave when all have come in.
+	beside bool
 
 	shows []view // what pictures show of it
 }
@@ -90,7 +94,7 @@ func workloads() []workload {
 		besideCalls(draining(100, 0)),
 		besideCalls(draining(1000, 0)),
 		besideCalls(leading),
-	}, ranged()...)
+	}, slices.Concat(ranged(), otherLocks())...)
 }
 
 // handOver is the lock that goes round among contenders, as fast as they can.
@@ -302,29 +306,36 @@ func together(ctx context.Context, n int, workers []work) error {
 // then, upstream's too, whose servers look after late ones every 100 ms.
 const settled = time.Second
 
-// drain has n sessions stand in line behind a holder, and takes the time from the
-// holder's release until the last one's turn has come.
-func (b *bed) drain(ctx context.Context, n int) (time.Duration, error) {
+// drain has all but the first stand in line behind the first, and takes the time from its
+// release until the last one's turn has come.
+func (b *bed) drain(ctx context.Context, beside bool) (time.Duration, error) {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
-	holder, waiters := b.mutexes[0], b.mutexes[1:n+1]
+	holder, waiters := b.mutexes[0], b.mutexes[1:]
+	var out sync.WaitGroup // of the line
+	out.Add(len(waiters))
 	if err := holder.Lock(ctx); err != nil {
 		return 0, err
 	}
 	var wg sync.WaitGroup
-	var last atomic.Int64 // turn, after begin
+	turns := make([]time.Duration, len(waiters)) // after begin
 	begin := time.Now()
 	for i, m := range waiters {
 		if i%crowd == 0 && i > 0 {
 			if err := b.stand(ctx, i+1); err != nil {
 				fail(err)
+				out.Add(i - len(waiters)) // those who have not been sent
 				break
 			}
 		}
 		wg.Go(func() {
 			err := m.Lock(ctx)
+			turns[i] = time.Since(begin)
+			out.Done()
 			if err == nil {
-				last.Store(int64(time.Since(begin))) // the turns come one after the other
+				if beside {
+					out.Wait()
+				}
 				err = m.Unlock(ctx)
 			}
 			if err != nil {
@@ -332,7 +343,7 @@ func (b *bed) drain(ctx context.Context, n int) (time.Duration, error) {
 			}
 		})
 	}
-	if err := b.stand(ctx, n+1); err != nil {
+	if err := b.stand(ctx, len(b.mutexes)); err != nil {
 		fail(err)
 	} else if err := wait(ctx, settled); err != nil { // for all watches to begin
 		fail(err)
@@ -342,7 +353,7 @@ func (b *bed) drain(ctx context.Context, n int) (time.Duration, error) {
 		fail(err)
 	}
 	wg.Wait()
-	return time.Duration(last.Load()) - released, context.Cause(ctx)
+	return slices.Max(turns) - released, context.Cause(ctx)
 }
 
 // crowd is how many may come to a line at once: the server sorts the whole line for each of

@@ -135,9 +135,9 @@ func (a *auditor) change(ev *clientv3.Event) {
 			delete(a.lives, key)
 		}
 	case ev.IsCreate():
-		a.lives[key] = &history.Life{
-			Name: key[:strings.LastIndexByte(key, '/')], Token: ev.Kv.CreateRevision, Lease: ev.Kv.Lease,
-			Value: string(ev.Kv.Value), Created: now,
-		}
+		life := history.LifeOf(key, lineDepth)
+		life.Token, life.Lease, life.Created = ev.Kv.CreateRevision, ev.Kv.Lease, now
+		life.Value = string(ev.Kv.Value)
+		a.lives[key] = &life
 	}
 }

@@ -33,6 +33,7 @@ type session struct {
 	resume   func(name, key string, rev int64) election
 	orphan   func()
 	close    func() error
+	bare     *concurrency.Session // nil: upstream's
 }
 
 type mutex interface {
@@ -79,7 +80,7 @@ var here = library{
 			return session{}, err
 		}
 		return session{
-			lease: s.Lease(), done: s.Done(), deadline: s.Deadline, orphan: s.Orphan, close: s.Close,
+			lease: s.Lease(), done: s.Done(), deadline: s.Deadline, orphan: s.Orphan, close: s.Close, bare: s,
 			mutex:    func(name string) mutex { return concurrency.NewMutex(s, name) },
 			election: func(name string) election { return concurrency.NewElection(s, name) },
 			resume: func(name, key string, rev int64) election {

@@ -37,6 +37,7 @@ const (
 	dataArea     = "data/"     // written under the guard of an ownership
 	registerArea = "register/" // read and written by transactions
 	accountArea  = "account/"  // the total of which is constant
+	lineDepth    = 3           // parts of a name of a lock or an election
 	endKey       = root + "end"
 )
 

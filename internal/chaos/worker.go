@@ -31,12 +31,14 @@ func (w *worker) work(ctx context.Context) {
 			continue
 		}
 		switch n := w.rnd.IntN(100); {
-		case n < 30:
+		case n < 18:
 			w.lock(ctx, pick(w.rnd, locks), false)
-		case n < 40:
+		case n < 24:
 			w.lock(ctx, pick(w.rnd, locks), true)
-		case n < 50:
+		case n < 30:
 			w.do(ctx)
+		case n < 50:
+			w.lockOfAKind(ctx)
 		case n < 75:
 			w.campaign(ctx)
 		case n < 85:
@@ -77,7 +79,7 @@ func (w *worker) shut() {
 }
 
 // call makes a call and records it. A limit of 0 is none: this package's NewSession and
-// Close have one of their own, the TTL.
+// Close have one of their own.
 func (w *worker) call(
 	ctx context.Context, op, name string, limit time.Duration, f func(context.Context) error,
 ) error {
@@ -87,6 +89,9 @@ func (w *worker) call(
 	}
 	if limit == 0 && w.who.Package == history.Here {
 		c.Due = c.Call + lifetime
+		if op == "NewSession" { // for the grant, for a renewal, and to give the lease back
+			c.Due += lifetime + time.Second
+		}
 	}
 	if limit > 0 {
 		bound, cancel := context.WithTimeout(ctx, limit)

@@ -52,6 +52,13 @@ var legitimate = map[string][]string{
 	"Resign":    {},
 	"RunLeader": {},
 
+	"LocalMutex.Lock":    {sessionExpired, leaseNotFound},
+	"LocalMutex.TryLock": {locked, sessionExpired, leaseNotFound},
+	"LocalMutex.Unlock":  {},
+	"Barrier.Wait":       {},
+	"Enter":              {sessionExpired, leaseNotFound},
+	"Leave":              {sessionExpired, leaseNotFound},
+
 	"RLock":         {sessionExpired, leaseNotFound},
 	"Acquire":       {sessionExpired, leaseNotFound},
 	"Lock of all":   {sessionExpired, leaseNotFound},
@@ -182,7 +189,7 @@ func CheckStrays(h History) (found []Violation) {
 		}
 		at, s := placeOf{c.Name, c.Lease}, span{c.Call, c.Return}
 		used[at], users[at] = append(used[at], s), c.Who
-		if c.Name != "" && (c.Error == "" || c.Error == locked) {
+		if c.Name != "" && c.Op != Beside && (c.Error == "" || c.Error == locked) {
 			answers[c.Lease] = append(answers[c.Lease], s)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 )
@@ -39,6 +40,7 @@ type Hold struct {
 	Kind     string        `json:"kind,omitempty"`     // those of one kind may hold at once; "": it excludes all
 	Most     int           `json:"most,omitempty"`     // how many of the kind, 0: any number
 	Token    int64         `json:"token"`              // create revision of its key
+	Passed   int64         `json:"passed,omitempty"`   // which of the goroutines that passed the token on, from 1; 0: it is not passed on
 	Lease    int64         `json:"lease,omitempty"`    // of its session
 	Rev      int64         `json:"rev,omitempty"`      // at which it was proven, 0: not told
 	Start    time.Duration `json:"start"`              // it had it
@@ -58,6 +60,43 @@ type Life struct {
 	Created time.Duration `json:"created,omitempty"` // when the news of the creation came
 	Deleted int64         `json:"deleted,omitempty"` // the revision, 0: it stands
 	Gone    time.Duration `json:"gone,omitempty"`    // when the news of the deletion came
+}
+
+// LifeOf is what the name of a key tells: what is locked there, which is the first n parts of
+// the name; the kind of the ticket, if it has one; the lease; and the number of the place, if it
+// has one.
+func LifeOf(key string, n int) (life Life) {
+	parts := strings.Split(key, "/")
+	life.Name = strings.Join(parts[:n], "/")
+	parts = parts[n:]
+	if kind, ok := strings.CutPrefix(parts[0], "~"); ok {
+		life.Kind, parts = kind, parts[1:]
+	}
+	if len(parts) > 1 {
+		life.Number = parts[1]
+	}
+	return life
+}
+
+// Round is the beginning of a round of a double barrier, as the servers told it. Whose ticket is
+// not newer than the last is inside.
+type Round struct {
+	Name string        `json:"name"`
+	Of   int           `json:"of"` // participants
+	Last int64         `json:"last"`
+	Rev  int64         `json:"rev"`
+	At   time.Duration `json:"at"`
+}
+
+// Visit is a participant's part in a round of a double barrier, by revisions that the store had.
+type Visit struct {
+	Who
+	Name  string        `json:"name"`
+	Lease int64         `json:"lease"`         // of its session
+	From  int64         `json:"from"`          // before it called Enter
+	In    int64         `json:"in"`            // when Enter had returned
+	Out   int64         `json:"out,omitempty"` // when Leave had returned, 0: it failed
+	At    time.Duration `json:"at"`            // the end
 }
 
 // Term is the life of the context of a function that RunLeader ran. A function is not told
@@ -134,6 +173,10 @@ type Total struct {
 	At   time.Duration `json:"at"`
 }
 
+// Beside is the operation of a call that stands for another one, in a line that the other one
+// does not name.
+const Beside = "beside"
+
 // Call is a call of the library, or one of the harness's about it.
 type Call struct {
 	Who
@@ -162,6 +205,8 @@ type Record struct {
 	Hold     *Hold     `json:"hold,omitempty"`
 	Term     *Term     `json:"term,omitempty"`
 	Life     *Life     `json:"life,omitempty"`
+	Round    *Round    `json:"round,omitempty"`
+	Visit    *Visit    `json:"visit,omitempty"`
 	Loss     *Loss     `json:"loss,omitempty"`
 	Write    *Write    `json:"write,omitempty"`
 	Sighting *Sighting `json:"sighting,omitempty"`

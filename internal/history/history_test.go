@@ -142,6 +142,85 @@ var cases = []struct {
 {"life":{"name":"a","token":5,"deleted":8,"gone":12}}
 {"write":{"client":1,"package":"here","name":"a","token":5,"rev":9,"at":13}}`},
 
+	{"goroutines that pass a token on", "", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"passed":1,"start":10,"end":20}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"passed":2,"start":20,"end":30}}
+{"hold":{"client":1,"package":"here","name":"a","token":7,"passed":1,"start":40,"end":50}}
+{"life":{"name":"a","token":5,"deleted":6,"gone":35}}
+{"life":{"name":"a","token":7}}`},
+	{"two goroutines at once", "overlap here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"passed":1,"start":10,"end":21}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"passed":2,"start":20,"end":30}}
+{"life":{"name":"a","token":5}}`},
+	{"two goroutines with one pair of numbers", "token here", `
+{"hold":{"client":1,"package":"here","name":"a","token":5,"passed":2,"start":10,"end":20}}
+{"hold":{"client":1,"package":"here","name":"a","token":5,"passed":2,"start":20,"end":30}}
+{"life":{"name":"a","token":5}}`},
+
+	{"two permits of two", "", `
+{"hold":{"client":1,"package":"here","name":"a","kind":"p","most":2,"token":5,"start":10,"end":30}}
+{"hold":{"client":2,"package":"here","name":"a","kind":"p","most":2,"token":6,"start":20,"end":30}}
+{"life":{"name":"a","kind":"p","token":5}}
+{"life":{"name":"a","kind":"p","token":6}}`},
+	{"three permits of two", "crowd here, claim here", `
+{"hold":{"client":1,"package":"here","name":"a","kind":"p","most":2,"token":5,"start":10,"end":30}}
+{"hold":{"client":2,"package":"here","name":"a","kind":"p","most":2,"token":6,"start":20,"end":30}}
+{"hold":{"client":3,"package":"here","name":"a","kind":"p","most":2,"token":7,"rev":9,"start":25,"end":30}}
+{"life":{"name":"a","kind":"p","token":5,"deleted":12,"gone":40}}
+{"life":{"name":"a","kind":"p","token":6,"deleted":13,"gone":40}}
+{"life":{"name":"a","kind":"p","token":7}}`},
+	{"a writer beside a reader", "overlap here, claim here", `
+{"hold":{"client":1,"package":"here","name":"a","kind":"r","token":5,"start":10,"end":30}}
+{"hold":{"client":2,"package":"here","name":"a","token":6,"rev":7,"start":20,"end":30}}
+{"life":{"name":"a","kind":"r","token":5,"deleted":9,"gone":40}}
+{"life":{"name":"a","token":6}}`},
+
+	{"two rounds of two, a dead one in between", "", `
+{"life":{"name":"m","lease":1,"token":2,"deleted":6,"gone":20}}
+{"life":{"name":"m","lease":2,"token":3,"deleted":7,"gone":21}}
+{"round":{"name":"m","of":2,"last":3,"rev":4,"at":10}}
+{"visit":{"client":1,"package":"here","name":"m","lease":1,"from":1,"in":5,"out":7,"at":22}}
+{"visit":{"client":2,"package":"here","name":"m","lease":2,"from":1,"in":4,"out":8,"at":22}}
+{"life":{"name":"m","lease":3,"token":8,"deleted":9,"gone":30}}
+{"life":{"name":"m","lease":1,"token":10}}
+{"life":{"name":"m","lease":2,"token":11}}
+{"round":{"name":"m","of":2,"last":11,"rev":12,"at":40}}
+{"visit":{"client":1,"package":"here","name":"m","lease":1,"from":9,"in":12,"at":50}}`},
+	{"a round with one who is dead", "round here", `
+{"life":{"name":"m","lease":1,"token":2,"deleted":4,"gone":20}}
+{"life":{"name":"m","lease":2,"token":3}}
+{"round":{"name":"m","of":2,"last":3,"rev":5,"at":10}}`},
+	{"a round with one too many", "round here", `
+{"life":{"name":"m","lease":1,"token":2}}
+{"life":{"name":"m","lease":2,"token":3}}
+{"round":{"name":"m","of":1,"last":3,"rev":5,"at":10}}`},
+	{"a round before the one before has ended", "round here", `
+{"life":{"name":"m","lease":1,"token":2}}
+{"round":{"name":"m","of":1,"last":2,"rev":3,"at":10}}
+{"life":{"name":"m","lease":2,"token":4}}
+{"round":{"name":"m","of":1,"last":4,"rev":5,"at":20}}`},
+	{"let in before the round began", "visit here", `
+{"life":{"name":"m","lease":1,"token":2}}
+{"visit":{"client":1,"package":"here","name":"m","lease":1,"from":1,"in":2,"at":10}}
+{"round":{"name":"m","of":1,"last":2,"rev":3,"at":20}}`},
+	{"let in by the round of a ticket that was gone", "visit here", `
+{"life":{"name":"m","lease":1,"token":2,"deleted":4,"gone":10}}
+{"round":{"name":"m","of":1,"last":2,"rev":3,"at":10}}
+{"life":{"name":"m","lease":1,"token":6}}
+{"visit":{"client":1,"package":"here","name":"m","lease":1,"from":5,"in":7,"at":20}}`},
+	{"left before the others", "visit here", `
+{"life":{"name":"m","lease":1,"token":2,"deleted":5,"gone":20}}
+{"life":{"name":"m","lease":2,"token":3,"deleted":7,"gone":30}}
+{"round":{"name":"m","of":2,"last":3,"rev":4,"at":10}}
+{"visit":{"client":1,"package":"here","name":"m","lease":1,"from":1,"in":4,"out":6,"at":20}}`},
+	{"past a barrier that was open at a time", "", `
+{"life":{"name":"g","token":3,"deleted":6,"gone":20}}
+{"life":{"name":"g","token":7}}
+{"sighting":{"client":1,"package":"here","name":"g","token":0,"from":4,"to":8,"at":20}}`},
+	{"past a barrier that was closed", "sighting here", `
+{"life":{"name":"g","token":3,"deleted":6,"gone":20}}
+{"sighting":{"client":1,"package":"here","name":"g","token":0,"from":4,"to":5,"at":20}}`},
+
 	{"functions one after the other", "", `
 {"term":{"client":1,"package":"here","name":"r","value":"1","token":5,"start":10,"end":20}}
 {"term":{"client":2,"package":"here","name":"r","value":"2","token":7,"start":20,"end":30}}`},
@@ -399,6 +478,7 @@ func TestEveryPropertyIsSeenViolated(t *testing.T) {
 	for _, property := range []string{
 		"overlap", "token", "claim", "overstay", "lateness", "deadline", "write", "sighting", "total", "wait",
 		"serializability", "stray", "doubled", "lost", "dirty", "order", "error", "observer",
+		"crowd", "round", "visit",
 	} {
 		assert.True(t, seen[property], property)
 	}
@@ -431,6 +511,19 @@ func TestTheCulpritIsNamed(t *testing.T) {
 	var page bytes.Buffer
 	require.NoError(t, txns.Draw(&page))
 	assert.Contains(t, page.String(), "<html")
+}
+
+func TestLifeOf(t *testing.T) {
+	for key, life := range map[string]history.Life{
+		"line/a/1f":             {Name: "line/a"},
+		"line/a/1f/77":          {Name: "line/a", Number: "77"},
+		"line/a/~r/1f/77":       {Name: "line/a", Kind: "r", Number: "77"},
+		"line/a/~p/1f":          {Name: "line/a", Kind: "p"},
+		"meet/of-2/waiters/1f2": {Name: "meet/of-2", Number: "1f2"},
+	} {
+		assert.Equal(t, life, history.LifeOf(key, 2), key)
+	}
+	assert.Equal(t, history.Life{Name: "chaos/line/a", Kind: "r", Number: "7"}, history.LifeOf("chaos/line/a/~r/1f/7", 3))
 }
 
 func TestRecorder(t *testing.T) {

@@ -36,7 +36,7 @@ func (v Violation) String() string {
 func Check(h History) []Violation {
 	var found []Violation
 	for _, check := range []func(History) []Violation{
-		CheckOverlaps, CheckTokens, CheckClaims, CheckOverstays, CheckLateness, CheckTerms, CheckOrder,
+		CheckOverlaps, CheckCrowds, CheckTokens, CheckRounds, CheckVisits, CheckClaims, CheckOverstays, CheckLateness, CheckTerms, CheckOrder,
 		CheckStrays, CheckWrites, CheckSightings, CheckStreams, CheckTotals, CheckCalls, CheckErrors,
 		CheckCommits,
 	} {
@@ -125,6 +125,21 @@ func blame(a, b Hold) string {
 // beside reports whether two are of one kind, and so may hold at once.
 func (h Hold) beside(other Hold) bool { return h.Kind != "" && h.Kind == other.Kind }
 
+// again reports whether two are one hold of one participant, who may have it twice. Goroutines
+// that pass a token on exclude each other.
+func (h Hold) again(other Hold) bool {
+	return h.Who == other.Who && h.Token == other.Token && (h.Passed == 0 || other.Passed == 0)
+}
+
+// after reports whether the token comes after the other's, or may be the same. That of a
+// goroutine is a pair, which is never the same.
+func (h Hold) after(other Hold) bool {
+	if h.Token == other.Token && h.Passed != 0 && other.Passed != 0 {
+		return h.Passed > other.Passed
+	}
+	return h.Token >= other.Token
+}
+
 // CheckCrowds finds more holders of a kind at once than may be.
 func CheckCrowds(h History) (found []Violation) {
 	byName(h.Holds(), func(name string, holds []Hold) {
@@ -150,13 +165,13 @@ func CheckOverlaps(h History) (found []Violation) {
 	byName(h.Holds(), func(name string, holds []Hold) {
 		for i, a := range holds {
 			for _, b := range holds[i+1:] {
-				if a.Who == b.Who && a.Token == b.Token || a.beside(b) {
+				if a.again(b) || a.beside(b) {
 					continue
 				}
 				if over := min(a.End, b.End) - b.Start; over > 0 {
 					found = append(found, Violation{"overlap", blame(a, b), b.Start, fmt.Sprintf(
-						"%q was held for %v by both %v with token %d and %v with token %d",
-						name, over, a.Who, a.Token, b.Who, b.Token)})
+						"%q was held for %v by both %v with %v and %v with %v",
+						name, over, a.Who, a.token(), b.Who, b.token())})
 				}
 			}
 		}
@@ -164,18 +179,26 @@ func CheckOverlaps(h History) (found []Violation) {
 	return found
 }
 
+// token names the token in a report.
+func (h Hold) token() string {
+	if h.Passed != 0 {
+		return fmt.Sprintf("token %d, %d", h.Token, h.Passed)
+	}
+	return fmt.Sprintf("token %d", h.Token)
+}
+
 // CheckTokens finds a holder with a smaller token than one that had held before, and that it
-// excludes.
+// excludes. Goroutines that pass a token on have different pairs.
 func CheckTokens(h History) (found []Violation) {
 	byName(h.Holds(), func(name string, holds []Hold) {
 		greatest := holds[0]
 		for _, hold := range holds[1:] {
-			if hold.Token < greatest.Token && !hold.beside(greatest) {
+			if !hold.after(greatest) && !hold.beside(greatest) {
 				found = append(found, Violation{"token", blame(greatest, hold), hold.Start, fmt.Sprintf(
-					"%q was held by %v with token %d after %v with token %d",
-					name, hold.Who, hold.Token, greatest.Who, greatest.Token)})
+					"%q was held by %v with %v after %v with %v",
+					name, hold.Who, hold.token(), greatest.Who, greatest.token())})
 			}
-			if hold.Token >= greatest.Token {
+			if hold.after(greatest) {
 				greatest = hold
 			}
 		}
@@ -206,6 +229,14 @@ func lines(h History) map[string]*line {
 		}
 	}
 	return names
+}
+
+// all are the lives, the oldest first.
+func (l *line) all() []Life {
+	if l == nil {
+		return nil
+	}
+	return l.lives
 }
 
 func (l *line) life(token int64) (Life, bool) {

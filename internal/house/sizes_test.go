@@ -14,7 +14,7 @@ import (
 const (
 	longestFile      = 300
 	lockPath         = 2330
-	transactions     = 847
+	transactions     = 850
 	ranges           = 670
 	traces           = 280
 	mostFieldsOfSome = 14 // of type lease, which everything would otherwise be put in

@@ -1,10 +1,12 @@
 package worlds
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -25,11 +27,11 @@ type auditor struct {
 	stream mvcc.WatchStream // nil while the server is down
 	read   chan struct{}    // closed when all that the stream told was recorded
 
-	mu    sync.Mutex // guards the fields below
-	rev   int64      // of the last change that was recorded
-	lives map[string]*history.Life
-	gone  map[int64]time.Duration // when a ticket's end came
-	lates map[int64]time.Duration // by ticket: see late
+	mu    sync.Mutex               // guards the fields below
+	rev   int64                    // of the last change that was recorded
+	lives map[string]*history.Life // by key
+	gone  map[int64]time.Duration  // when a ticket's end came
+	lates map[int64]time.Duration  // by ticket: see late
 	lost  error
 }
 
@@ -99,14 +101,22 @@ func (a *auditor) lateness(token int64) time.Duration {
 	return a.lates[token]
 }
 
+// stander is the life of a key that stands.
+type stander struct {
+	history.Life
+	key string
+}
+
 // line is who stands in the lines, in the order of arrival.
-func (a *auditor) line() (lives []history.Life) {
+func (a *auditor) line() (lives []stander) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for _, life := range a.lives {
-		lives = append(lives, *life)
+	for key, life := range a.lives {
+		lives = append(lives, stander{*life, key})
 	}
-	slices.SortFunc(lives, func(a, b history.Life) int { return int(a.Token - b.Token) })
+	slices.SortFunc(lives, func(a, b stander) int {
+		return cmp.Or(cmp.Compare(a.Token, b.Token), strings.Compare(a.key, b.key))
+	})
 	return lives
 }
 
@@ -136,9 +146,25 @@ func (a *auditor) change(ev *mvccpb.Event) {
 		a.rec.Add(history.Record{Commit: &history.Commit{
 			Key: key, Value: string(ev.Kv.Value), Rev: ev.Kv.ModRevision, At: now,
 		}})
+	case meetArea:
+		if name, ok := strings.CutSuffix(key, "/ready"); ok {
+			a.begin(name, now, ev)
+			return
+		}
+		a.changeLine(key, now, ev)
 	case lineArea:
 		a.changeLine(key, now, ev)
 	}
+}
+
+// begin records that a round of a double barrier begins.
+func (a *auditor) begin(name string, now time.Duration, ev *mvccpb.Event) {
+	r := history.Round{Name: name, Of: participants(name), Rev: ev.Kv.ModRevision, At: now}
+	var err error
+	if r.Last, err = strconv.ParseInt(string(ev.Kv.Value), 10, 64); err != nil {
+		a.lost = err
+	}
+	a.rec.Add(history.Record{Round: &r})
 }
 
 func (a *auditor) changeLine(key string, now time.Duration, ev *mvccpb.Event) {
@@ -151,37 +177,9 @@ func (a *auditor) changeLine(key string, now time.Duration, ev *mvccpb.Event) {
 		delete(a.lives, key)
 	case ev.Type == mvccpb.Event_PUT && ev.Kv.CreateRevision == ev.Kv.ModRevision:
 		a.lates[ev.Kv.CreateRevision] = a.late()
-		life := placeIn(key)
+		life := history.LifeOf(key, 2)
 		life.Token, life.Lease, life.Created = ev.Kv.CreateRevision, ev.Kv.Lease, now
 		life.Value = string(ev.Kv.Value)
 		a.lives[key] = &life
 	}
-}
-
-// placeIn reads the name of a key: the area and what is locked there; the kind of the ticket, if
-// it has one; the lease; and the number of the place, if it has one.
-func placeIn(key string) (life history.Life) {
-	parts := strings.Split(key, "/")
-	life.Name = parts[0] + "/" + parts[1]
-	parts = parts[2:]
-	if kind, ok := strings.CutPrefix(parts[0], "~"); ok {
-		life.Kind, parts = kind, parts[1:]
-	}
-	if len(parts) > 1 {
-		life.Number = parts[1]
-	}
-	return life
-}
-
-// keyOf is the key that placeIn has read.
-func keyOf(life history.Life) string {
-	key := life.Name
-	if life.Kind != "" {
-		key += "/~" + life.Kind
-	}
-	key += "/" + hex(life.Lease)
-	if life.Number != "" {
-		key += "/" + life.Number
-	}
-	return key
 }

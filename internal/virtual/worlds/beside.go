@@ -142,7 +142,7 @@ func (w *worker) stand(
 	began := w.rec.Now()
 	err := w.call(ctx, call{op: op, name: name, lease: s.lease, limit: w.patience()}, f)
 	for _, other := range t.also {
-		r := history.Call{Who: w.who, Op: "beside", Name: other, Lease: int64(s.lease), Call: began, Return: w.rec.Now()}
+		r := history.Call{Who: w.who, Op: history.Beside, Name: other, Lease: int64(s.lease), Call: began, Return: w.rec.Now()}
 		if err != nil {
 			r.Error = err.Error()
 		}

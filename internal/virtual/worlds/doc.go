@@ -11,7 +11,7 @@
 //
 // Time is exact: there is one clock, and it stands still while anybody works. So the bounds below
 // have no allowance for a busy machine. What history records is checked by internal/history:
-// overlap, token, claim, order, overstay, write, sighting, observer, stray, error, wait,
+// overlap, crowd, token, claim, round, visit, order, overstay, write, sighting, observer, stray, error, wait,
 // serializability, lost, doubled, dirty. What is checked here, as it happens:
 //
 //	session   a session was lost that every renewal of a third of its life would have kept
@@ -19,7 +19,9 @@
 //	          says that the lease is gone, and Session.Ctx lives
 //	handle    a handle whose ownership was lost says that it holds
 //	run       RunLeader runs two functions of one call; NewLocker lets two goroutines in
-//	liveness  a name could not be locked, or nobody led, after the faults
+//	served    goroutines passed a lock on for longer than they may while another session waited
+//	liveness  a name could not be locked, nobody led, or nobody got through a double barrier, after
+//	          the faults
 //	waiter    a call did not return after the faults, though all who stood before it left
 //	hang      work went on after the end of its context
 //	leftover  keys, leases, watchers or goroutines were left after the sessions

@@ -36,6 +36,7 @@ func (w *world) end() {
 	}
 	w.everyNameIsFree()
 	close(w.rest)
+	w.openBarriers()
 	w.everybodyIsServed()
 	w.observersKnow()
 	for _, s := range w.stations {
@@ -88,6 +89,7 @@ func (w *world) everyNameIsFree() {
 			}
 		})
 	}
+	w.participantsMeet(ctx)
 	runs := slices.ContainsFunc(w.stations, func(s *station) bool { return s.leads })
 	for runs && w.led.Load() == led {
 		if !pause(ctx, 100*time.Millisecond) {
@@ -220,6 +222,11 @@ func (w *world) left(ctx context.Context) string {
 		return err.Error()
 	}
 	add(int(keys.Count), "keys")
+	keys, err = w.operator.Get(ctx, w.meeting()+"/waiters/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return err.Error()
+	}
+	add(int(keys.Count), "participants of a double barrier")
 	leases, err := w.operator.Leases(ctx)
 	if err != nil {
 		return err.Error()

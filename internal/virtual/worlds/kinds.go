@@ -26,6 +26,9 @@ var Kinds = []Kind{
 	{Name: "kinds/permit", Weight: 8, Here: true, Session: true, Do: (*worker).permit},
 	{Name: "kinds/several", Weight: 6, Here: true, Session: true, Do: (*worker).several},
 	{Name: "kinds/neighbour", Weight: 3, Here: true, Do: (*worker).neighbour},
+	{Name: "kinds/local", Weight: 6, Here: true, Session: true, Do: (*worker).local},
+	{Name: "barrier/hold", Weight: 4, Here: true, Session: true, Do: (*worker).holdBarrier},
+	{Name: "barrier/wait", Weight: 6, Here: true, Do: (*worker).awaitBarrier},
 	{Name: "context/do", Weight: 6, Here: true, Session: true, Do: (*worker).do},
 	{Name: "context/same handle", Weight: 3, Here: true, Session: true, Do: (*worker).doAgain},
 	{Name: "context/lead", Weight: 4, Here: true, Session: true, Do: (*worker).lead},
@@ -58,6 +61,7 @@ type Resident struct {
 var Residents = []Resident{
 	{Name: "election/observe", Few: true, Do: (*worker).observe},
 	{Name: "election/leaders", Here: true, Few: true, Do: (*worker).leaders},
+	{Name: "barrier/meet", Here: true, Do: (*worker).meet},
 	{Name: "context/run leader", Here: true, Few: true, Leads: true, Do: (*worker).runLeader},
 }
 

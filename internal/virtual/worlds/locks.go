@@ -187,23 +187,28 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 // the lock: whoever unlocks takes it from the others, as a stranger would.
 func (w *worker) siblings(ctx context.Context) {
 	s, name := w.stay, w.anyLock()
+	w.beside(2+w.rnd.IntN(2), func(sibling *worker) {
+		pause(ctx, sibling.think()/4)
+		m := s.NewMutex(name)
+		if sibling.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: sibling.patience()}, m.Lock) != nil {
+			return
+		}
+		token := tokenOf(m.IsOwner())
+		h := sibling.owning(s, name, token, m.IsOwner(), m)
+		h.by = nil // a sibling may have unlocked
+		sibling.hold(ctx, h)
+		w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
+		_ = sibling.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: sibling.patience()}, m.Unlock)
+	})
+}
+
+// beside lets n goroutines of the worker's work on its session, and waits for them.
+func (w *worker) beside(n int, f func(sibling *worker)) {
 	var wg sync.WaitGroup
-	for i := range 2 + w.rnd.IntN(2) {
+	for i := range n {
 		rnd := w.rand(fmt.Sprint("sibling of ", w.index, " at ", w.rec.Now()), i)
-		sibling := &worker{station: w.station, rnd: rnd, index: w.index, stay: s}
-		wg.Go(func() {
-			pause(ctx, sibling.think()/4)
-			m := s.NewMutex(name)
-			if sibling.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: sibling.patience()}, m.Lock) != nil {
-				return
-			}
-			token := tokenOf(m.IsOwner())
-			h := sibling.owning(s, name, token, m.IsOwner(), m)
-			h.by = nil // a sibling may have unlocked
-			sibling.hold(ctx, h)
-			w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
-			_ = sibling.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: sibling.patience()}, m.Unlock)
-		})
+		sibling := &worker{station: w.station, rnd: rnd, index: w.index, stay: w.stay}
+		wg.Go(func() { f(sibling) })
 	}
 	wg.Wait()
 }

@@ -32,6 +32,7 @@ type Plan struct {
 	Strangers []stranger
 	Trips     []trip
 	Margins   bool
+	Meeting   int // of how many participants a double barrier is
 	Dense     bool
 }
 
@@ -58,6 +59,7 @@ var Sets = []Set{
 	{Name: "any", Weight: 4, Kinds: func(string) bool { return true }},
 	{Name: "locks", Weight: 3, Kinds: under("lock")},
 	{Name: "kinds", Weight: 3, Kinds: func(k string) bool { return under("kinds")(k) || under("lock")(k) }},
+	{Name: "barriers", Weight: 2, Kinds: under("barrier")},
 	{Name: "elections", Weight: 2, Kinds: under("election")},
 	{Name: "contexts", Weight: 2, Kinds: under("context")},
 	{Name: "transactions", Weight: 2, Kinds: under("transaction")},
@@ -124,6 +126,7 @@ func NewPlan(seed uint64, o Options) Plan {
 	p.Strangers = few(rnd, strangers, 0.3)
 	p.Trips = some(rnd, trips, 0.4)
 	p.Margins = rnd.IntN(3) == 0 && !o.upstream()
+	p.Meeting = 1 + rnd.IntN(crew)
 	if set.Dense {
 		p.densify(rnd, o)
 	}

@@ -71,7 +71,7 @@ func (w *world) judge(lasted time.Duration) *Report {
 			r.Faults[name]++
 		}
 	}
-	found := slices.Concat(w.violations, check(r.history), w.unfounded(), w.storms(), w.strays(r.history, lasted))
+	found := slices.Concat(w.violations, check(r.history), w.unfounded(), w.storms(), w.strays(r.history, lasted), w.unserved(r.history))
 	slices.SortStableFunc(found, func(a, b history.Violation) int { return cmp.Compare(a.At, b.At) })
 	for _, v := range found {
 		r.Kinds[v.Property]++
@@ -83,7 +83,8 @@ func (w *world) judge(lasted time.Duration) *Report {
 // check asks internal/history.
 func check(h history.History) (found []history.Violation) {
 	for _, check := range []func(history.History) []history.Violation{
-		history.CheckOverlaps, history.CheckCrowds, history.CheckTokens, history.CheckClaims, history.CheckOverstays, history.CheckOrder,
+		history.CheckOverlaps, history.CheckCrowds, history.CheckTokens,
+		history.CheckRounds, history.CheckVisits, history.CheckClaims, history.CheckOverstays, history.CheckOrder,
 		history.CheckWrites, history.CheckSightings, history.CheckStreams, history.CheckErrors,
 		history.CheckCommits, history.CheckStore,
 	} {

@@ -47,7 +47,7 @@ func bounded() (context.Context, context.CancelFunc) {
 }
 
 // victim is somebody who stands in a line: the first of it, mostly.
-func (w *world) victim(rnd *rand.Rand) (found history.Life) {
+func (w *world) victim(rnd *rand.Rand) (found stander) {
 	line := w.audit.line()
 	switch {
 	case len(line) == 0:
@@ -65,12 +65,11 @@ func (w *world) deleteKey(_ context.Context, rnd *rand.Rand) string {
 		return ""
 	}
 	// Its owner can't know in time.
-	key := keyOf(life)
 	w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
 	ctx, cancel := bounded()
 	defer cancel()
-	_, _ = w.operator.Txn(ctx).If(leads(key, life.Token)).Then(clientv3.OpDelete(key)).Commit()
-	return key
+	_, _ = w.operator.Txn(ctx).If(leads(life.key, life.Token)).Then(clientv3.OpDelete(life.key)).Commit()
+	return life.key
 }
 
 func (w *world) revokeLease(_ context.Context, rnd *rand.Rand) string {

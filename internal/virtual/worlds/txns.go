@@ -171,17 +171,17 @@ func (w *worker) guards() (cmps []clientv3.Cmp, owner history.Life) {
 	if !w.here() || w.rnd.IntN(8) != 0 {
 		return nil, owner
 	}
-	first := map[string]bool{}
+	first, key := map[string]bool{}, ""
 	for _, life := range w.audit.line() {
 		if !first[life.Name] {
 			first[life.Name] = true
-			owner = life
+			owner, key = life.Life, life.key
 		}
 	}
 	if owner.Token == 0 {
 		return nil, owner
 	}
-	return []clientv3.Cmp{leads(owner.Name+"/"+hex(owner.Lease), owner.Token)}, owner
+	return []clientv3.Cmp{leads(key, owner.Token)}, owner
 }
 
 // askGuard notes a write under a guard, for which the history has a check.

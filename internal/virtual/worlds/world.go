@@ -19,6 +19,7 @@ import (
 // The areas of keys of a world.
 const (
 	lineArea     = "line/"
+	meetArea     = "meet/"     // double barriers, whose keys are no line of locks
 	dataArea     = "data/"     // written under the guard of an ownership
 	registerArea = "register/" // read and written by transactions
 	endKey       = "end"
@@ -37,6 +38,7 @@ type world struct {
 	rest     chan struct{} // closed when nothing new is to be begun
 
 	led     atomic.Int64 // functions that RunLeader has run
+	met     atomic.Int64 // participants that have left a double barrier
 	streams atomic.Int64 // calls of Observe and Leaders
 	steps   atomic.Int64 // calls that the functions of transactions have made
 
@@ -44,6 +46,7 @@ type world struct {
 	revoked    map[int64]revocation // by strangers
 	violations []history.Violation
 	endings    []ending
+	shared     map[int64]time.Duration // by token, since when there is the handle that passes it on
 
 	// Written by trace, which the networks call one at a time.
 	events   []virtual.Event          // the newest ones
@@ -56,7 +59,7 @@ type world struct {
 func Play(t *testing.T, seed uint64, o Options) *Report {
 	w := &world{
 		plan: NewPlan(seed, o), lib: o.Library,
-		revoked: map[int64]revocation{}, sent: map[callOf]time.Duration{}, renewals: map[second]int{},
+		revoked: map[int64]revocation{}, shared: map[int64]time.Duration{}, sent: map[callOf]time.Duration{}, renewals: map[second]int{},
 	}
 	var lasted time.Duration
 	bounds := virtual.Options{Seed: seed, Trace: w.trace, RealTime: 20 * time.Minute}
