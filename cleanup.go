@@ -97,14 +97,21 @@ func (q queue) clean(t ticket) <-chan struct{} {
 	}
 }
 
-// lookLater looks for the key of a join that was given up without an answer long ago.
+// lookLater looks for the key of a join that was given up without an answer long ago. It looks for as
+// long as the lease lives, and not only the session: after Orphan another session may keep the lease,
+// here or elsewhere. Nobody tells an orphaned session that its lease is gone, so it asks.
 func (q queue) lookLater(key string) {
 	l := q.lease()
-	ended := l.ctx.Err() != nil
-	l.seats.at(key, func(s *seat) { s.lookLater(time.Now(), ended) })
-	if !ended {
-		q.clean(ticket{key: key})
-	}
+	l.background(func(ctx context.Context) {
+		if l.ctx.Err() != nil {
+			_ = q.askForLease(ctx)
+		}
+		ended := l.loss() != nil
+		l.seats.at(key, func(s *seat) { s.lookLater(time.Now(), ended) })
+		if !ended {
+			q.clean(ticket{key: key})
+		}
+	})
 }
 
 // tidy deletes the ticket if no handle wants it. A ticket without a revision is looked for.

@@ -139,7 +139,7 @@
 // within a second, even if no server can be reached. A call without an answer may have
 // left a key behind. A clean-up in the background removes it, whatever errors it meets, for
 // as long as the lease lives. A member that was stopped may carry out such a call much
-// later. So the clean-up looks again as long as the session lives, but ever more rarely. A
+// later. So the clean-up looks again as long as the lease lives, but ever more rarely. A
 // key stands at most about as long as its call was late. No key outlives its lease.
 //
 // [Session.Ctx] is the check that tells when to open a new session. If a call returns

@@ -18,6 +18,7 @@ import (
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // line is one lock and what a test needs around it: a client under faults with one
@@ -805,6 +806,29 @@ func (t *lateTxn) Commit() (*clientv3.TxnResponse, error) {
 }
 
 // A Lock that fails takes its key away again, however late the key comes.
+// An orphaned session looks for a join without an answer for as long as its lease lives, and is told
+// by nobody when that ends.
+func TestAnOrphanedSessionLooksNoLongerThanItsLeaseLives(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		kv := &late{KV: c.KV, next: true}
+		c.KV = kv
+		f := counted(t, c)
+		s := session(t, c, concurrency.WithTTL(3))
+		short, cancel := context.WithCancel(t.Context())
+		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, "name").Lock(short) })
+		etcdtest.Eventually(t, kv.sent, "the join is under way")
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		s.Orphan()
+		etcdtest.Eventually(t, func() bool { return f.Count(fault.TimeToLive) == 1 }, "it asks for the lease")
+		<-time.After(time.Minute)
+		calls := f.Count(fault.Get) + f.Count(fault.TimeToLive)
+		<-time.After(time.Hour)
+		require.Equal(t, calls, f.Count(fault.Get)+f.Count(fault.TimeToLive))
+	})
+}
+
 func TestLockThatFailsLeavesNoKey(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -852,6 +876,17 @@ func TestLockThatFailsLeavesNoKey(t *testing.T) {
 		require.True(t, kv.land(t).Succeeded)
 		l.stand(t, 0)
 		require.NoError(t, l.session.Ctx().Err(), "the key did not go with the lease")
+	})
+	t.Run("the join lands when the TTL has passed, and another session has the lease", func(t *testing.T) {
+		t.Parallel()
+		l, kv := lateJoin(t, nil, concurrency.WithTTL(1))
+		giveUp(t, l, kv)
+		l.session.Orphan()
+		heir := session(t, l.client, concurrency.WithLease(l.session.Lease()))
+		<-time.After(1500 * time.Millisecond) // from here on looks are rare
+		require.True(t, kv.land(t).Succeeded)
+		l.stand(t, 0)
+		require.NoError(t, heir.Ctx().Err(), "the key did not go with the lease")
 	})
 	t.Run("the join lands while a sibling waits, whose ticket it becomes", func(t *testing.T) {
 		t.Parallel()

@@ -147,7 +147,7 @@ func (s *seat) miss(now time.Time, while time.Duration, look func()) {
 
 // lookLater notes that it is time to look for a join that was not answered. The next look
 // comes when twice the time has passed. A key thus stands no longer than its join was late.
-// No look comes after the end of the session.
+// No look comes after the end of the lease.
 func (s *seat) lookLater(now time.Time, ended bool) {
 	if ended {
 		s.later = nil
