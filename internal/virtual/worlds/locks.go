@@ -109,11 +109,11 @@ func (w *worker) askLoss(h holding) {
 		// The answer that let it hold may have been late, and tells of an earlier time.
 		known := span{max(gone, h.Start), h.End}
 		// The watch was silent from half a round trip after the loss on, and the look that
-		// followed took a whole one.
+		// followed took a whole one. A fault may have befallen the look.
 		bound := h.ttl + time.Second + w.weather.farthest(known)*3/2
-		if late := known.to - known.from; late > bound {
-			w.violate("told", "%v: token %d of %q was gone for %v before its context ended, which is %v too late",
-				w.who, h.Token, h.Name, late, late-bound)
+		if calm := w.calmest(known, 1<<60); calm > bound {
+			w.violate("told", "%v: token %d of %q was gone for %v before its context ended, %v of them without a fault",
+				w.who, h.Token, h.Name, known.to-known.from, calm)
 		}
 	}
 	// A context also ends with an error that keeps it from looking: that is no loss.

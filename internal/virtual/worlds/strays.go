@@ -16,6 +16,7 @@ type place struct {
 type use struct {
 	span
 	station int
+	token   int64 // that was held; who holds a ticket has waited with it before. 0: not known
 }
 
 // strays finds keys that stood in line for nobody, and blocked those behind them, for longer
@@ -27,10 +28,10 @@ func (w *world) strays(h history.History, end time.Duration) (found []history.Vi
 		switch {
 		case r.Call != nil && r.Call.Lease != 0:
 			at := place{r.Call.Name, r.Call.Lease}
-			used[at] = append(used[at], use{span{r.Call.Call, r.Call.Return}, r.Call.Client})
+			used[at] = append(used[at], use{span{r.Call.Call, r.Call.Return}, r.Call.Client, 0})
 		case r.Hold != nil:
 			at := place{r.Hold.Name, r.Hold.Lease}
-			used[at] = append(used[at], use{span{r.Hold.Start, r.Hold.End}, r.Hold.Client})
+			used[at] = append(used[at], use{span{r.Hold.Start, r.Hold.End}, r.Hold.Client, r.Hold.Token})
 		}
 	}
 	bound := 2*w.longest() + 5*time.Second
@@ -43,7 +44,7 @@ func (w *world) strays(h history.History, end time.Duration) (found []history.Vi
 			life.Gone = end
 		}
 		for _, u := range used[place{life.Name, life.Lease}] {
-			if u.from < life.Gone && u.to >= last.to {
+			if (u.from < life.Gone || u.token == life.Token) && u.to >= last.to {
 				last = u
 			}
 			last.station = u.station // the same for all
