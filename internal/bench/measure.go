@@ -138,7 +138,7 @@ func (b *bed) do(ctx context.Context, w workload) (time.Duration, error) {
 		return b.drain(ctx, w.beside)
 	}
 	begin := time.Now()
-	err := together(ctx, w.ops, b.workers)
+	err := together(ctx, w.ops, b.workers, w.inTurn)
 	return time.Since(begin), err
 }
 

@@ -26,6 +26,7 @@ type workload struct {
 	base    *library // what is compared with; nil: upstream
 	goal    float64  // for the ratio of the times; 0: none
 	limits  *limits  // that no noise excuses; nil: none
+	inTurn  bool     // each of the workers waits for the others
 	tries   bool     // attempts and slowest transactions tell something
 
 	hire func(b *bed, worker int) (work, error)
@@ -283,14 +284,21 @@ func strews(n int) func(b *bed, worker int) (work, error) {
 
 // together lets the workers do n operations between them, as fast as they can. The
 // first error ends all.
-func together(ctx context.Context, n int, workers []work) error {
+//
+// Where each waits for the others, as many are done by each: who took one more might wait for
+// somebody who has done the last one.
+func together(ctx context.Context, n int, workers []work, inTurn bool) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	var wg sync.WaitGroup
 	var begun atomic.Int64
+	next := func(int) bool { return begun.Add(1) <= int64(n) }
+	if inTurn {
+		next = func(done int) bool { return done < n/len(workers) }
+	}
 	for _, work := range workers {
 		wg.Go(func() {
-			for begun.Add(1) <= int64(n) {
+			for done := 0; next(done); done++ {
 				if err := work(ctx); err != nil {
 					fail(err)
 					return
