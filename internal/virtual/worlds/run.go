@@ -126,9 +126,6 @@ func (c command) play(ctx context.Context, out io.Writer) *Report {
 			for seed, ok := take(); ok; seed, ok = take() {
 				r := c.playOne(seed)
 				mu.Lock()
-				if ctx.Err() != nil && r.Kinds["crash"] > 0 { // a terminal interrupts the worlds, too
-					r = NewReport()
-				}
 				for _, v := range r.Violations {
 					if total.Kinds[v.Property]++; total.Kinds[v.Property] <= shown && !c.upstream() {
 						fmt.Fprintln(out, v)
@@ -179,6 +176,9 @@ func (c command) playOne(seed uint64) *Report {
 			}
 		}
 	}
+	if interrupted(cmd.ProcessState) {
+		return r
+	}
 	v := Found{Seed: seed, Property: "crash", Text: fmt.Sprintf("%v: %s", err, firstLine(out.String()))}
 	if c.evidence != "" {
 		v.Evidence = filepath.Join(c.evidence, fmt.Sprintf("%s-%d.txt", c.Library.Name, seed))
@@ -189,6 +189,15 @@ func (c command) playOne(seed uint64) *Report {
 	fmt.Fprintf(os.Stderr, "%s\n", bytes.TrimSpace(out.Bytes()))
 	r.Worlds, r.Kinds[v.Property], r.Violations = 1, 1, []Found{v}
 	return r
+}
+
+// interrupted reports whether somebody has ended the process: a terminal interrupts the worlds, too.
+func interrupted(p *os.ProcessState) bool {
+	if p == nil {
+		return false
+	}
+	status, ok := p.Sys().(syscall.WaitStatus)
+	return ok && status.Signaled() && (status.Signal() == syscall.SIGINT || status.Signal() == syscall.SIGTERM)
 }
 
 func firstLine(text string) string {
