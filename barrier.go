@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -310,9 +309,6 @@ func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
 	slices.SortFunc(line, cmp.Compare)
 	return line, last
 }
-
-// withPatience sets for how long a blocked transaction may miss a change.
-func withPatience(d time.Duration) STMOption { return func(o *stmOptions) { o.patience = d } }
 
 // transact has the patience of the session: a silent member holds up nobody for longer than a TTL.
 func (d *DoubleBarrier) transact(ctx context.Context, apply func(STM) error, opts ...STMOption) error {

@@ -103,7 +103,10 @@ func (l *lease) unuse() {
 // does not know of the lease yet. The session ends then for nothing, which is safe.
 //
 // The cause of a session whose deadline has passed is the deadline, whoever speaks first.
-func (l *lease) gone() { l.expire(); l.finish(toldGone) }
+func (l *lease) gone() {
+	l.expire()
+	l.finish(toldGone)
+}
 
 // loss says why nothing can be done on the lease any more. It returns nil while something
 // can be done. It looks at the clock itself, because a timer may be late. Its word is

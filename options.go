@@ -16,13 +16,16 @@ type stmOptions struct {
 	ctx       context.Context
 	prefetch  []string
 	guards    []v3.Cmp
-
-	maxOps, maxConflicts int // 0: none is known, and any number
+	maxOps    int // 0: the caller knows none
 
 	prefetchRanges []interval
 	trace          *tracing
+	maxConflicts   int           // 0: any number
 	patience       time.Duration // for how long a blocked attempt may miss a change
 }
+
+// withPatience sets for how long a blocked transaction may miss a change.
+func withPatience(d time.Duration) STMOption { return func(o *stmOptions) { o.patience = d } }
 
 // WithIsolation sets the isolation level. The default is [SerializableSnapshot].
 func WithIsolation(lvl Isolation) STMOption {

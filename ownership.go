@@ -202,9 +202,9 @@ func ended(cause error) *term {
 // cause tells why the term has ended.
 func (t *term) cause() error { return context.Cause(t.ctx) }
 
-// follow starts the term of a grant, whose ticket stood at the revision rev. It ends with the session, and with the deletion of the
-// key, which it watches for. A deletion by another handle of the session is known before it
-// is sent.
+// follow starts the term of a grant, whose ticket stood at the revision rev. It ends with the
+// session, and with the deletion of the key, which it watches for. A deletion by another handle
+// of the session is known before it is sent.
 func (q queue) follow(g *grant, rev int64) *term {
 	l := q.lease()
 	ctx, cancel := context.WithCancelCause(q.session.ctx)

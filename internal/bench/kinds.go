@@ -45,20 +45,14 @@ func otherLocks() []workload {
 // readers is how many wait for a writer.
 const readers = 16
 
-// cycles takes and releases a lock.
+// cycles are workers that take and release a lock.
 func cycles(newMutex func(s session, name string) mutex) func(b *bed, worker int) (work, error) {
 	return func(b *bed, worker int) (work, error) {
 		s, err := b.session(worker)
 		if err != nil {
 			return nil, err
 		}
-		m := newMutex(s, b.prefix)
-		return func(ctx context.Context) error {
-			if err := m.Lock(ctx); err != nil {
-				return err
-			}
-			return m.Unlock(ctx)
-		}, nil
+		return cycle(newMutex(s, b.prefix)), nil
 	}
 }
 

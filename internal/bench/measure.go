@@ -138,7 +138,11 @@ func (b *bed) do(ctx context.Context, w workload) (time.Duration, error) {
 		return b.drain(ctx, w.beside)
 	}
 	begin := time.Now()
-	err := together(ctx, w.ops, b.workers, w.inTurn)
+	run := together
+	if w.byTurns {
+		run = evenly
+	}
+	err := run(ctx, w.ops, b.workers)
 	return time.Since(begin), err
 }
 

@@ -19,13 +19,13 @@ func ranged() []workload {
 	w := func(name string, ops, workers int, goal float64, l *limits, hire func(*bed, int) (work, error)) workload {
 		return workload{name: name, ops: ops, workers: workers, goal: goal, limits: l, hire: hire, base: &byHand}
 	}
-	byTurns := w("hand-over by Retry between 2, beside bare calls", 40, 2, 1.5, nil, alternates)
-	byTurns.inTurn = true
+	alternating := w("hand-over by Retry between 2, beside bare calls", 40, 2, 1.5, nil, alternates)
+	alternating.byTurns = true
 	return []workload{
 		w("range of 1000 keys, beside bare calls", 30, 1, 1.1, &limits{calls: 1}, sums(1000)),
 		w("range of 100000 keys, beside bare calls", 1, 1, 1.2, nil, sums(100000)),
 		w("range of 50 keys read and written, beside bare calls", 30, 1, 0, &limits{calls: 2, raft: 1}, rewrites(50)),
-		byTurns,
+		alternating,
 	}
 }
 

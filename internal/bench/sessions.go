@@ -101,7 +101,7 @@ func openAll(ctx context.Context, lib library, client *clientv3.Client, n, ttl i
 			open = append(open, s)
 		}
 		return err
-	}}, 16), false)
+	}}, 16))
 	return open, err
 }
 
@@ -109,7 +109,7 @@ func closeAll(open []session) error {
 	var next atomic.Int64
 	return together(context.Background(), len(open), slices.Repeat([]work{func(context.Context) error {
 		return open[next.Add(1)-1].close()
-	}}, 16), false)
+	}}, 16))
 }
 
 // inUse is the memory that is in use after a collection. What was in use before is given back

@@ -26,7 +26,7 @@ type workload struct {
 	base    *library // what is compared with; nil: upstream
 	goal    float64  // for the ratio of the times; 0: none
 	limits  *limits  // that no noise excuses; nil: none
-	inTurn  bool     // each of the workers waits for the others
+	byTurns bool     // each of the workers waits for the others
 	tries   bool     // attempts and slowest transactions tell something
 
 	hire func(b *bed, worker int) (work, error)
@@ -127,6 +127,16 @@ func counting(clients int, goal float64) workload {
 	}
 }
 
+// cycle takes and releases a lock.
+func cycle(m mutex) work {
+	return func(ctx context.Context) error {
+		if err := m.Lock(ctx); err != nil {
+			return err
+		}
+		return m.Unlock(ctx)
+	}
+}
+
 func locks(b *bed, worker int) (work, error) {
 	s, err := b.session(worker)
 	if err != nil {
@@ -134,12 +144,7 @@ func locks(b *bed, worker int) (work, error) {
 	}
 	m := s.mutex(b.prefix)
 	b.mutexes = append(b.mutexes, m)
-	return func(ctx context.Context) error {
-		if err := m.Lock(ctx); err != nil {
-			return err
-		}
-		return m.Unlock(ctx)
-	}, nil
+	return cycle(m), nil
 }
 
 // passesOn is a lock that the goroutines of a process share. On upstream's package each goroutine
@@ -157,12 +162,7 @@ func passesOn(b *bed, worker int) (work, error) {
 		b.local = concurrency.NewLocalMutex(s, b.prefix)
 	}
 	m := b.local
-	return func(ctx context.Context) error {
-		if err := m.Lock(ctx); err != nil {
-			return err
-		}
-		return m.Unlock(ctx)
-	}, nil
+	return cycle(m), nil
 }
 
 // fails tries a lock that somebody else holds.
@@ -284,21 +284,25 @@ func strews(n int) func(b *bed, worker int) (work, error) {
 
 // together lets the workers do n operations between them, as fast as they can. The
 // first error ends all.
-//
-// Where each waits for the others, as many are done by each: who took one more might wait for
-// somebody who has done the last one.
-func together(ctx context.Context, n int, workers []work, inTurn bool) error {
+func together(ctx context.Context, n int, workers []work) error {
+	var begun atomic.Int64
+	return while(ctx, workers, func(int) bool { return begun.Add(1) <= int64(n) })
+}
+
+// evenly lets each of the workers do its share of n operations. If each waits for the others, who
+// did one more might wait for somebody who has done the last one.
+func evenly(ctx context.Context, n int, workers []work) error {
+	return while(ctx, workers, func(done int) bool { return done < n/len(workers) })
+}
+
+// while lets each worker go on while goOn says so, which is told how many operations it has done.
+func while(ctx context.Context, workers []work, goOn func(done int) bool) error {
 	ctx, fail := context.WithCancelCause(ctx)
 	defer fail(nil)
 	var wg sync.WaitGroup
-	var begun atomic.Int64
-	next := func(int) bool { return begun.Add(1) <= int64(n) }
-	if inTurn {
-		next = func(done int) bool { return done < n/len(workers) }
-	}
 	for _, work := range workers {
 		wg.Go(func() {
-			for done := 0; next(done); done++ {
+			for done := 0; goOn(done); done++ {
 				if err := work(ctx); err != nil {
 					fail(err)
 					return
