@@ -247,14 +247,15 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	again := r.left
 	r.left = true
 	d.mu.Unlock()
-	// A repeated deletion may find that the first has been carried out.
-	if _, err := d.queue.leave(ctx, r.mine); err == ErrSessionExpired && !again {
-		d.forget(r)
-		return d.queue.askForLease(ctx)
-	} else if err != nil && err != ErrSessionExpired {
+	_, err := d.queue.leave(ctx, r.mine)
+	switch {
+	case err == ErrSessionExpired && !again:
+		return d.takenForDead(ctx, r)
+	case err == ErrSessionExpired: // the first deletion may have been carried out
+	case err != nil:
 		return err
 	}
-	err := d.transact(ctx, func(stm STM) error {
+	err = d.transact(ctx, func(stm STM) error {
 		if line, _ := d.read(stm); len(line) > 0 && line[0] <= r.last {
 			stm.Retry()
 		}
@@ -263,6 +264,20 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	if err == nil {
 		d.forget(r)
 	}
+	return err
+}
+
+// takenForDead asks about the lease of a participant whose key was gone. If ctx ends before the
+// answer comes, the next Leave finds the key gone as well, and asks again.
+func (d *DoubleBarrier) takenForDead(ctx context.Context, r *round) error {
+	err := d.queue.askForLease(ctx)
+	if err == ErrSessionExpired {
+		d.forget(r)
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	r.left = false
 	return err
 }
 

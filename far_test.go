@@ -13,6 +13,7 @@ import (
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // links is a client with two links to one server. The first carries all that was begun
@@ -322,4 +323,31 @@ func TestCleanUpLeavesAReleaseAlone(t *testing.T) {
 		return nil
 	}))
 	l.stand(t, 0)
+}
+
+// Who is refused for long calls no more often at the end than at the beginning. The limit is what
+// client/v3 makes of one read that is refused: it tries again every 25 ms, and a tenth less
+// (options.go).
+func TestWhoIsRefusedForLongCallsNoMoreOften(t *testing.T) {
+	const minutes, most = 10, 60 * 1000 * 11 / 250
+	sent := map[time.Duration]int{}
+	refused := false
+	virtual.Run(t, virtual.Options{Trace: func(e virtual.Event) {
+		if refused && e.What == virtual.Sent {
+			sent[e.At/time.Minute]++
+		}
+	}}, func(b *virtual.Bubble) {
+		_, c, n := remote(b)
+		ctx, cancel := context.WithTimeout(context.Background(), minutes*time.Minute)
+		defer cancel()
+		n.Set("refused-Unavailable", 1)
+		refused = true
+		for leader, err := range concurrency.LeadersOf(ctx, c, "election") {
+			require.Equal(b.T(), context.DeadlineExceeded, err, leader)
+		}
+	})
+	require.GreaterOrEqual(t, len(sent), minutes)
+	for minute, n := range sent {
+		require.LessOrEqual(t, n, most, "in minute %d", minute)
+	}
 }

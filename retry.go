@@ -17,15 +17,18 @@ import (
 // repeat makes a call until it is answered. The answer is a result, or an error that will
 // not change. After a fault that passes, repeat calls again, after a pause.
 //
-// While a call has no answer, it is sent again beside the first. That happens after a third
-// of the patience, then at intervals that double up to the patience. The first answer
+// While no call comes back, the call is sent again beside the first. That happens after a
+// third of the patience, then at intervals that double up to the patience. The first answer
 // counts, and the others are called off. If nothing were sent again, a silent member would
 // hold its caller up, although other members answer. If the second call replaced the first,
 // a slow server would never answer in time.
 //
 // The call is sent twice each time, without a pause, because the members take turns. One of
 // the two then reaches another member than the silent one, whatever calls of others have
-// come in between since the first.
+// come in between since the first. The first call and the last two pairs go on, and the
+// pairs before them are called off, so that a long silence piles nothing up. While calls
+// come back with faults, none is sent beside them: their own repetitions reach all members
+// in turn. A client that is refused for an hour thus calls no more often than at first.
 //
 // A call may have been carried out although it was not answered. So only calls that may be
 // repeated belong here.
@@ -54,7 +57,7 @@ func repeatTold[R any](
 	r.mu.Unlock()
 	func() {
 		defer r.end() // after a panic of the client's too
-		r.insist()
+		r.insist(r.ctx)
 	}()
 	switch {
 	case r.answered:
@@ -79,22 +82,26 @@ type repetition[R any] struct {
 
 	mu       sync.Mutex // guards the fields below; never held across a call
 	timer    *time.Timer
-	next     time.Duration // after which the call is sent again
-	most     time.Duration // the longest that next gets
+	heard    time.Time             // when a call last came back, with a fault that passes
+	pairs    [2]context.CancelFunc // of those beside the first, the last two; nil: not sent yet
+	next     time.Duration         // after which the call is sent again
+	most     time.Duration         // the longest that next gets
 	answered bool
 	answer   R
 	err      error
 }
 
-// insist makes the call until there is an answer, to this call or to another one.
-func (r *repetition[R]) insist() {
-	for n := 0; r.ctx.Err() == nil; n++ {
-		answer, err := r.call(r.ctx)
-		if err != nil && (r.ctx.Err() != nil || transient(err)) {
-			if r.ctx.Err() == nil {
+// insist makes the call until there is an answer, to this call or to another one, or until
+// ctx, which ends then, has ended before.
+func (r *repetition[R]) insist(ctx context.Context) {
+	for n := 0; ctx.Err() == nil; n++ {
+		answer, err := r.call(ctx)
+		if err != nil && (ctx.Err() != nil || transient(err)) {
+			if ctx.Err() == nil {
 				r.trace.repeated(err)
+				r.hear()
 			}
-			pause(r.ctx, forever, n)
+			pause(ctx, forever, n)
 			continue
 		}
 		r.mu.Lock()
@@ -107,15 +114,32 @@ func (r *repetition[R]) insist() {
 	}
 }
 
-// again makes the call twice beside those under way.
+// hear notes that a call has come back.
+func (r *repetition[R]) hear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heard = time.Now()
+}
+
+// again makes the call twice beside those under way, if none of them has come back for a
+// while. It leaves of the pairs before only the last.
 func (r *repetition[R]) again() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	// After the end nobody would wait for these calls, or stop the timer.
-	if r.ctx.Err() == nil {
+	quiet := time.Since(r.heard)
+	switch {
+	case r.ctx.Err() != nil: // nobody would wait for these calls, or stop the timer
+	case quiet < r.next:
+		r.timer.Reset(r.next - quiet)
+	default:
 		r.trace.repeated(ErrNoAnswer)
-		r.others.Go(r.insist)
-		r.others.Go(r.insist)
+		if r.pairs[0] != nil {
+			r.pairs[0]()
+		}
+		ctx, cancel := context.WithCancel(r.ctx)
+		r.pairs = [...]context.CancelFunc{r.pairs[1], cancel}
+		r.others.Go(func() { r.insist(ctx) })
+		r.others.Go(func() { r.insist(ctx) })
 		r.next = min(2*r.next, r.most)
 		r.timer.Reset(r.next)
 	}

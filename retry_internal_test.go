@@ -37,10 +37,16 @@ func (s *sent) call() (n int, end func()) {
 }
 
 // A third of the patience, then intervals that double up to the patience, two calls each time. The first call is
-// not called off: its answer is as good.
+// not called off: its answer is as good. Of the others only the last four go on.
 func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sent{began: time.Now()}
+		running := 0
+		time.AfterFunc(18500*time.Millisecond, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			running = s.running
+		})
 		answer, err := repeat(t.Context(), forever, 6*time.Second, func(ctx context.Context) (int, error) {
 			n, end := s.call()
 			defer end()
@@ -57,6 +63,35 @@ func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 		require.Equal(t, []time.Duration{
 			0, 2 * second, 2 * second, 6 * second, 6 * second, 12 * second, 12 * second, 18 * second, 18 * second,
 		}, s.at)
+		require.Equal(t, 5, running)
+	})
+}
+
+// A call that comes back with a fault is repeated, and nothing is sent beside it before all are silent.
+func TestNothingIsSentBesideACallThatComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sent{began: time.Now()}
+		_, err := repeat(t.Context(), forever, 6*time.Second, func(ctx context.Context) (int, error) {
+			n, end := s.call()
+			defer end()
+			switch spent := time.Since(s.began); {
+			case spent < time.Hour:
+				return n, rpctypes.ErrNoLeader
+			case spent < time.Hour+time.Second:
+				<-ctx.Done()
+			default:
+				sleep(ctx, forever, time.Millisecond) // until the other one was sent, too
+			}
+			return n, ctx.Err()
+		})
+		require.NoError(t, err)
+		require.Less(t, len(s.at), int(time.Hour/(longestPause/2))+20)
+		last := s.at[len(s.at)-3:]
+		require.Less(t, last[0]-time.Hour, longestPause)
+		require.Equal(t, last[1], last[2], "two are sent")
+		silent := last[1] - last[0]
+		require.Less(t, silent, 2*time.Second)
+		require.GreaterOrEqual(t, silent, 2*time.Second-longestPause, "when the last refusal is a third of the patience old")
 	})
 }
 

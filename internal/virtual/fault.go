@@ -44,6 +44,10 @@ type passage struct {
 	told     error         // what the caller is told while the request is under way
 }
 
+// delay makes the request late. If several faults do, the latest counts, because none of them
+// promises more than its time.
+func (p *passage) delay(d time.Duration) { p.up = max(p.up, d) }
+
 // Fault is a row of the table of faults: what may happen to a call, or to a message of a
 // stream.
 type Fault struct {
@@ -70,11 +74,11 @@ var table = slices.Concat([]Fault{
 	},
 	{
 		"request-late", "A request arrives up to 20 s late, and the caller hears nothing before.",
-		unary, func(n *Network, p *passage) { p.up += n.upTo(0, Longest) },
+		unary, func(n *Network, p *passage) { p.delay(n.upTo(0, Longest)) },
 	},
 	{
 		"request-stray", "The caller is told that the connection broke, and the request arrives up to 20 s later.",
-		unary, func(n *Network, p *passage) { p.told = errCut; p.up += n.upTo(0, Longest) },
+		unary, func(n *Network, p *passage) { p.told = errCut; p.delay(n.upTo(0, Longest)) },
 	},
 	{
 		"answer-lost", "A call is carried out, and the caller hears nothing.",

@@ -141,6 +141,21 @@ func TestFaultsOfCalls(t *testing.T) {
 	}
 }
 
+// A request that two faults make late arrives in the time that each of them promises.
+func TestFaultsThatMakeACallLate(t *testing.T) {
+	under(t, func(b *virtual.Bubble, client *clientv3.Client, n *virtual.Network, plain *clientv3.Client) {
+		t := b.T()
+		n.Set("request-late", 1)
+		n.Set("request-stray", 1)
+		for range 20 {
+			_, arrived, err := met(t, client, plain)
+			require.Equal(t, codes.Unavailable, status.Code(err))
+			require.Positive(t, arrived)
+			require.Less(t, arrived, virtual.Longest+time.Second)
+		}
+	})
+}
+
 // A stream falls silent, breaks, or is late; client/v3 opens another if it is told.
 func TestFaultsOfStreams(t *testing.T) {
 	for fault, late := range map[string]struct{ least, most time.Duration }{
