@@ -248,7 +248,7 @@ func (r *run) live(ctx context.Context, length time.Duration) error {
 	}
 	if err == nil {
 		r.observersKnow(last.latests)
-		r.sleepersWake(ours.sleepers)
+		r.sleepersWake(ours.sleepers, length)
 	}
 	r.endWatch(last)
 	if r.upstream { // whose sessions may leave watchers to their clients

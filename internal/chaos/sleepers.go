@@ -82,8 +82,12 @@ func (w *worker) sleep(ctx context.Context, inRange bool, last *latest) {
 	}
 }
 
-// sleepersWake draws numbers of which every sleeper must hear.
-func (r *run) sleepersWake(sleepers []*latest) {
+// sleepersWake draws numbers of which every sleeper must hear. A run that was shorter than a
+// watch may be silent does not wait for those that have died in silence: it breaks them.
+func (r *run) sleepersWake(sleepers []*latest, length time.Duration) {
+	if length < wakeful {
+		r.cutAll()
+	}
 	for range wakes {
 		n := 0
 		ctx, cancel := context.WithTimeout(context.Background(), wakeful)
@@ -100,5 +104,14 @@ func (r *run) sleepersWake(sleepers []*latest) {
 			}
 		}
 		cancel()
+	}
+}
+
+// cutAll breaks the connections of all clients.
+func (r *run) cutAll() {
+	for _, s := range r.stations {
+		for _, p := range s.proxies {
+			p.Cut()
+		}
 	}
 }
