@@ -20,6 +20,7 @@ import (
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // proxied is a client that reaches the server through a proxy alone.
@@ -223,6 +224,14 @@ func TestWithLease(t *testing.T) {
 		require.NotZero(t, f.Count(fault.KeepAliveOnce), "nobody knows how much is left")
 		require.NoError(t, s.Ctx().Err())
 		require.Greater(t, time.Until(s.Deadline()), time.Second)
+	})
+	t.Run("of which less than a third is left", func(t *testing.T) {
+		virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+			t, c, _ := remote(b)
+			id := granted(t, c, 30)
+			b.Sleep(24 * time.Second)
+			survives(t, session(t, c, concurrency.WithLease(id)), 3)
+		})
 	})
 	t.Run("its TTL is the one with which it was granted", func(t *testing.T) {
 		t.Parallel()
