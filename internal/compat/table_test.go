@@ -76,13 +76,16 @@ const (
 	// timed is that of cases whose sessions have to be renewed in time: the rows run at once, and
 	// the cases of a row one after the other. All others would take the machine from them.
 	timed company = "timed"
+	// itself is that of cases for which a pause of a few 100 ms is too long: a case runs with both
+	// packages and in all variants at once, and beside no other case.
+	itself company = "itself"
 	// alone is that of cases which measure time, or have a time of their own: none.
 	alone company = "alone"
 )
 
 // with is the company of the rows, and of the cases, whose company is not others.
 var with = map[string]company{
-	"S9/TTL 1 s behind etcd's proxy": alone, // where a pause of a few 100 ms ends the session
+	"S9/TTL 1 s behind etcd's proxy": itself,
 
 	"L8": alone, "T15": alone, "T16": alone,
 	"S1": timed, "S9": timed, "S11": timed,
@@ -171,7 +174,7 @@ func TestContract(t *testing.T) {
 	b := &board{outcomes: map[*part]*outcome{}}
 	t.Cleanup(func() { fmt.Print(b) })
 	embeddedServer := shared().Embedded()
-	for _, c := range []company{alone, timed, others} {
+	for _, c := range []company{alone, itself, timed, others} {
 		t.Run(string(c), func(t *testing.T) {
 			for _, r := range rows {
 				if ps := r.in(c, embeddedServer); len(ps) > 0 {
@@ -195,7 +198,7 @@ func (r row) in(c company, embeddedServer bool) (ps []*part) {
 
 // test runs parts of a row.
 func (r row) test(t *testing.T, b *board, c company, ps []*part, embeddedServer bool) {
-	if c != alone {
+	if c == timed || c == others {
 		t.Parallel()
 	}
 	for _, p := range ps {
