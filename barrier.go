@@ -112,7 +112,7 @@ type DoubleBarrier struct {
 type round struct {
 	mine ticket
 	last int64 // 0: has not begun
-	left bool  // the deletion of mine has been sent
+	left int   // how often the deletion of mine has been sent since it was seen to stand
 }
 
 // NewDoubleBarrier returns a handle of the double barrier that name names, for n participants. It
@@ -244,14 +244,16 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 		d.mu.Unlock()
 		return nil
 	}
-	again := r.left
-	r.left = true
+	r.left++
 	d.mu.Unlock()
 	_, err := d.queue.leave(ctx, r.mine)
+	d.mu.Lock()
+	once := r.left == 1
+	d.mu.Unlock()
 	switch {
-	case err == ErrSessionExpired && !again:
+	case err == ErrSessionExpired && once:
 		return d.takenForDead(ctx, r)
-	case err == ErrSessionExpired: // the first deletion may have been carried out
+	case err == ErrSessionExpired: // another deletion of this handle may have been carried out
 	case err != nil:
 		return err
 	}
@@ -277,7 +279,7 @@ func (d *DoubleBarrier) takenForDead(ctx context.Context, r *round) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	r.left = false
+	r.left = 0
 	return err
 }
 
