@@ -166,7 +166,7 @@ func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 	rev := int64(0)
 	for cmps := b.checks; len(cmps) > 0; {
 		part := cmps[:min(b.part, len(cmps))]
-		resp, err := repeatTold(ctx, forever, b.options.patience, b.options.trace, func(ctx context.Context) (*v3.TxnResponse, error) {
+		resp, err := repeat(ctx, forever, b.options.patience, b.options.trace, func(ctx context.Context) (*v3.TxnResponse, error) {
 			return b.client.Txn(ctx).If(part...).Else(linearizable(part)).Commit()
 		})
 		switch {

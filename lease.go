@@ -166,7 +166,7 @@ func (l *lease) revoke() error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
 	defer cancel()
-	_, err := repeatTold(ctx, forever, l.timeToLive(), l.trace, func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
+	_, err := repeat(ctx, forever, l.timeToLive(), l.trace, func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
 		return l.client.Revoke(ctx, l.id)
 	})
 	// An earlier call whose answer was lost may have revoked the lease.

@@ -148,7 +148,7 @@ func need(ctx context.Context) {
 // answer when ctx, the client or the lease has ended. It then returns ctx's error or the
 // error of [lease.loss]. If the answer is that the lease is gone, the session has ended.
 func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
-	answer, err := repeatTold(ctx, l.lost, l.timeToLive(), l.trace, call)
+	answer, err := repeat(ctx, l.lost, l.timeToLive(), l.trace, call)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:

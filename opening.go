@@ -193,7 +193,7 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 // adopt asks for the remaining life of a lease that exists. The server tells it in whole
 // seconds, rounded down.
 func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
-	resp, err := repeatTold(ctx, forever, l.clock.ttl, l.trace, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
+	resp, err := repeat(ctx, forever, l.clock.ttl, l.trace, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
 		return l.client.TimeToLive(ctx, l.id)
 	})
 	if err != nil {

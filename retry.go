@@ -25,29 +25,21 @@ import (
 //
 // The call is sent twice each time, without a pause, because the members take turns. One of
 // the two then reaches another member than the silent one, whatever calls of others have
-// come in between since the first. The first call and the last two pairs go on, and the
-// pairs before them are called off, so that a long silence piles nothing up. While calls
-// come back with faults, none is sent beside them: their own repetitions reach all members
-// in turn. A client that is refused for an hour thus calls no more often than at first.
+// come in between since the first. While calls come back with faults, none is sent beside
+// them: their own repetitions reach all members in turn. A client that is refused for an
+// hour thus calls no more often than at first.
 //
 // A call may have been carried out although it was not answered. So only calls that may be
 // repeated belong here.
 //
 // repeat ends without an answer when ctx or until ends. It then returns ctx's error or
-// [context.Canceled].
+// [context.Canceled]. The trace is told of every call that is sent again.
 func repeat[R any](
-	ctx, until context.Context, patience time.Duration, call func(context.Context) (R, error),
-) (R, error) {
-	return repeatTold(ctx, until, patience, nil, call)
-}
-
-// repeatTold is repeat, and tells the trace of every call that is sent again.
-func repeatTold[R any](
 	ctx, until context.Context, patience time.Duration, trace *tracing, call func(context.Context) (R, error),
 ) (R, error) {
-	r := &repetition[R]{call: call, next: againAfter(patience), most: patience, trace: trace}
+	r := &repetition[R]{call: call, next: againAfter(patience), most: patience, trace: trace, err: context.Canceled}
 	if until.Err() != nil {
-		return r.answer, context.Canceled
+		return r.answer, r.err
 	}
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	detach := context.AfterFunc(until, r.cancel)
@@ -57,15 +49,12 @@ func repeatTold[R any](
 	r.mu.Unlock()
 	func() {
 		defer r.end() // after a panic of the client's too
-		r.insist(r.ctx)
+		r.insist()
 	}()
-	switch {
-	case r.answered:
-		return r.answer, r.err
-	case ctx.Err() != nil:
+	if !r.answered && ctx.Err() != nil {
 		return r.answer, ctx.Err()
 	}
-	return r.answer, context.Canceled
+	return r.answer, r.err
 }
 
 // againAfter is how long the first call may be without an answer. It leaves the others
@@ -82,47 +71,39 @@ type repetition[R any] struct {
 
 	mu       sync.Mutex // guards the fields below; never held across a call
 	timer    *time.Timer
-	heard    time.Time             // when a call last came back, with a fault that passes
-	pairs    [2]context.CancelFunc // of those beside the first, the last two; nil: not sent yet
-	next     time.Duration         // after which the call is sent again
-	most     time.Duration         // the longest that next gets
+	heard    time.Time     // when a call last came back, with a fault that passes
+	next     time.Duration // after which the call is sent again
+	most     time.Duration // the longest that next gets
 	answered bool
 	answer   R
-	err      error
+	err      error // context.Canceled before the answer
 }
 
-// insist makes the call until there is an answer, to this call or to another one, or until
-// ctx, which ends then, has ended before.
-func (r *repetition[R]) insist(ctx context.Context) {
-	for n := 0; ctx.Err() == nil; n++ {
-		answer, err := r.call(ctx)
-		if err != nil && (ctx.Err() != nil || transient(err)) {
-			if ctx.Err() == nil {
-				r.trace.repeated(err)
-				r.hear()
-			}
-			pause(ctx, forever, n)
-			continue
-		}
+// insist makes the call until there is an answer, to this call or to another one.
+func (r *repetition[R]) insist() {
+	for n := 0; r.ctx.Err() == nil; n++ {
+		answer, err := r.call(r.ctx)
+		passes := err != nil && (r.ctx.Err() != nil || transient(err))
 		r.mu.Lock()
-		// Another call may have been answered first.
-		if !r.answered {
+		switch {
+		case passes:
+			r.heard = time.Now()
+		case !r.answered: // another call may have been answered first
 			r.answered, r.answer, r.err = true, answer, err
 		}
 		r.mu.Unlock()
-		r.cancel()
+		switch {
+		case !passes:
+			r.cancel()
+		case r.ctx.Err() == nil:
+			r.trace.repeated(err)
+			pause(r.ctx, forever, n)
+		}
 	}
 }
 
-// hear notes that a call has come back.
-func (r *repetition[R]) hear() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.heard = time.Now()
-}
-
 // again makes the call twice beside those under way, if none of them has come back for a
-// while. It leaves of the pairs before only the last.
+// while.
 func (r *repetition[R]) again() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -133,13 +114,8 @@ func (r *repetition[R]) again() {
 		r.timer.Reset(r.next - quiet)
 	default:
 		r.trace.repeated(ErrNoAnswer)
-		if r.pairs[0] != nil {
-			r.pairs[0]()
-		}
-		ctx, cancel := context.WithCancel(r.ctx)
-		r.pairs = [...]context.CancelFunc{r.pairs[1], cancel}
-		r.others.Go(func() { r.insist(ctx) })
-		r.others.Go(func() { r.insist(ctx) })
+		r.others.Go(r.insist)
+		r.others.Go(r.insist)
 		r.next = min(2*r.next, r.most)
 		r.timer.Reset(r.next)
 	}
