@@ -123,6 +123,7 @@ func (o *ownership) replace(held *grant) {
 
 // state is what the handle holds, and the latest header.
 func (o *ownership) state() (*grant, *pb.ResponseHeader) {
+	o.queue.made()
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.held, o.header
