@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -111,8 +112,8 @@ type DoubleBarrier struct {
 // can come to be inside later, because create revisions only rise.
 type round struct {
 	mine ticket
-	last int64 // 0: has not begun
-	left int   // how often the deletion of mine has been sent since it was seen to stand
+	last int64        // 0: has not begun
+	left atomic.Int64 // how often the deletion of mine has been sent since it was seen to stand
 }
 
 // NewDoubleBarrier returns a handle of the double barrier that name names, for n participants. It
@@ -240,18 +241,15 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	d.queue.lease()
 	d.mu.Lock()
 	r := d.round
-	if r == nil || r.last == 0 {
-		d.mu.Unlock()
+	inside := r != nil && r.last != 0
+	d.mu.Unlock()
+	if !inside {
 		return nil
 	}
-	r.left++
-	d.mu.Unlock()
+	r.left.Add(1)
 	_, err := d.queue.leave(ctx, r.mine)
-	d.mu.Lock()
-	once := r.left == 1
-	d.mu.Unlock()
 	switch {
-	case err == ErrSessionExpired && once:
+	case err == ErrSessionExpired && r.left.Load() == 1:
 		return d.takenForDead(ctx, r)
 	case err == ErrSessionExpired: // another deletion of this handle may have been carried out
 	case err != nil:
@@ -275,11 +273,9 @@ func (d *DoubleBarrier) takenForDead(ctx context.Context, r *round) error {
 	err := d.queue.askForLease(ctx)
 	if err == ErrSessionExpired {
 		d.forget(r)
-		return err
+	} else {
+		r.left.Store(0)
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	r.left = 0
 	return err
 }
 

@@ -213,7 +213,8 @@ func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 // giveBack revokes a lease that was granted for nothing. Its own error is not told, because
 // the first error is the one to tell.
 func (l *lease) giveBack() {
-	// The caller's context may have ended, so this has a bound of its own.
+	// The caller's context may have ended, so this has a bound of its own: the second in which
+	// a call obeys its context.
 	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
 	defer cancel()
 	_, _ = l.client.Revoke(ctx, l.id)
