@@ -1186,18 +1186,18 @@ func TestResumeMutex(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	// resumed is a lock that is held by a process that has ended, and its lease in another one.
-	resumed := func(t *testing.T) (l *line, s *concurrency.Session, key string, rev int64) {
+	resumed := func(t *testing.T) (l *line, f *fault.Faults, s *concurrency.Session, key string, rev int64) {
 		l = newLine(t)
+		f = counted(t, l.outside)
 		require.NoError(t, l.mutex.Lock(ctx))
 		key, rev = l.mutex.Key(), l.mutex.Rev()
 		l.session.Orphan()
 		s = session(t, l.outside, concurrency.WithLease(l.session.Lease()))
-		return l, s, key, rev
+		return l, f, s, key, rev
 	}
 	t.Run("holds without a call, and can be given back", func(t *testing.T) {
 		t.Parallel()
-		l, s, key, rev := resumed(t)
-		f := counted(t, l.outside)
+		l, f, s, key, rev := resumed(t)
 		m := concurrency.ResumeMutex(s, l.name, key, rev)
 		require.Equal(t, key, m.Key())
 		require.Equal(t, rev, m.Rev())
@@ -1214,8 +1214,7 @@ func TestResumeMutex(t *testing.T) {
 	})
 	t.Run("Lock makes sure in one call", func(t *testing.T) {
 		t.Parallel()
-		l, s, key, rev := resumed(t)
-		f := counted(t, l.outside)
+		l, f, s, key, rev := resumed(t)
 		m := concurrency.ResumeMutex(s, l.name, key, rev)
 		require.NoError(t, m.Lock(ctx))
 		require.Equal(t, rev, m.Rev())
@@ -1226,7 +1225,7 @@ func TestResumeMutex(t *testing.T) {
 	})
 	t.Run("which was lost meanwhile is told by Ctx, IsOwner and Lock", func(t *testing.T) {
 		t.Parallel()
-		l, s, key, rev := resumed(t)
+		l, _, s, key, rev := resumed(t)
 		l.delete(t, key)
 		m := concurrency.ResumeMutex(s, l.name, key, rev)
 		require.False(t, l.owns(t, m))

@@ -84,7 +84,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	renewed := make(chan struct{}, 1)
 	// The channel has room for one answer: only whether there was one since the last look
 	// matters.
-	l.renewal = l.newRenewal(func(sent time.Time, ttl time.Duration) {
+	l.renewal = l.newRenewal(given, func(sent time.Time, ttl time.Duration) {
 		l.answered(sent, ttl)
 		select {
 		case renewed <- struct{}{}:
@@ -96,7 +96,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if given {                                            // less than a third of its life may be left
 		l.renewal.due = begun
 	}
-	l.renewal.keep(l.client)
+	l.renewal.keep()
 	// The next answer may take about as long as this one did.
 	if time.Until(l.clock.until()) > took {
 		return nil
@@ -223,22 +223,17 @@ func (l *lease) giveBack() {
 // newRenewal renews every third of the session's life. A round trip of half the TTL is then
 // enough to keep the lease. Clients without streams of their own renew by calls, one beside
 // the other.
-func (l *lease) newRenewal(answer func(sent time.Time, ttl time.Duration)) keeper {
+//
+// A lease that was given is renewed by calls until one of them is answered. It may have expired.
+// The server answers such a renewal when it has revoked the lease, which may take half a second,
+// and all renewals behind it on a stream wait (Renew in server/lease/lessor.go).
+func (l *lease) newRenewal(given bool, answer func(sent time.Time, ttl time.Duration)) keeper {
 	// The session lives for the TTL less the margin, so a third of that is the interval.
 	life := l.clock.ttl - l.clock.margin
-	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, useful: life}
+	alone := given || !ownStreams(l.client)
+	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, alone: alone}
 	if l.trace != nil {
 		k.failed = func(err error) { l.trace.renewalFailed(err, l.clock.until()) }
-	}
-	if !ownStreams(l.client) {
-		// A client whose Lease is wrapped sees each renewal as a call of its own.
-		k.once = func(ctx context.Context) (time.Duration, error) {
-			resp, err := l.client.KeepAliveOnce(ctx, l.id)
-			if err != nil {
-				return 0, err
-			}
-			return seconds(resp.TTL), nil
-		}
 	}
 	return keeper{&sharedOf(l.client).renewals, k}
 }

@@ -39,11 +39,12 @@ import (
 // renewals are those of all sessions of one client. They share one stream, which costs the
 // servers and the client a twentieth of a call for each renewal.
 type renewals struct {
-	mu     sync.Mutex // guards what follows, the renewals and the streams; never held across a call
 	client *v3.Client
-	kept   map[*renewal]struct{}
-	timer  *time.Timer
-	wake   time.Time // when the timer fires
+
+	mu    sync.Mutex // guards what follows, the renewals and the streams; never held across a call
+	kept  map[*renewal]struct{}
+	timer *time.Timer
+	wake  time.Time // when the timer fires
 
 	streams []*stream // the one in use and those beside it, see another; the oldest first
 	sent    int       // renewals
@@ -61,13 +62,13 @@ type keeper struct {
 }
 
 // keep renews the lease with the others of the client, from its due time on, until it leaves.
-func (k keeper) keep(client *v3.Client) {
+func (k keeper) keep() {
 	r := k.all
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// The first lease of the client starts the timer, and the last one stops it.
 	if len(r.kept) == 0 {
-		r.client, r.kept, r.running = client, map[*renewal]struct{}{}, &sync.WaitGroup{}
+		r.kept, r.running = map[*renewal]struct{}{}, &sync.WaitGroup{}
 		r.heard = time.Now().Add(-k.interval) // no stream has answered yet
 		r.wake = k.due
 		r.timer = time.AfterFunc(time.Until(k.due), r.send)
@@ -144,28 +145,32 @@ func (r *renewals) send() {
 // renew sends one renewal, on all streams that are open.
 func (r *renewals) renew(k *renewal, now time.Time) {
 	r.sent++
+	k.due = now.Add(k.interval)
 	switch {
-	case k.once != nil:
+	case k.alone:
+		calls := 1
+		// In silence there are two, see choose. For a short interval, two would be too often.
+		if !k.pending.IsZero() && k.interval >= 2*refusalPause {
+			calls = 2
+		}
 		k.sends(now)
-		k.calls.Go(func() { r.call(k, now) })
+		for range calls {
+			k.calls.Go(func() { r.call(k, now) })
+		}
 	case r.choose(k, now):
 		k.sends(now)
 		for _, s := range r.streams {
 			s.add(sending{k, now, r.sent})
 		}
 		k.due = now.Add(r.step(k, now))
-		return
 	default:
 		k.due = r.again
-		return
 	}
-	k.due = now.Add(k.interval)
 }
 
 // step is the time between two renewals of k on streams. It is the interval, or half of it
-// while no member answers anything. The next stream may then go to a silent member again,
-// because gRPC picks one member after the other and other calls come in between. A step less
-// means that more members are asked while the lease lives.
+// while no member answers anything. A step less means that more members are asked while the
+// lease lives.
 //
 // A member that answers is last heard just after the renewal before this one was sent, which is
 // an interval ago. A member that has not answered that renewal was last heard two intervals ago.
@@ -177,15 +182,23 @@ func (r *renewals) step(k *renewal, now time.Time) time.Duration {
 }
 
 // choose opens a stream if k needs one, and reports whether there is a stream.
+//
+// In silence it opens two streams. gRPC picks the members in turn, so one of the two goes to
+// another member than the silent one, whatever calls have come in between since the last
+// stream. See [repeat], which makes calls in pairs for that reason.
 func (r *renewals) choose(k *renewal, now time.Time) bool {
 	if now.Before(r.again) {
 		return len(r.streams) > 0
 	}
-	open, instead := another(r.streams, k, r.step(k, now), now)
+	step, inUse := r.step(k, now), len(r.streams) > 0
+	open, instead := another(r.streams, k, step, now)
 	if instead != nil {
 		r.drop(instead)
 	}
 	if open {
+		r.open(now)
+	}
+	if open && inUse && step < k.interval && len(r.streams) < mostStreams {
 		r.open(now)
 	}
 	return true
@@ -200,11 +213,7 @@ const refusalPause = 250 * time.Millisecond
 // afterFailures is the pause after n failures in a row. A part of it is random, so that
 // clients that failed together part.
 func afterFailures(n int) time.Duration {
-	d := refusalPause
-	for range min(n-1, 2) {
-		d += d / 2
-	}
-	d = min(d, 2*refusalPause)
+	d := min(refusalPause+refusalPause/2*time.Duration(n-1), 2*refusalPause)
 	return d + rand.N(d/8)
 }
 
@@ -336,12 +345,16 @@ var clientsOwn = reflect.TypeOf(v3.NewLeaseFromLeaseClient(nil, nil, 0))
 // for this lease before and are not answered yet. It ends when its answer would be of no
 // use.
 func (r *renewals) call(k *renewal, sent time.Time) {
-	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(k.useful))
+	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(3*k.interval))
 	defer cancel()
-	ttl, err := k.once(&impatient{Context: ctx, cancel: cancel})
+	once, own := &impatient{Context: ctx, cancel: cancel}, ownStreams(r.client)
+	if own { // nobody but the client asks
+		once.asked.Store(mostAsked)
+	}
+	resp, err := r.client.KeepAliveOnce(once, k.id)
 	// This is an answer: the server does not have the lease.
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		ttl, err = 0, nil
+		resp, err = &v3.LeaseKeepAliveResponse{}, nil
 	}
 	r.mu.Lock()
 	if err != nil {
@@ -356,11 +369,12 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	} else {
 		k.failures, r.trouble = 0, nil
 		k.succeeds(sent)
+		k.alone = !own
 	}
 	over := k.over
 	r.mu.Unlock()
 	if err == nil && !over {
-		k.answer(sent, ttl)
+		k.answer(sent, seconds(resp.TTL))
 	}
 }
 

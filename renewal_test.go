@@ -98,6 +98,19 @@ func TestTheSessionsOfAClientShareAStream(t *testing.T) {
 	})
 }
 
+func TestALeaseThatWasGivenSharesTheStream(t *testing.T) {
+	var shared streams
+	virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		s := session(t, c, concurrency.WithTTL(6))
+		s.Orphan()
+		opened := shared.opened.Load()
+		heir := session(t, c, concurrency.WithLease(s.Lease()))
+		survives(t, heir, 10)
+		require.EqualValues(t, 2, shared.opened.Load()-opened, "one for a call, and one to share")
+	})
+}
+
 func TestASessionIsRenewedEveryThirdOfItsLife(t *testing.T) {
 	const thirds = 300
 	var shared streams
@@ -267,7 +280,70 @@ func (s *streams) areRenewed(t *testing.T, all []*concurrency.Session, n *virtua
 }
 
 // A client has two links to the servers, of which one falls silent while it stands. Which one,
-// the seed decides: that of the stream as often as the other.
+// the seed decides: that of the stream as often as the other. What else the client sends, when
+// its watches have been silent for as long as its renewals, takes turns with the new streams.
+func TestAMemberThatFallsSilentBesideWatches(t *testing.T) {
+	for _, by := range []string{"stream", "calls"} {
+		t.Run("renewed by "+by, func(t *testing.T) {
+			virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+				t, c, n := remote(b)
+				if by == "calls" {
+					counted(t, c)
+				}
+				other, _ := b.Client("other")
+				rival := session(t, other)
+				ctx, cancel := context.WithCancel(context.Background())
+				var waiters sync.WaitGroup
+				defer waiters.Wait()
+				defer cancel()
+				s := session(t, c, concurrency.WithTTL(6))
+				for i := range 3 {
+					line := fmt.Sprint("line ", i)
+					require.NoError(t, concurrency.NewMutex(rival, line).Lock(ctx))
+					waiters.Go(func() { _ = concurrency.NewMutex(s, line).Lock(ctx) })
+					own := concurrency.NewMutex(s, fmt.Sprint("own ", i))
+					require.NoError(t, own.Lock(ctx))
+					own.Ctx()
+				}
+				phase := b.Rand("phases")
+				for range 100 {
+					b.Sleep(time.Duration(phase.Int64N(int64(s.TTL()))))
+					n.Silence(2 * s.TTL())
+					survives(t, s, 3)
+				}
+			})
+		})
+	}
+}
+
+// A lease that has just expired is not renewed before it is revoked. Who goes on with it does not
+// hold up the other sessions of the client.
+func TestALeaseThatHasExpiredHoldsNobodyUp(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		other, _ := b.Client("other")
+		n.SetRoundTrip(virtual.RoundTrip{Min: 500 * time.Millisecond, Max: 500 * time.Millisecond})
+		s := session(t, c, concurrency.WithTTL(1))
+		resumed, expired := 0, 0
+		for i := range 400 {
+			lease, err := other.Grant(context.Background(), 1)
+			require.NoError(t, err)
+			b.Sleep(time.Duration(i%100) * 10 * time.Millisecond)
+			heir, err := concurrency.NewSession(c, concurrency.WithLease(lease.ID))
+			if err == nil {
+				resumed++
+				require.NoError(t, heir.Close())
+			} else {
+				expired++
+			}
+			require.NoError(t, s.Ctx().Err())
+		}
+		require.Positive(t, resumed)
+		require.Positive(t, expired)
+	})
+}
+
+// The stream is on the silent link a few times.
 func TestAMemberThatFallsSilent(t *testing.T) {
 	var shared streams
 	virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {
@@ -372,7 +448,7 @@ func TestRenewalsByCalls(t *testing.T) {
 			f.Hold(fault.KeepAliveOnce, n+1)
 		}
 		ended(t, s.Done(), "the session")
-		require.LessOrEqual(t, f.Count(fault.KeepAliveOnce), 4)
+		require.LessOrEqual(t, f.Count(fault.KeepAliveOnce), 1+2+2, "after each third of its life")
 	}))
 	t.Run("one whose answer would be of no use ends", inBubble(func(t *testing.T, c *clientv3.Client) {
 		silent := &silentOnce{Lease: c.Lease, lasted: make(chan time.Duration, 1)}

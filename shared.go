@@ -29,7 +29,9 @@ var registry struct {
 func sharedOf(client *v3.Client) *shared {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
-	return registry.of.get(weak.Make(client), func() *shared { return &shared{} })
+	return registry.of.get(weak.Make(client), func() *shared {
+		return &shared{renewals: renewals{client: client}}
+	})
 }
 
 // seatsOf returns the seats of a lease. Sessions that were opened on one lease, such as

@@ -22,12 +22,8 @@ type renewal struct {
 	// held, so it only takes note. nil: nobody looks.
 	failed func(err error)
 
-	// once renews the lease by a call of its own; nil: on a stream. An answer is of no use
-	// after useful.
-	once   func(ctx context.Context) (ttl time.Duration, err error)
-	useful time.Duration
-
 	// The renewals of the client guard what follows.
+	alone    bool // by calls of its own, and not on a stream
 	due      time.Time
 	proven   time.Time // when the newest renewal was sent that was answered
 	pending  time.Time // when the newest one was sent; zero: it was answered, or has failed
@@ -35,7 +31,7 @@ type renewal struct {
 	suspect  bool      // the first that a stream had not answered when it broke
 	over     bool      // nothing is to be sent any more
 
-	calls sync.WaitGroup  // by once
+	calls sync.WaitGroup  // if it is alone
 	last  *sync.WaitGroup // what ran for all leases of the client, if this was the last
 }
 
@@ -177,8 +173,8 @@ func (s *stream) first() *renewal {
 	return first.of
 }
 
-// mostStreams bounds the streams of a client. A lease lives for three intervals. In silence it
-// opens a stream at the beginning, after one interval, and after each half of those that follow.
+// mostStreams bounds the streams of a client. In silence a lease opens two beside the one in
+// use after two thirds of its life, and two more after five sixths.
 const mostStreams = 6
 
 // another says whether k needs another stream, and which one is to be closed for it.

@@ -98,6 +98,7 @@ type Network struct {
 	rates   []float64 // by row of the table
 	hits    []int     // likewise
 	scope   Scope
+	first   int // which link was taken first; from then on they are taken in turn, as gRPC does
 	trip    RoundTrip
 	calls   map[Kind]int
 	total   int              // calls of all kinds
@@ -117,7 +118,7 @@ type refusal struct {
 func newNetwork(b *Bubble, name string) *Network {
 	n := &Network{name: name, bubble: b, rng: b.Rand("network " + name)}
 	n.rates, n.hits = make([]float64, len(table)), make([]int, len(table))
-	n.calls = make(map[Kind]int)
+	n.calls, n.first = make(map[Kind]int), n.rng.IntN(links)
 	return n
 }
 
@@ -191,8 +192,8 @@ func (n *Network) Stall(d time.Duration) {
 }
 
 // Silence makes one of the client's two links silent for d: the streams that stand on it say
-// nothing, calls under way there get no answer. Later calls and streams take the other link.
-// When the silence ends, what it held is delivered.
+// nothing, calls on it get no answer. Every second call and stream takes the other link. When
+// the silence ends, what it held is delivered.
 func (n *Network) Silence(d time.Duration) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -203,12 +204,8 @@ func (n *Network) Silence(d time.Duration) {
 func (n *Network) begin(kind Kind) (number, link int) {
 	n.total++
 	n.calls[kind]++
-	link = n.rng.IntN(links)
-	if now := time.Now(); n.silent[link].After(now) && !n.silent[1-link].After(now) {
-		link = 1 - link
-	}
 	n.record(n.total, kind, Sent, "")
-	return n.total, link
+	return n.total, (n.first + n.total) % links
 }
 
 // decide draws which faults apply to a message. The caller holds mu.
