@@ -303,7 +303,8 @@ func (n *Network) Invoke(
 	p := &pending{done: make(chan struct{})}
 	n.mu.Lock()
 	pass := &passage{kind: kindOf(name), on: unary}
-	pass.call, p.link = n.begin(pass.kind)
+	pass.call, pass.link = n.begin(pass.kind)
+	p.link = pass.link
 	n.decide(pass)
 	there, back := n.way()+pass.up, n.way()+pass.down
 	due := n.bubble.instant(time.Now().Add(there), n.rng.Int64N(spread))
