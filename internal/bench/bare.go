@@ -6,38 +6,54 @@ import (
 	"strconv"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // What is compared with here is no library: nothing is checked, repeated or cleaned up, and
 // any fault breaks it. It shows what etcd and its client cost by themselves.
 
 // bare is the least that a free lock can cost: its two writes.
-var bare = bareLibrary(func(k bareKey) mutex { return k })
+var bare = bareLibrary(func(k bareKey) library.Mutex { return k })
 
 // bareLine is the least that a lock with a line can cost, with the calls of a hand-over.
-var bareLine = bareLibrary(func(k bareKey) mutex { return &barePlace{bareKey: k} })
+var bareLine = bareLibrary(func(k bareKey) library.Mutex { return &barePlace{bareKey: k} })
 
 type bareKey struct {
+	library.Mutex // nil: what is not used here panics
+
 	client *clientv3.Client
 	prefix string
 	key    string
 	lease  clientv3.LeaseID
 }
 
-func bareLibrary(newMutex func(bareKey) mutex) library {
-	return library{
-		name: "bare",
-		session: func(c *clientv3.Client, ttl int) (session, error) {
-			s, err := theirs.session(c, ttl)
-			s.mutex = func(name string) mutex {
-				prefix := name + "/"
-				return newMutex(bareKey{c, prefix, prefix + strconv.FormatInt(int64(s.lease), 16), s.lease})
-			}
-			s.election = func(name string) election { return bareCandidate{s.mutex(name)} }
-			s.permit = s.mutex
-			return s, err
+func bareLibrary(newMutex func(bareKey) library.Mutex) library.Library {
+	return library.Library{
+		Name: "bare",
+		Open: func(c *clientv3.Client, o library.SessionOptions) (library.Session, error) {
+			s, err := library.Upstream.Open(c, o)
+			return bareSession{s, newMutex}, err
 		},
 	}
+}
+
+// bareSession is upstream's, of which only the lease and the client are used.
+type bareSession struct {
+	library.Session
+
+	newMutex func(bareKey) library.Mutex
+}
+
+func (s bareSession) NewMutex(name string) library.Mutex {
+	lease, prefix := s.Lease(), name+"/"
+	return s.newMutex(bareKey{
+		client: s.Client(), prefix: prefix, key: prefix + strconv.FormatInt(int64(lease), 16), lease: lease,
+	})
+}
+
+func (s bareSession) NewElection(name string) library.Election {
+	return bareCandidate{lock: s.NewMutex(name)}
 }
 
 func (b bareKey) Lock(ctx context.Context) error {
@@ -53,10 +69,14 @@ func (b bareKey) Unlock(ctx context.Context) error {
 }
 
 // bareCandidate leads with the calls of a lock: a value makes none of them dearer.
-type bareCandidate struct{ mutex }
+type bareCandidate struct {
+	library.Election // nil, likewise
 
-func (b bareCandidate) Campaign(ctx context.Context, _ string) error { return b.Lock(ctx) }
-func (b bareCandidate) Resign(ctx context.Context) error             { return b.Unlock(ctx) }
+	lock library.Mutex
+}
+
+func (b bareCandidate) Campaign(ctx context.Context, _ string) error { return b.lock.Lock(ctx) }
+func (b bareCandidate) Resign(ctx context.Context) error             { return b.lock.Unlock(ctx) }
 
 // barePlace keeps its watch from one wait to the next.
 type barePlace struct {

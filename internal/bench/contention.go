@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"example.com/etcd/concurrency/internal/bench/report"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // contest is a number of workers that increment one key, each as fast as it can.
@@ -49,7 +50,7 @@ func (c contest) hire(b *bed, worker int) (work, error) {
 	if worker >= c.workers-c.apart {
 		key += "/" + strconv.Itoa(worker)
 	}
-	return b.transaction(worker, transactOptions{}, func(s stm) error {
+	return b.transaction(worker, library.TxnOptions{}, func(s library.STM) error {
 		n, _ := strconv.Atoi(s.Get(key)) // no value yet counts as 0
 		s.Put(key, strconv.Itoa(n+1))
 		return nil
@@ -67,7 +68,7 @@ type outcome struct {
 
 // run lets the workers of a library work for the window, on clients of their own. Who has
 // begun a transaction by then ends it, so that one that starves counts in full.
-func (c contest) run(ctx context.Context, l *lab, lib library, window time.Duration) (o outcome, err error) {
+func (c contest) run(ctx context.Context, l *lab, lib library.Library, window time.Duration) (o outcome, err error) {
 	b, err := l.prepare(ctx, workload{workers: c.workers, clients: c.clients, hire: c.hire}, lib)
 	defer b.close()
 	if err != nil {
@@ -118,7 +119,7 @@ func (l *lab) rivalry(ctx context.Context, o options) (report.Table, error) {
 		var sides [2][]outcome
 		for round := range l.rounds {
 			for _, i := range order(round) {
-				out, err := c.run(ctx, l, [2]library{theirs, here}[i], o.window)
+				out, err := c.run(ctx, l, [2]library.Library{library.Upstream, library.Here}[i], o.window)
 				if err != nil {
 					return t, fmt.Errorf("%v: %w", c, err)
 				}

@@ -8,6 +8,7 @@ import (
 	recipe "go.etcd.io/etcd/client/v3/experimental/recipes"
 
 	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // otherLocks are the workloads of locks other than the plain one. Upstream has read-write locks,
@@ -18,26 +19,26 @@ func otherLocks() []workload {
 	free := func(name string, hire func(*bed, int) (work, error)) workload {
 		return workload{name: name, ops: 10, workers: 1, hire: hire, limits: cycle}
 	}
-	permit := free("free permit and release, beside bare Put and Delete", cycles(func(s session, name string) mutex {
-		return s.permit(name)
+	permit := free("free permit and release, beside bare Put and Delete", cycles(func(k kinds, name string) mutex {
+		return k.permit(name)
 	}))
 	permit.base, permit.goal = &bare, 1.35
-	letIn := func(name string, base *library, goal float64) workload {
+	letIn := func(name string, base *library.Library, goal float64) workload {
 		return workload{name: name, goal: goal, base: base, ops: 1, workers: readers + 1, hire: letsIn, drain: true, beside: true}
 	}
-	oneReader := here
-	oneReader.name = "one reader"
+	oneReader := library.Here
+	oneReader.Name = "one reader"
 	return []workload{
-		free("free read lock and release", cycles(func(s session, name string) mutex { return s.reader(name) })),
+		free("free read lock and release", cycles(func(k kinds, name string) mutex { return k.reader(name) })),
 		letIn(fmt.Sprintf("a writer lets %d readers in", readers), nil, 1),
 		letIn(fmt.Sprintf("a writer lets %d readers in, beside one reader", readers), &oneReader, 1.5),
 		permit,
-		free("five free locks at once, and release", cycles(func(s session, name string) mutex {
+		free("five free locks at once, and release", cycles(func(k kinds, name string) mutex {
 			var names []string
 			for i := range 5 {
 				names = append(names, fmt.Sprint(name, "-", i))
 			}
-			return s.several(names)
+			return k.several(names)
 		})),
 	}
 }
@@ -46,32 +47,50 @@ func otherLocks() []workload {
 const readers = 16
 
 // cycles are workers that take and release a lock.
-func cycles(newMutex func(s session, name string) mutex) func(b *bed, worker int) (work, error) {
+func cycles(newMutex func(k kinds, name string) mutex) func(b *bed, worker int) (work, error) {
 	return func(b *bed, worker int) (work, error) {
 		s, err := b.session(worker)
 		if err != nil {
 			return nil, err
 		}
-		return cycle(newMutex(s, b.prefix)), nil
+		return cycle(newMutex(kindsOf(s), b.prefix)), nil
 	}
 }
 
 // letsIn is a writer, the first worker, and the readers behind it; or one reader, for whom the
 // release is one hand-over.
 func letsIn(b *bed, worker int) (work, error) {
-	if b.name == "one reader" && worker > 1 {
+	if b.Name == "one reader" && worker > 1 {
 		return nil, nil
 	}
 	s, err := b.session(worker)
 	if err != nil {
 		return nil, err
 	}
-	newMutex := s.reader
+	k := kindsOf(s)
+	newMutex := k.reader
 	if worker == 0 {
-		newMutex = s.writer
+		newMutex = k.writer
 	}
 	b.mutexes = append(b.mutexes, newMutex(b.prefix))
 	return nil, nil
+}
+
+// kinds make other locks on a session. A field is nil where the library has no such lock.
+type kinds struct {
+	writer, reader func(name string) mutex
+	permit         func(name string) mutex
+	several        func(names []string) mutex
+}
+
+func kindsOf(s library.Session) kinds {
+	switch s := s.(type) {
+	case library.Bare:
+		return ourKinds(s.Bare())
+	case library.BareUpstream:
+		return theirKinds(s.Bare())
+	}
+	return kinds{permit: func(name string) mutex { return s.NewMutex(name) }} // bare calls
 }
 
 func ourKinds(s *concurrency.Session) kinds {

@@ -14,6 +14,7 @@ import (
 	"example.com/etcd/concurrency/internal/bench/report"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 const (
@@ -35,13 +36,13 @@ type lab struct {
 
 // bed is what one library needs for one workload: clients, and what is open on them.
 type bed struct {
-	library
+	library.Library
 	*cluster
 	ctx     context.Context // for what is prepared
 	prefix  string          // of all keys
 	clients []*clientv3.Client
 	counts  []*fault.Faults // of the calls of each client, until count is done
-	open    []session
+	open    []library.Session
 	mutexes []mutex // of the workers, in their order
 	local   mutex   // that the workers share; nil: they share none
 	workers []work
@@ -53,9 +54,9 @@ type bed struct {
 
 // prepare makes the bed of a library for a workload. The caller closes it, also when
 // that failed.
-func (l *lab) prepare(ctx context.Context, w workload, lib library) (*bed, error) {
+func (l *lab) prepare(ctx context.Context, w workload, lib library.Library) (*bed, error) {
 	l.beds++
-	b := &bed{library: lib, cluster: l.cluster, ctx: ctx, prefix: fmt.Sprintf("bench-%04d", l.beds)}
+	b := &bed{Library: lib, cluster: l.cluster, ctx: ctx, prefix: fmt.Sprintf("bench-%04d", l.beds)}
 	clients := w.clients
 	if clients == 0 {
 		clients = w.workers
@@ -81,8 +82,8 @@ func (l *lab) prepare(ctx context.Context, w workload, lib library) (*bed, error
 func (b *bed) client(worker int) *clientv3.Client { return b.clients[worker%len(b.clients)] }
 
 // session opens one that is closed with the bed.
-func (b *bed) session(worker int) (session, error) {
-	s, err := b.library.session(b.client(worker), ttl)
+func (b *bed) session(worker int) (library.Session, error) {
+	s, err := b.Open(b.client(worker), library.SessionOptions{TTL: ttl})
 	if err == nil {
 		b.open = append(b.open, s)
 	}
@@ -102,11 +103,13 @@ func (b *bed) keys(n int) ([]string, error) {
 }
 
 // transaction is f as the work of a worker, with a note of how hard it was.
-func (b *bed) transaction(worker int, o transactOptions, f func(stm) error) work {
+func (b *bed) transaction(worker int, o library.TxnOptions, f func(library.STM) error) work {
 	client := b.client(worker)
 	return func(ctx context.Context) error {
+		o := o
+		o.Ctx = ctx
 		attempts, begin := 0, time.Now()
-		err := b.transact(ctx, client, func(s stm) error {
+		_, err := b.Transact(client, func(s library.STM) error {
 			attempts++
 			return f(s)
 		}, o)
@@ -209,14 +212,14 @@ func (l *lab) contest(ctx context.Context, w workload) (row, error) {
 	r := row{workload: w}
 	sides := [2]*figures{&r.base, &r.here}
 	var beds [2]*bed
-	for i, lib := range [2]library{w.rival(), here} {
+	for i, lib := range [2]library.Library{w.rival(), library.Here} {
 		b, err := l.prepare(ctx, w, lib)
 		defer b.close()
 		if err == nil {
 			err = sides[i].count(ctx, w, b)
 		}
 		if err != nil {
-			return r, fmt.Errorf("%s, %s: %w", w.name, lib.name, err)
+			return r, fmt.Errorf("%s, %s: %w", w.name, lib.Name, err)
 		}
 		beds[i] = b
 	}
@@ -227,7 +230,7 @@ func (l *lab) contest(ctx context.Context, w workload) (row, error) {
 	for round := range rounds {
 		for _, i := range order(round) {
 			if err := sides[i].sample(ctx, w, beds[i]); err != nil {
-				return r, fmt.Errorf("%s, %s: %w", w.name, beds[i].name, err)
+				return r, fmt.Errorf("%s, %s: %w", w.name, beds[i].Name, err)
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"example.com/etcd/concurrency/internal/bench/report"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // layers are where a function may belong, by its name: to the first that matches.
@@ -94,7 +95,7 @@ func (l *lab) profiles(ctx context.Context, chosen []workload) (t report.Table, 
 // profile does a workload with this package only, while both processes are profiled.
 func (l *lab) profile(ctx context.Context, w workload, dir string) (p profiled, err error) {
 	p.workload = w
-	b, err := l.prepare(ctx, w, here)
+	b, err := l.prepare(ctx, w, library.Here)
 	defer b.close()
 	if err == nil {
 		err = new(figures).count(ctx, w, b)

@@ -8,11 +8,11 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
-	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // byHand stands for calls without a library.
-var byHand = library{name: "bare"}
+var byHand = library.Library{Name: "bare"}
 
 // ranged are the workloads of what only this package has, beside the same by hand.
 func ranged() []workload {
@@ -52,7 +52,7 @@ func sums(n int) func(b *bed, worker int) (work, error) {
 	return func(b *bed, worker int) (work, error) {
 		begin, end, err := b.fill(n)
 		client := b.client(worker)
-		if b.transact == nil {
+		if b.Transact == nil {
 			return func(ctx context.Context) error {
 				var kvs []string
 				rev := int64(0)
@@ -75,9 +75,9 @@ func sums(n int) func(b *bed, worker int) (work, error) {
 				return nil
 			}, err
 		}
-		return b.transaction(worker, transactOptions{}, func(s stm) error {
+		return b.transaction(worker, library.TxnOptions{}, func(s library.STM) error {
 			var kvs []string
-			for _, kv := range s.(concurrency.STM).Range(begin, end) {
+			for _, kv := range s.(library.Ranged).Range(begin, end) {
 				kvs = append(kvs, string(kv.Value))
 			}
 			if len(kvs) != n {
@@ -93,7 +93,7 @@ func rewrites(n int) func(b *bed, worker int) (work, error) {
 	return func(b *bed, worker int) (work, error) {
 		begin, end, err := b.fill(n)
 		client := b.client(worker)
-		if b.transact == nil {
+		if b.Transact == nil {
 			return func(ctx context.Context) error {
 				resp, err := client.Get(ctx, begin, clientv3.WithRange(end))
 				if err != nil {
@@ -108,8 +108,8 @@ func rewrites(n int) func(b *bed, worker int) (work, error) {
 				return err
 			}, err
 		}
-		return b.transaction(worker, transactOptions{}, func(s stm) error {
-			for _, kv := range s.(concurrency.STM).Range(begin, end) {
+		return b.transaction(worker, library.TxnOptions{}, func(s library.STM) error {
+			for _, kv := range s.(library.Ranged).Range(begin, end) {
 				s.Put(string(kv.Key), more(string(kv.Value)))
 			}
 			return nil
@@ -129,11 +129,11 @@ func alternates(b *bed, worker int) (work, error) {
 		n, _ := strconv.Atoi(value)
 		return n%2 == worker
 	}
-	if b.transact != nil {
-		return b.transaction(worker, transactOptions{}, func(s stm) error {
+	if b.Transact != nil {
+		return b.transaction(worker, library.TxnOptions{}, func(s library.STM) error {
 			value := s.Get(key)
 			if !mine(value) {
-				s.(concurrency.STM).Retry()
+				s.(library.Ranged).Retry()
 			}
 			s.Put(key, more(value))
 			return nil

@@ -9,17 +9,18 @@ import (
 	"time"
 
 	"example.com/etcd/concurrency/internal/bench/report"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // comparison is the table of the rows. Goals are set for no added round trip; with one
 // the calls that are saved show. What is compared with stands above, as it is in the first row.
 func comparison(title string, rows []row, goals bool) report.Table {
-	base := theirs
+	base := library.Upstream
 	if len(rows) > 0 {
 		base = rows[0].rival()
 	}
 	t := report.Table{Title: title, Head: []string{
-		"workload", base.name, "here", "ratio", "quartiles", "goal", "met",
+		"workload", base.Name, "here", "ratio", "quartiles", "goal", "met",
 		"raft/op", "here", "calls/op", "here", "allocs/op", "here",
 	}}
 	for _, r := range rows {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"example.com/etcd/concurrency/internal/bench/report"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // view is what a picture shows of a workload: one point for each library.
@@ -65,12 +66,12 @@ func encode(rows []row) []byte {
 	w := csv.NewWriter(&out)
 	for _, r := range rows {
 		for _, v := range r.shows {
-			point := func(library string, f figures) {
+			point := func(name string, f figures) {
 				y := strconv.FormatFloat(v.y(f), 'g', 6, 64)
-				_ = w.Write([]string{v.picture, library + v.line, strconv.Itoa(v.n), y}) // to memory
+				_ = w.Write([]string{v.picture, name + v.line, strconv.Itoa(v.n), y}) // to memory
 			}
-			point(r.rival().name, r.base)
-			point(here.name, r.here)
+			point(r.rival().Name, r.base)
+			point(library.Here.Name, r.here)
 		}
 	}
 	w.Flush()

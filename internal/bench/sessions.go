@@ -16,6 +16,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/bench/report"
 	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // idleness is what sessions cost that nobody uses.
@@ -29,7 +30,7 @@ type idleness struct {
 
 // idle opens n sessions on one client, watches them for the window, and then looks for
 // late renewals over a whole TTL.
-func (l *lab) idle(ctx context.Context, lib library, n, ttl int, window time.Duration) (_ idleness, err error) {
+func (l *lab) idle(ctx context.Context, lib library.Library, n, ttl int, window time.Duration) (_ idleness, err error) {
 	client, err := etcdtest.NewClient(l.cluster.Far...)
 	if err != nil {
 		return idleness{}, err
@@ -69,17 +70,17 @@ func (l *lab) idle(ctx context.Context, lib library, n, ttl int, window time.Dur
 
 // late counts the leases of which the servers say, within one TTL, that less than a
 // third is left: a renewal is due at a third of the TTL, and has another to be late.
-func (c *cluster) late(ctx context.Context, open []session, ttl time.Duration) (int, error) {
+func (c *cluster) late(ctx context.Context, open []library.Session, ttl time.Duration) (int, error) {
 	found := map[clientv3.LeaseID]bool{}
 	for begin := time.Now(); time.Since(begin) < ttl; {
 		for _, s := range open {
-			resp, err := c.plain.TimeToLive(ctx, s.lease)
+			resp, err := c.plain.TimeToLive(ctx, s.Lease())
 			if err != nil {
 				return 0, err
 			}
 			// The server rounds down to seconds, so none is blamed for less.
 			if resp.TTL+1 <= resp.GrantedTTL/3 {
-				found[s.lease] = true
+				found[s.Lease()] = true
 			}
 		}
 		if err := wait(ctx, ttl/20); err != nil {
@@ -91,10 +92,12 @@ func (c *cluster) late(ctx context.Context, open []session, ttl time.Duration) (
 
 // openAll opens n sessions, some at a time. It returns those that were opened, also
 // when it failed.
-func openAll(ctx context.Context, lib library, client *clientv3.Client, n, ttl int) (open []session, err error) {
+func openAll(
+	ctx context.Context, lib library.Library, client *clientv3.Client, n, ttl int,
+) (open []library.Session, err error) {
 	var mu sync.Mutex
 	err = together(ctx, n, slices.Repeat([]work{func(context.Context) error {
-		s, err := lib.session(client, ttl)
+		s, err := lib.Open(client, library.SessionOptions{TTL: ttl})
 		if err == nil {
 			mu.Lock()
 			defer mu.Unlock()
@@ -105,10 +108,10 @@ func openAll(ctx context.Context, lib library, client *clientv3.Client, n, ttl i
 	return open, err
 }
 
-func closeAll(open []session) error {
+func closeAll(open []library.Session) error {
 	var next atomic.Int64
 	return together(context.Background(), len(open), slices.Repeat([]work{func(context.Context) error {
-		return open[next.Add(1)-1].close()
+		return open[next.Add(1)-1].Close()
 	}}, 16))
 }
 
@@ -129,13 +132,13 @@ func (l *lab) idlers(ctx context.Context, o options) (report.Table, error) {
 		Head:  []string{"sessions", "goroutines", "most", "KiB/session", "CPU s/min", "renewals/s", "late"},
 	}
 	for _, n := range o.sessions {
-		for _, lib := range []library{theirs, here} {
+		for _, lib := range []library.Library{library.Upstream, library.Here} {
 			i, err := l.idle(ctx, lib, n, o.ttl, o.window)
 			if err != nil {
-				return t, fmt.Errorf("%d sessions, %s: %w", n, lib.name, err)
+				return t, fmt.Errorf("%d sessions, %s: %w", n, lib.Name, err)
 			}
 			t.Rows = append(t.Rows, []string{
-				fmt.Sprintf("%d, %s", n, lib.name), strconv.Itoa(i.goroutines), strconv.Itoa(i.peak),
+				fmt.Sprintf("%d, %s", n, lib.Name), strconv.Itoa(i.goroutines), strconv.Itoa(i.peak),
 				report.Number(i.memory / 1024), report.Number(i.cpu), report.Number(i.renewals), strconv.Itoa(i.late),
 			})
 		}

@@ -16,6 +16,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency/internal/bench/report"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // simulation is a store in virtual time, for what no busy machine can measure: how
@@ -148,7 +149,7 @@ func (t *simulated) Commit() (*clientv3.TxnResponse, error) {
 }
 
 // simulate runs a contest for the window of virtual time.
-func simulate(t *testing.T, c contest, lib library, rtt, window time.Duration) (o outcome) {
+func simulate(t *testing.T, c contest, lib library.Library, rtt, window time.Duration) (o outcome) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -158,7 +159,7 @@ func simulate(t *testing.T, c contest, lib library, rtt, window time.Duration) (
 		}
 		go s.serve(ctx)
 		go s.serve(ctx)
-		b := &bed{library: lib, prefix: "key"}
+		b := &bed{Library: lib, prefix: "key"}
 		for range c.clients {
 			client := clientv3.NewCtxClient(ctx)
 			client.KV = s
@@ -199,7 +200,7 @@ func TestContentionInVirtualTime(t *testing.T) {
 			t.Run(fmt.Sprintf("%v, %v", c, rtt), func(t *testing.T) {
 				t.Parallel()
 				window := 500 * (rtt + 4*time.Millisecond)
-				u, h := simulate(t, c, theirs, rtt, window), simulate(t, c, here, rtt, window)
+				u, h := simulate(t, c, library.Upstream, rtt, window), simulate(t, c, library.Here, rtt, window)
 				t.Logf("rate %.2f, p99 %.2f, slowest %.2f of upstream's; entries %.2f (%.2f), commits %d to %d (%d to %d), attempts %d (%d)",
 					h.rate/u.rate, h.p99/u.p99, h.max/u.max, h.entries, u.entries, h.least, h.most, u.least, u.most, h.attempts, u.attempts)
 				atMost := func(what string, got, limit float64) {

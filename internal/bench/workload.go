@@ -14,20 +14,21 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // workload is something that both libraries do.
 type workload struct {
 	name    string
-	ops     int      // of one run
-	workers int      // who do them at the same time, until all are done
-	clients int      // on which the workers are; 0: each on one of its own
-	busy    bool     // somebody else writes other keys all the while
-	base    *library // what is compared with; nil: upstream
-	goal    float64  // for the ratio of the times; 0: none
-	limits  *limits  // that no noise excuses; nil: none
-	byTurns bool     // each of the workers waits for the others
-	tries   bool     // attempts and slowest transactions tell something
+	ops     int              // of one run
+	workers int              // who do them at the same time, until all are done
+	clients int              // on which the workers are; 0: each on one of its own
+	busy    bool             // somebody else writes other keys all the while
+	base    *library.Library // what is compared with; nil: upstream
+	goal    float64          // for the ratio of the times; 0: none
+	limits  *limits          // that no noise excuses; nil: none
+	byTurns bool             // each of the workers waits for the others
+	tries   bool             // attempts and slowest transactions tell something
 
 	hire func(b *bed, worker int) (work, error)
 	// drain is for the workloads whose time is not that of work done in turn: those of a line
@@ -39,11 +40,11 @@ type workload struct {
 	shows []view // what pictures show of it
 }
 
-func (w workload) rival() library {
+func (w workload) rival() library.Library {
 	if w.base != nil {
 		return *w.base
 	}
-	return theirs
+	return library.Upstream
 }
 
 // work is one operation of a worker.
@@ -127,6 +128,13 @@ func counting(clients int, goal float64) workload {
 	}
 }
 
+// mutex is what a lock of any kind does.
+type mutex interface {
+	Lock(ctx context.Context) error
+	TryLock(ctx context.Context) error
+	Unlock(ctx context.Context) error
+}
+
 // cycle takes and releases a lock.
 func cycle(m mutex) work {
 	return func(ctx context.Context) error {
@@ -142,7 +150,7 @@ func locks(b *bed, worker int) (work, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := s.mutex(b.prefix)
+	m := s.NewMutex(b.prefix)
 	b.mutexes = append(b.mutexes, m)
 	return cycle(m), nil
 }
@@ -150,16 +158,16 @@ func locks(b *bed, worker int) (work, error) {
 // passesOn is a lock that the goroutines of a process share. On upstream's package each goroutine
 // needs a session of its own.
 func passesOn(b *bed, worker int) (work, error) {
-	if b.name != here.name {
+	if b.Name != library.Here.Name {
 		return locks(b, worker)
 	}
 	if b.local == nil {
-		s, err := concurrency.NewSession(b.clients[0])
+		s, err := b.Open(b.clients[0], library.SessionOptions{})
 		if err != nil {
 			return nil, err
 		}
-		b.open = append(b.open, session{lease: s.Lease(), close: s.Close})
-		b.local = concurrency.NewLocalMutex(s, b.prefix)
+		b.open = append(b.open, s)
+		b.local = concurrency.NewLocalMutex(s.(library.Bare).Bare(), b.prefix)
 	}
 	m := b.local
 	return cycle(m), nil
@@ -175,13 +183,13 @@ func fails(b *bed, worker int) (work, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := rival.mutex(b.prefix)
+	m := rival.NewMutex(b.prefix)
 	return func(ctx context.Context) error {
-		if err := m.TryLock(ctx); err != b.errLocked {
+		if err := m.TryLock(ctx); err != b.ErrLocked {
 			return fmt.Errorf("TryLock on a held lock: %w", err)
 		}
 		return nil
-	}, holder.mutex(b.prefix).Lock(b.ctx)
+	}, holder.NewMutex(b.prefix).Lock(b.ctx)
 }
 
 func leads(b *bed, worker int) (work, error) {
@@ -189,7 +197,7 @@ func leads(b *bed, worker int) (work, error) {
 	if err != nil {
 		return nil, err
 	}
-	e := s.election(b.prefix)
+	e := s.NewElection(b.prefix)
 	return func(ctx context.Context) error {
 		if err := e.Campaign(ctx, "value"); err != nil {
 			return err
@@ -200,11 +208,11 @@ func leads(b *bed, worker int) (work, error) {
 
 func opens(b *bed, worker int) (work, error) {
 	return func(context.Context) error {
-		s, err := b.library.session(b.client(worker), ttl)
+		s, err := b.Open(b.client(worker), library.SessionOptions{TTL: ttl})
 		if err != nil {
 			return err
 		}
-		return s.close()
+		return s.Close()
 	}, nil
 }
 
@@ -219,7 +227,7 @@ func reads(n int) func(b *bed, worker int) (work, error) {
 		if n > 1 {
 			prefetch = keys
 		}
-		return b.transaction(worker, transactOptions{prefetch: prefetch}, func(s stm) error {
+		return b.transaction(worker, library.TxnOptions{Prefetch: prefetch}, func(s library.STM) error {
 			for _, key := range keys {
 				s.Get(key)
 			}
@@ -229,7 +237,7 @@ func reads(n int) func(b *bed, worker int) (work, error) {
 }
 
 func writes(b *bed, worker int) (work, error) {
-	return b.transaction(worker, transactOptions{}, func(s stm) error {
+	return b.transaction(worker, library.TxnOptions{}, func(s library.STM) error {
 		s.Put(b.prefix, "value")
 		return nil
 	}), nil
@@ -237,7 +245,7 @@ func writes(b *bed, worker int) (work, error) {
 
 // counts adds one to a counter.
 func counts(b *bed, worker int) (work, error) {
-	return b.transaction(worker, transactOptions{}, func(s stm) error {
+	return b.transaction(worker, library.TxnOptions{}, func(s library.STM) error {
 		n, _ := strconv.Atoi(s.Get(b.prefix)) // no value yet counts as 0
 		s.Put(b.prefix, strconv.Itoa(n+1))
 		return nil
@@ -254,7 +262,7 @@ func moves(n int) func(b *bed, worker int) (work, error) {
 		return func(ctx context.Context) error {
 			from := rand.IntN(n)
 			to := (from + 1 + rand.IntN(n-1)) % n
-			return b.transaction(worker, transactOptions{}, func(s stm) error {
+			return b.transaction(worker, library.TxnOptions{}, func(s library.STM) error {
 				for key, add := range map[string]int{keys[from]: -1, keys[to]: 1} {
 					have, err := strconv.Atoi(s.Get(key))
 					if err != nil {
@@ -273,8 +281,8 @@ func strews(n int) func(b *bed, worker int) (work, error) {
 	return func(b *bed, worker int) (work, error) {
 		return func(ctx context.Context) error {
 			key := b.prefix + "/" + strconv.Itoa(rand.IntN(n))
-			o := transactOptions{isolation: concurrency.RepeatableReads}
-			return b.transaction(worker, o, func(s stm) error {
+			o := library.TxnOptions{Level: int(concurrency.RepeatableReads)}
+			return b.transaction(worker, o, func(s library.STM) error {
 				s.Put(key, s.Get(key)+"+")
 				return nil
 			})(ctx)

@@ -13,6 +13,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // childEnv makes this program the child: a process that takes part in the locks and
@@ -68,9 +69,9 @@ func child(spec string, in io.Reader, out io.Writer) error {
 	defer client.Close()
 	r := &run{rec: history.NewRecorder()}
 	r.seed = s.Seed
-	lib := here
+	lib := library.Here
 	if s.Package == history.Upstream {
-		lib = theirs
+		lib = library.Upstream
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {

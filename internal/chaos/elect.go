@@ -11,6 +11,7 @@ import (
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // headed is a Mutex or an Election.
@@ -35,7 +36,7 @@ func owner(key string, rev int64) clientv3.Cmp {
 // campaign leads an election for a while, proclaims and resigns.
 func (w *worker) campaign(ctx context.Context) {
 	name := pick(w.rnd, elections)
-	e := w.session.election(name)
+	e := w.session.NewElection(name)
 	if w.call(ctx, "Campaign", name, w.patience(), w.with(e.Campaign)) != nil {
 		return
 	}
@@ -54,7 +55,7 @@ func (w *worker) with(f func(context.Context, string) error) func(context.Contex
 	return func(ctx context.Context) error { return f(ctx, value) }
 }
 
-func (w *worker) resign(ctx context.Context, name string, e election) {
+func (w *worker) resign(ctx context.Context, name string, e library.Election) {
 	err := w.call(ctx, "Resign", name, w.patience(), e.Resign)
 	if err != nil && w.rnd.IntN(2) == 0 {
 		w.shut()
@@ -64,8 +65,8 @@ func (w *worker) resign(ctx context.Context, name string, e election) {
 // lead leads by Election.Lead, where there is one.
 func (w *worker) lead(ctx context.Context) {
 	name := pick(w.rnd, elections)
-	e := w.session.election(name)
-	l, ok := e.(leader)
+	e := w.session.NewElection(name)
+	l, ok := e.(library.Leading)
 	if !ok {
 		w.campaign(ctx)
 		return
@@ -84,17 +85,21 @@ func (w *worker) lead(ctx context.Context) {
 // leadership has lasted.
 func (w *worker) resume(ctx context.Context) {
 	name := pick(w.rnd, elections)
-	e := w.session.election(name)
+	e := w.session.NewElection(name)
 	if w.call(ctx, "Campaign", name, w.patience(), w.with(e.Campaign)) != nil {
 		return
 	}
 	key, rev := e.Key(), e.Rev()
 	w.hold(ctx, w.claim(name, rev, e), w.alive(e), owner(key, rev))
-	w.session.orphan()
-	if !w.adopt(ctx, w.session.lease) {
+	w.session.Orphan()
+	if !w.adopt(ctx, w.session.Lease()) {
 		return
 	}
-	e = w.session.resume(name, key, rev)
+	prefix := name
+	if w.who.Package == history.Upstream {
+		prefix += "/" // as upstream's wants it
+	}
+	e = w.session.ResumeElection(prefix, key, rev)
 	if w.call(ctx, "Proclaim, resumed", name, w.patience(), w.with(e.Proclaim)) == nil {
 		w.hold(ctx, w.claim(name, rev, e), w.alive(e), owner(key, rev))
 	}
@@ -165,7 +170,7 @@ func (w *worker) holdRun(ctx context.Context, name, value string) {
 		Who: w.who, Name: name, Token: kv.CreateRevision, Lease: kv.Lease, Rev: resp.Header.Revision,
 	}
 	hidden := *w // whose session is not the worker's
-	hidden.session = session{}
+	hidden.session = nil
 	hidden.hold(ctx, h, alive, owner(string(kv.Key), kv.CreateRevision))
 }
 
@@ -201,9 +206,9 @@ func (w *worker) follow(ctx context.Context, name string, last *latest) {
 			}
 		})
 		stream := w.streams.Add(1)
-		e := w.session.election(name)
+		e := w.session.NewElection(name)
 		var err error // why it ended, where that is told
-		if l, ok := e.(*concurrency.Election); ok && n%2 == 1 {
+		if l, ok := e.(library.Following); ok && n%2 == 1 {
 			err = w.leaders(bound, stream, name, l, last)
 		} else {
 			for resp := range e.Observe(bound) {
@@ -222,7 +227,7 @@ func (w *worker) follow(ctx context.Context, name string, last *latest) {
 // leaders follows by Leaders. A vacancy carries no revision: it lies between the last one
 // that was known before and one that is asked for afterwards.
 func (w *worker) leaders(
-	ctx context.Context, stream int64, name string, e *concurrency.Election, last *latest,
+	ctx context.Context, stream int64, name string, e library.Following, last *latest,
 ) error {
 	known := w.audit.seen()
 	for l, err := range e.Leaders(ctx) {

@@ -7,6 +7,7 @@ import (
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // The kinds of locks that only this package has stand in the lines of the plain ones, those of
@@ -17,8 +18,8 @@ type kind struct {
 	names  []string
 	handle interface { // that is asked
 		headed
-		owned
-		doer
+		library.Owned
+		library.Doer
 		Rev() int64
 	}
 	take, try, back string // the names of the operations
@@ -76,11 +77,13 @@ func together(s *concurrency.Session, names ...string) kind {
 
 // lockOfAKind takes, holds and releases by one of the kinds, where there are any.
 func (w *worker) lockOfAKind(ctx context.Context) {
-	s, name := w.session.bare, pick(w.rnd, locks)
-	if s == nil {
+	name := pick(w.rnd, locks)
+	own, ok := w.session.(library.Bare)
+	if !ok {
 		w.lock(ctx, name, false)
 		return
 	}
+	s := own.Bare()
 	var k kind
 	switch w.rnd.IntN(4) {
 	case 0:
@@ -122,7 +125,7 @@ func (w *worker) lockOfAKind(ctx context.Context) {
 
 // stand makes a call that uses the places of the session in all lines of the handle.
 func (w *worker) stand(ctx context.Context, k kind, op string, f func(context.Context) error) error {
-	r := history.Call{Who: w.who, Op: history.Beside, Lease: int64(w.session.lease), Call: w.rec.Now()}
+	r := history.Call{Who: w.who, Op: history.Beside, Lease: int64(w.session.Lease()), Call: w.rec.Now()}
 	err := w.call(ctx, op, k.names[0], w.patience(), f)
 	if r.Return = w.rec.Now(); err != nil {
 		r.Error = err.Error()

@@ -8,6 +8,9 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // The child is this program again, which is the test's binary here.
@@ -17,6 +20,12 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
+}
+
+// Records name the packages as the stations do.
+func TestNames(t *testing.T) {
+	assert.Equal(t, history.Here, library.Here.Name)
+	assert.Equal(t, history.Upstream, library.Upstream.Name)
 }
 
 func TestParse(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 const (
@@ -172,9 +173,9 @@ func (r *run) open() (err error) {
 	}
 	r.audit = newAuditor(r.admin, r.rec)
 	for i := range crew {
-		lib := here
+		lib := library.Here
 		if r.upstream || i%3 == 2 {
-			lib = theirs
+			lib = library.Upstream
 		}
 		s, err := newStation(i, lib, r.cluster)
 		if err != nil {

@@ -33,7 +33,7 @@ func (r *run) staff() (ours, theirs *shift) {
 	ours, theirs = newShift(history.Here), newShift(history.Upstream)
 	for i, station := range r.stations {
 		shift := ours
-		if station.lib.name == history.Upstream {
+		if station.lib.Name == history.Upstream {
 			shift = theirs
 		}
 		for n := range uint64(2) {
@@ -77,7 +77,7 @@ func (r *run) endWatch(s *shift) {
 // dismiss closes the clients.
 func (r *run) dismiss(s *shift) {
 	for _, station := range r.stations {
-		if station.lib.name == s.pkg {
+		if station.lib.Name == s.pkg {
 			station.client.Close()
 		}
 	}

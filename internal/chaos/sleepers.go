@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"example.com/etcd/concurrency/internal/history"
-	both "example.com/etcd/concurrency/internal/library"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 const (
@@ -27,7 +27,7 @@ const (
 )
 
 // wake draws the next number, which wakes all sleepers.
-func wake(s stm) int {
+func wake(s library.STM) int {
 	n, _ := strconv.Atoi(s.Get(wakeKey))
 	n++
 	s.Put(wakeKey, strconv.Itoa(n))
@@ -38,20 +38,20 @@ func wake(s stm) int {
 
 // wake is work of a transactor.
 func (t *transactor) wake(ctx context.Context) {
-	_, _ = t.try(ctx, "wake", "", t.rnd.IntN(snapshots+1), func(s stm) error {
+	_, _ = t.try(ctx, "wake", "", t.rnd.IntN(snapshots+1), func(s library.STM) error {
 		wake(s)
 		return nil
 	})
 }
 
 // number reads the last number: in the range of all places, or in one key beside another.
-func number(s stm, inRange bool) (n int) {
+func number(s library.STM, inRange bool) (n int) {
 	if !inRange {
 		s.Get(fmt.Sprint(places, 0))
 		n, _ = strconv.Atoi(s.Get(wakeKey))
 		return n
 	}
-	for _, kv := range s.(both.Ranged).Range(places, places+"~") {
+	for _, kv := range s.(library.Ranged).Range(places, places+"~") {
 		at, _ := strconv.Atoi(string(kv.Value))
 		n = max(n, at)
 	}
@@ -63,12 +63,12 @@ func number(s stm, inRange bool) (n int) {
 func (w *worker) sleep(ctx context.Context, inRange bool, last *latest) {
 	for seen := 0; ctx.Err() == nil; {
 		now, begun := 0, w.rec.Now()
-		_, err := w.lib.transact(ctx, w.client, w.rnd.IntN(snapshots+1), func(s stm) error {
+		_, err := w.lib.Transact(w.client, func(s library.STM) error {
 			if now = number(s, inRange); now == seen {
-				s.(both.Ranged).Retry()
+				s.(library.Ranged).Retry()
 			}
 			return nil
-		})
+		}, library.TxnOptions{Ctx: ctx, Level: w.rnd.IntN(snapshots + 1)})
 		switch {
 		case err != nil:
 			pause(ctx, retryPause)
@@ -91,7 +91,8 @@ func (r *run) sleepersWake(sleepers []*latest, length time.Duration) {
 	for range wakes {
 		n := 0
 		ctx, cancel := context.WithTimeout(context.Background(), wakeful)
-		if _, err := here.transact(ctx, r.prober, 0, func(s stm) error { n = wake(s); return nil }); err != nil {
+		wakeAll := func(s library.STM) error { n = wake(s); return nil }
+		if _, err := library.Here.Transact(r.prober, wakeAll, library.TxnOptions{Ctx: ctx}); err != nil {
 			r.violate("liveness", history.Here, "a transaction after the faults: %v", err)
 		}
 		for _, s := range sleepers {

@@ -10,20 +10,21 @@ import (
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
 	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // station is one client and what lies between it and the servers: a proxy for each member.
 type station struct {
 	who     history.Who
-	lib     library
+	lib     library.Library
 	client  *clientv3.Client
 	leases  *witness
 	faults  *fault.Faults
 	proxies []*fault.Proxy
 }
 
-func newStation(i int, lib library, cluster *etcdtest.Cluster) (*station, error) {
-	s := &station{who: history.Who{Client: i, Package: lib.name}, lib: lib}
+func newStation(i int, lib library.Library, cluster *etcdtest.Cluster) (*station, error) {
+	s := &station{who: history.Who{Client: i, Package: lib.Name}, lib: lib}
 	var endpoints []string
 	for _, endpoint := range cluster.Endpoints() {
 		proxy, err := fault.NewProxy(endpoint)

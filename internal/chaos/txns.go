@@ -2,15 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"strconv"
 	"time"
 
-	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/history"
-	both "example.com/etcd/concurrency/internal/library"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 const (
@@ -206,7 +204,7 @@ func (t *transactor) transact(
 			note(attempt, nil, false, 0)
 		}
 	}
-	rev, err := t.try(ctx, op, part, level, func(s stm) error {
+	rev, err := t.try(ctx, op, part, level, func(s library.STM) error {
 		abandon()
 		attempt = track(s)
 		f(attempt)
@@ -216,7 +214,7 @@ func (t *transactor) transact(
 	case attempt == nil: // it has not come to that
 	case err == nil:
 		note(attempt, attempt.writes, false, rev)
-	case t.lib.unknown(err) && len(attempt.writes) > 0:
+	case t.lib.Unknown(err) && len(attempt.writes) > 0:
 		note(attempt, attempt.writes, true, 0)
 		abandon()
 	default:
@@ -226,12 +224,12 @@ func (t *transactor) transact(
 
 // try makes the call, and returns the revision that its answer told.
 func (t *transactor) try(
-	ctx context.Context, op, part string, level int, f func(stm) error, prefetch ...string,
+	ctx context.Context, op, part string, level int, f func(library.STM) error, prefetch ...string,
 ) (rev int64, err error) {
 	limit := between(t.rnd, 100*time.Millisecond, 3*time.Second)
 	w := worker{run: t.run, station: t.station}
 	err = w.call(ctx, op, part, limit, func(ctx context.Context) error {
-		resp, err := t.lib.transact(ctx, t.client, level, f, prefetch...)
+		resp, err := t.lib.Transact(t.client, f, library.TxnOptions{Ctx: ctx, Level: level, Prefetch: prefetch})
 		if err == nil {
 			rev = resp.Header.Revision
 		}
@@ -242,18 +240,18 @@ func (t *transactor) try(
 
 // tracked is an attempt and what it has read and written.
 type tracked struct {
-	stm
+	library.STM
 	reads, writes map[string]string
 	revs          map[string]int64
 }
 
-func track(s stm) *tracked {
-	return &tracked{stm: s, reads: map[string]string{}, writes: map[string]string{}, revs: map[string]int64{}}
+func track(s library.STM) *tracked {
+	return &tracked{STM: s, reads: map[string]string{}, writes: map[string]string{}, revs: map[string]int64{}}
 }
 
 // Get reads one key. What the attempt wrote itself it is not told by the servers.
 func (s *tracked) Get(key string) string {
-	value := s.stm.Get(key)
+	value := s.STM.Get(key)
 	if _, own := s.writes[key]; !own {
 		s.reads[key] = value
 	}
@@ -263,7 +261,7 @@ func (s *tracked) Get(key string) string {
 // GetBoth reads two keys in one call, which returns the value of the first; the other is
 // asked for afterwards.
 func (s *tracked) GetBoth(first, second string) {
-	value := s.stm.Get(first, second)
+	value := s.STM.Get(first, second)
 	if _, own := s.writes[first]; !own {
 		s.reads[first] = value
 	}
@@ -272,7 +270,7 @@ func (s *tracked) GetBoth(first, second string) {
 
 // Rev reads a revision, as the servers have it, whatever the attempt has written.
 func (s *tracked) Rev(key string) int64 {
-	rev := s.stm.Rev(key)
+	rev := s.STM.Rev(key)
 	s.revs[key] = rev
 	return rev
 }
@@ -280,7 +278,7 @@ func (s *tracked) Rev(key string) int64 {
 // Range reads the registers of a part from one on and before another.
 func (s *tracked) Range(part string, from, to int) {
 	values := map[string]string{}
-	for _, kv := range s.stm.(both.Ranged).Range(registerAt(part, from), registerAt(part, to)) {
+	for _, kv := range s.STM.(library.Ranged).Range(registerAt(part, from), registerAt(part, to)) {
 		values[string(kv.Key)] = string(kv.Value)
 	}
 	for i := from; i < to; i++ {
@@ -292,7 +290,7 @@ func (s *tracked) Range(part string, from, to int) {
 
 // DelRange deletes the registers of a part from one on and before another.
 func (s *tracked) DelRange(part string, from, to int) {
-	s.stm.(both.Ranged).DelRange(registerAt(part, from), registerAt(part, to))
+	s.STM.(library.Ranged).DelRange(registerAt(part, from), registerAt(part, to))
 	for i := from; i < to; i++ {
 		s.writes[registerAt(part, i)] = ""
 	}
@@ -300,13 +298,13 @@ func (s *tracked) DelRange(part string, from, to int) {
 
 // Del deletes, which is to write "".
 func (s *tracked) Del(key string) {
-	s.stm.Del(key)
+	s.STM.Del(key)
 	s.writes[key] = ""
 }
 
 // Put writes.
 func (s *tracked) Put(key, value string) {
-	s.stm.Put(key, value)
+	s.STM.Put(key, value)
 	s.writes[key] = value
 }
 
@@ -318,7 +316,7 @@ func (t *transactor) transfer(ctx context.Context) {
 		return
 	}
 	all := level < snapshots && t.rnd.IntN(4) == 0
-	_, _ = t.try(ctx, "transfer", "", level, func(s stm) error {
+	_, _ = t.try(ctx, "transfer", "", level, func(s library.STM) error {
 		if all {
 			t.total(s)
 		}
@@ -335,7 +333,7 @@ func plus(value string, amount int) string {
 
 // audited reads the total and writes nothing.
 func (t *transactor) audited(ctx context.Context) {
-	_, _ = t.try(ctx, "total", "", t.rnd.IntN(snapshots), func(s stm) error {
+	_, _ = t.try(ctx, "total", "", t.rnd.IntN(snapshots), func(s library.STM) error {
 		t.total(s)
 		return nil
 	})
@@ -343,7 +341,7 @@ func (t *transactor) audited(ctx context.Context) {
 
 // total reads all accounts in one attempt, of which nobody knows yet whether it will be
 // committed.
-func (t *transactor) total(s stm) {
+func (t *transactor) total(s library.STM) {
 	var values []string
 	for i := range accounts {
 		values = append(values, s.Get(account(i)))
@@ -360,5 +358,3 @@ func (r *run) noteTotal(who history.Who, values []string) {
 	}
 	r.rec.Add(history.Record{Total: &history.Total{Who: who, Sum: sum, Want: accounts * balance, At: r.rec.Now()}})
 }
-
-func isCommitUnknown(err error) bool { return errors.Is(err, concurrency.ErrCommitUnknown) }

@@ -11,6 +11,7 @@ import (
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/history"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // worker is one participant that locks and elects, one thing after the other.
@@ -18,7 +19,7 @@ type worker struct {
 	*run
 	*station
 	rnd     *rand.Rand
-	session session
+	session library.Session
 	open    bool
 	number  int  // of the values that it has campaigned with
 	dawdles bool // holds for long one time in two, so that what is rare meets a hold
@@ -54,7 +55,7 @@ func (w *worker) work(ctx context.Context) {
 
 // reopen sees to an open session.
 func (w *worker) reopen(ctx context.Context) bool {
-	if w.open && !ended(w.session.done) {
+	if w.open && !ended(w.session.Done()) {
 		return true
 	}
 	w.shut()
@@ -64,7 +65,7 @@ func (w *worker) reopen(ctx context.Context) bool {
 // adopt opens a session, on a lease that exists or on a new one.
 func (w *worker) adopt(ctx context.Context, lease clientv3.LeaseID) bool {
 	err := w.call(ctx, "NewSession", "", 0, func(context.Context) (err error) {
-		w.session, err = w.lib.open(w.client, ttl, lease)
+		w.session, err = w.lib.Open(w.client, library.SessionOptions{TTL: ttl, Lease: lease})
 		return err
 	})
 	w.open = err == nil
@@ -73,7 +74,7 @@ func (w *worker) adopt(ctx context.Context, lease clientv3.LeaseID) bool {
 
 func (w *worker) shut() {
 	if w.open {
-		_ = w.call(context.Background(), "Close", "", 0, func(context.Context) error { return w.session.close() })
+		_ = w.call(context.Background(), "Close", "", 0, func(context.Context) error { return w.session.Close() })
 	}
 	w.open = false
 }
@@ -85,7 +86,7 @@ func (w *worker) call(
 ) error {
 	c := history.Call{Who: w.who, Op: op, Name: name, Call: w.rec.Now()}
 	if w.open && op != guardedOp && op != staleOp { // which need no session
-		c.Lease = int64(w.session.lease)
+		c.Lease = int64(w.session.Lease())
 	}
 	if limit == 0 && w.who.Package == history.Here {
 		c.Due = c.Call + lifetime
@@ -137,7 +138,7 @@ func (w *worker) duration() time.Duration {
 // same lock, and dawdles, so that a release that comes late finds it there; or it gives the
 // session up, now and then.
 func (w *worker) lock(ctx context.Context, name string, try bool) {
-	m := w.session.mutex(name)
+	m := w.session.NewMutex(name)
 	op, acquire := "Lock", m.Lock
 	if try {
 		op, acquire = "TryLock", m.TryLock
@@ -165,7 +166,7 @@ func (w *worker) lock(ctx context.Context, name string, try bool) {
 
 // claim begins the record of a hold.
 func (w *worker) claim(name string, token int64, proof headed) *history.Hold {
-	h := &history.Hold{Who: w.who, Name: name, Token: token, Lease: int64(w.session.lease)}
+	h := &history.Hold{Who: w.who, Name: name, Token: token, Lease: int64(w.session.Lease())}
 	if w.who.Package == history.Here {
 		h.Rev = proof.Header().Revision // upstream's is older than the ownership
 	}
@@ -175,11 +176,11 @@ func (w *worker) claim(name string, token int64, proof headed) *history.Hold {
 // alive tells whether the participant believes that it holds: by the context of its
 // ownership, where there is one, or by its session alone.
 func (w *worker) alive(handle any) func() bool {
-	if o, ok := handle.(owned); ok && w.rnd.IntN(2) == 0 {
+	if o, ok := handle.(library.Owned); ok && w.rnd.IntN(2) == 0 {
 		ctx := o.Ctx()
 		return func() bool { return ctx.Err() == nil }
 	}
-	done := w.session.done
+	done := w.session.Done()
 	return func() bool { return !ended(done) }
 }
 
@@ -195,9 +196,9 @@ func (w *worker) hold(ctx context.Context, h *history.Hold, alive func() bool, o
 			w.guarded(ctx, staleOp, h.Name, owner)
 			now = w.rec.Now()
 		}
-		if w.session.deadline != nil {
-			h.Deadline = w.rec.When(w.session.deadline())
-			h.Known = w.rec.When(w.leases.end(w.session.lease))
+		if s, ok := w.session.(library.Timed); ok {
+			h.Deadline = w.rec.When(s.Deadline())
+			h.Known = w.rec.When(w.leases.end(w.session.Lease()))
 		}
 		if !alive() {
 			return false
@@ -224,6 +225,9 @@ func (w *worker) hold(ctx context.Context, h *history.Hold, alive func() bool, o
 		w.rec.Add(history.Record{Hold: h})
 	}
 }
+
+// tokenOf reads the create revision out of the comparison that both packages give.
+func tokenOf(owner clientv3.Cmp) int64 { return owner.GetCompare().GetCreateRevision() }
 
 const (
 	guardedOp = "guarded write"
@@ -264,8 +268,8 @@ func (w *worker) guarded(ctx context.Context, op, name string, owner clientv3.Cm
 // do holds a lock by Mutex.Do, where there is one.
 func (w *worker) do(ctx context.Context) {
 	name := pick(w.rnd, locks)
-	m := w.session.mutex(name)
-	d, ok := m.(doer)
+	m := w.session.NewMutex(name)
+	d, ok := m.(library.Doer)
 	if !ok {
 		w.lock(ctx, name, false)
 		return

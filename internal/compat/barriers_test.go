@@ -6,12 +6,12 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	upstream "go.etcd.io/etcd/client/v3/concurrency"
 	recipe "go.etcd.io/etcd/client/v3/experimental/recipes"
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // barrierRows are run on the recipes of etcd's client, which stand on upstream's package, and on
@@ -47,7 +47,7 @@ func (b recipeBarrier) Release(context.Context) error { return b.Barrier.Release
 func (b recipeBarrier) Wait(context.Context) error    { return b.Barrier.Wait() }
 
 func (e *env) barrier(c *clientv3.Client) barrier {
-	if e.ours {
+	if ours(e.lib) {
 		return concurrency.NewBarrier(c, e.name)
 	}
 	return recipeBarrier{recipe.NewBarrier(c, e.name)}
@@ -63,16 +63,16 @@ type recipeDoubleBarrier struct{ *recipe.DoubleBarrier }
 func (b recipeDoubleBarrier) Enter(context.Context) error { return b.DoubleBarrier.Enter() }
 func (b recipeDoubleBarrier) Leave(context.Context) error { return b.DoubleBarrier.Leave() }
 
-func (e *env) doubleBarrier(s session, n int) doubleBarrier {
-	if e.ours {
-		return concurrency.NewDoubleBarrier(s.(*concurrency.Session), e.name, n)
+func (e *env) doubleBarrier(s library.Session, n int) doubleBarrier {
+	if ours(e.lib) {
+		return concurrency.NewDoubleBarrier(s.(library.Bare).Bare(), e.name, n)
 	}
-	return recipeDoubleBarrier{recipe.NewDoubleBarrier(s.(*upstream.Session), e.name, n)}
+	return recipeDoubleBarrier{recipe.NewDoubleBarrier(s.(library.BareUpstream).Bare(), e.name, n)}
 }
 
 // enters starts an Enter of a session of its own, and returns when its key stands.
-func (e *env) enters(c *clientv3.Client, n, stand int) (session, doubleBarrier, *etcdtest.Call) {
-	s := e.session(c, sessionOptions{})
+func (e *env) enters(c *clientv3.Client, n, stand int) (library.Session, doubleBarrier, *etcdtest.Call) {
+	s := e.session(c, library.SessionOptions{})
 	b := e.doubleBarrier(s, n)
 	call := etcdtest.Go(func() error { return b.Enter(e.Context()) })
 	etcdtest.WaitKeys(e, e.plain, e.name+"/waiters/", stand)
@@ -90,7 +90,7 @@ func (e *env) compactedWatch() (*clientv3.Client, *fault.Faults) {
 // stays is for how long a call must not return. Upstream's, which is to be seen to return, has
 // the time for it.
 func (e *env) stays() time.Duration {
-	if e.ours {
+	if ours(e.lib) {
 		return dwell
 	}
 	return ample
@@ -130,7 +130,7 @@ func barrierContext(e *env) error {
 func enterContext(e *env) error {
 	ctx, cancel := context.WithTimeout(e.Context(), 50*time.Millisecond)
 	defer cancel()
-	b := e.doubleBarrier(e.session(e.client(), sessionOptions{}), 2)
+	b := e.doubleBarrier(e.session(e.client(), library.SessionOptions{}), 2)
 	return ends(etcdtest.Go(func() error { return b.Enter(ctx) }), soon, context.DeadlineExceeded)
 }
 
@@ -138,7 +138,7 @@ func deadParticipant(e *env) error {
 	s, _, call := e.enters(e.client(), 2, 1)
 	_, err := e.plain.Revoke(e.Context(), s.Lease())
 	e.must(err)
-	return ends(call, soon, e.errExpired)
+	return ends(call, soon, e.lib.ErrSessionExpired)
 }
 
 func theDead(e *env) error {

@@ -12,6 +12,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 var electionRows = []row{
@@ -71,7 +72,7 @@ func twoLeaders(e *env) error {
 	if err := ends(alive, ample, nil); err != nil {
 		return fmt.Errorf("C: %w", err)
 	}
-	return ends(dead, soon, e.errExpired)
+	return ends(dead, soon, e.lib.ErrSessionExpired)
 }
 
 // A Campaign that fails because of a compaction leaves nothing; one that does not
@@ -96,10 +97,10 @@ func compactedCampaign(e *env) error {
 }
 
 // election is a new handle for a new party.
-func (e *env) election() (election, *party) {
+func (e *env) election() (library.Election, *party) {
 	e.Helper()
 	p := e.party(partyOptions{})
-	return e.newElection(p.session, e.name), p
+	return p.session.NewElection(e.name), p
 }
 
 func releaseAgain(e *env) error {
@@ -122,7 +123,7 @@ func proclaimDeposed(e *env) error {
 	_, err := e.plain.Delete(e.Context(), p.place())
 	e.must(err)
 	for range 3 {
-		if err := el.Proclaim(e.Context(), "b"); err != e.errNotLeader {
+		if err := el.Proclaim(e.Context(), "b"); err != e.lib.ErrElectionNotLeader {
 			return fmt.Errorf("returned %w", err)
 		}
 	}
@@ -140,7 +141,7 @@ func proclaimWaiting(e *env) error {
 	e.waitLine(2)
 	// The key stands in line a moment before its owner has the answer.
 	for range 50 {
-		if err := el.Proclaim(e.Context(), "c"); err != e.errNotLeader {
+		if err := el.Proclaim(e.Context(), "c"); err != e.lib.ErrElectionNotLeader {
 			return fmt.Errorf("returned %v", err)
 		}
 		if returned(call, 10*time.Millisecond) {
@@ -155,11 +156,11 @@ func proclaimWaiting(e *env) error {
 // its own; and the same resumed with suffix added to its name.
 func resumed(e *env, suffix string) error {
 	p := e.party(partyOptions{})
-	other := e.newElection(e.party(partyOptions{}).session, e.name+"-2")
+	other := e.party(partyOptions{}).session.NewElection(e.name + "-2")
 	e.must(other.Campaign(e.Context(), "other"))
-	first := e.newElection(p.session, e.name)
+	first := p.session.NewElection(e.name)
 	e.must(first.Campaign(e.Context(), "a"))
-	again := e.resumeElection(p.session, e.name+suffix, first.Key(), first.Rev())
+	again := p.session.ResumeElection(e.name+suffix, first.Key(), first.Rev())
 	resp, err := again.Leader(e.Context())
 	if err != nil {
 		return err
@@ -218,7 +219,7 @@ func observeCompaction(e *env) error {
 	watcher := e.party(partyOptions{proxy: true})
 	ctx, cancel := context.WithCancel(e.Context())
 	defer cancel()
-	ch := e.newElection(watcher.session, e.name).Observe(ctx)
+	ch := watcher.session.NewElection(e.name).Observe(ctx)
 	if got := next(ch, ample); got != "a" {
 		return fmt.Errorf("observed %s", got)
 	}
@@ -247,7 +248,7 @@ func observeBeforeWatch(e *env) error {
 	watcher.faults.CompactBeforeWatch(1, e.name+"-other")
 	ctx, cancel := context.WithCancel(e.Context())
 	defer cancel()
-	ch := e.newElection(watcher.session, e.name).Observe(ctx)
+	ch := watcher.session.NewElection(e.name).Observe(ctx)
 	if got := next(ch, ample); got != "a" {
 		return fmt.Errorf("observed %s", got)
 	}
@@ -356,7 +357,7 @@ func keyWhileWaiting(e *env) error {
 }
 
 // queueCampaign is queue with a handle of the case's own.
-func (p *party) queueCampaign(el election, n int) *etcdtest.Call {
+func (p *party) queueCampaign(el library.Election, n int) *etcdtest.Call {
 	p.Helper()
 	call := etcdtest.Go(func() error { return el.Campaign(p.Context(), "waits") })
 	p.waitLine(n)
@@ -385,7 +386,7 @@ func (p *party) acquireAgain(hold func() *fault.Gate) error {
 	p.must(h.acquire(p.Context()))
 	again := h
 	if c, ok := h.(candidate); ok {
-		again = candidate{c.election, "another value"}
+		again = candidate{c.Election, "another value"}
 	}
 	ctx, cancel := context.WithCancel(p.Context())
 	gate := hold()

@@ -16,6 +16,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/library"
 	"example.com/etcd/concurrency/internal/virtual"
 )
 
@@ -71,8 +72,8 @@ func (v variant) String() string {
 // env is what one run of a case works with.
 type env struct {
 	*testing.T
-	library
 	variant
+	lib     library.Library
 	cluster *etcdtest.Cluster // nil in virtual time
 	bubble  *virtual.Bubble   // nil in real time
 	clients int               // that were made in the bubble
@@ -87,9 +88,12 @@ type env struct {
 	early time.Duration
 }
 
-func newEnv(t *testing.T, lib library, v variant, p *part) *env {
-	e := &env{T: t, library: lib, variant: v, name: fmt.Sprintf("compat-%x", rand.Uint64()), early: dwell}
-	if !lib.ours && p.upstream != "" {
+// ours tells the packages apart, where they differ in what a case may see.
+func ours(lib library.Library) bool { return lib.Name == library.Here.Name }
+
+func newEnv(t *testing.T, lib library.Library, v variant, p *part) *env {
+	e := &env{T: t, variant: v, lib: lib, name: fmt.Sprintf("compat-%x", rand.Uint64()), early: dwell}
+	if !ours(lib) && p.upstream != "" {
 		e.early = ample
 	}
 	switch {
@@ -154,9 +158,9 @@ func (e *env) must(err error) {
 }
 
 // session is a session that ends with its client.
-func (e *env) session(c *clientv3.Client, o sessionOptions) session {
+func (e *env) session(c *clientv3.Client, o library.SessionOptions) library.Session {
 	e.Helper()
-	s, err := e.newSession(c, o)
+	s, err := e.lib.Open(c, o)
 	e.must(err)
 	return s
 }
@@ -273,13 +277,13 @@ type contender interface {
 	Header() *pb.ResponseHeader
 }
 
-type lockHandle struct{ mutex }
+type lockHandle struct{ library.Mutex }
 
 func (l lockHandle) acquire(ctx context.Context) error { return l.Lock(ctx) }
 func (l lockHandle) release(ctx context.Context) error { return l.Unlock(ctx) }
 
 type candidate struct {
-	election
+	library.Election
 
 	value string
 }
@@ -294,7 +298,7 @@ type party struct {
 	faults  *fault.Faults
 	proxy   *fault.Proxy     // nil unless it was asked for, and in virtual time
 	network *virtual.Network // likewise, and in real time
-	session session
+	session library.Session
 	handles []contender
 }
 
@@ -318,7 +322,7 @@ func (e *env) party(o partyOptions) *party {
 		p.client = e.client()
 	}
 	p.faults = fault.Wrap(p.client)
-	p.session = e.session(p.client, sessionOptions{ttl: o.ttl})
+	p.session = e.session(p.client, library.SessionOptions{TTL: o.ttl})
 	p.handles = []contender{p.handle()}
 	if e.pair {
 		p.handles = append(p.handles, p.handle())
@@ -347,9 +351,9 @@ func (p *party) resume() {
 // handle is a new handle of the session.
 func (p *party) handle() contender {
 	if p.form == candidacy {
-		return candidate{p.newElection(p.session, p.name), p.place()}
+		return candidate{p.session.NewElection(p.name), p.place()}
 	}
-	return lockHandle{p.newMutex(p.session, p.name)}
+	return lockHandle{p.session.NewMutex(p.name)}
 }
 
 // place is the key by which the session stands in line.
@@ -378,18 +382,18 @@ func (p *party) start(ctx context.Context) *etcdtest.Call {
 // noticed reports whether the party, which waits, has noticed that something has happened: it
 // watches again, or this package's has looked.
 func (p *party) noticed(watches, gets int) bool {
-	return p.faults.Count(fault.Watch) > watches || p.ours && p.faults.Count(fault.Get) > gets
+	return p.faults.Count(fault.Watch) > watches || ours(p.lib) && p.faults.Count(fault.Get) > gets
 }
 
-// queue starts the party and returns when it stands in line as the nth and watches. A
-// session of this package's that has waited before may have a watch left.
+// queue starts the party and returns when it stands in line as the nth and watches, once for
+// each handle. A session of this package's that has waited before may have a watch left.
 func (p *party) queue(ctx context.Context, n int) *etcdtest.Call {
 	p.Helper()
 	before := p.faults.Count(fault.Watch)
 	call := p.start(ctx)
 	p.waitLine(n)
-	want := before + p.watches*len(p.handles)
-	if p.ours && before > 0 {
+	want := before + len(p.handles)
+	if ours(p.lib) && before > 0 {
 		want--
 	}
 	etcdtest.Eventually(p, func() bool {

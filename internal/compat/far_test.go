@@ -11,9 +11,9 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 
-	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // Rows about servers that are slow, silent, or refuse.
@@ -136,14 +136,13 @@ func refusedLookAfterALostJoin(e *env) error {
 func refusedRelease(e *env) error {
 	return eachRefusal(e, func(code codes.Code) error {
 		p := e.party(partyOptions{})
-		if e.ours {
-			m := concurrency.NewMutex(p.session.(*concurrency.Session), e.name)
-			_ = m.Do(e.Context(), func(context.Context) error {
+		m := p.session.NewMutex(e.name)
+		if d, ok := m.(library.Doer); ok {
+			_ = d.Do(e.Context(), func(context.Context) error {
 				p.refuse(code)
 				return nil
 			})
 		} else {
-			m := e.newMutex(p.session, e.name)
 			e.must(m.Lock(e.Context()))
 			p.refuse(code)
 			_ = m.Unlock(e.Context())
@@ -225,8 +224,8 @@ func silentObserver(e *env) error {
 	links := e.twoLinks()
 	leader, next := e.party(partyOptions{}), e.party(partyOptions{})
 	e.must(leader.acquire(e.Context()))
-	s := e.session(links.client, sessionOptions{ttl: silentTTL})
-	leaders := e.newElection(s, e.name).Observe(e.Context())
+	s := e.session(links.client, library.SessionOptions{TTL: silentTTL})
+	leaders := s.NewElection(e.name).Observe(e.Context())
 	first := <-leaders
 	call := next.start(e.Context())
 	e.waitLine(2)
@@ -269,7 +268,7 @@ func saysLost(e *env) error {
 
 func saysLostLeadership(e *env) error {
 	p := e.party(partyOptions{})
-	election := e.newElection(p.session, e.name)
+	election := p.session.NewElection(e.name)
 	e.must(election.Campaign(e.Context(), "value"))
 	p.revoke()
 	if !closes(p.session.Done(), 30*time.Second) {
@@ -284,7 +283,7 @@ func saysLostLeadership(e *env) error {
 // toldEnds checks an error that an acquisition returned on a lease that was revoked. The
 // session's TTL is so long that no renewal tells of the loss in time.
 func (p *party) toldEnds(err error) error {
-	if !errors.Is(err, p.errExpired) && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+	if !errors.Is(err, p.lib.ErrSessionExpired) && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return fmt.Errorf("returned %w", err)
 	}
 	if p.session.Ctx().Err() == nil {
@@ -301,7 +300,7 @@ func (p *party) settled() {
 		resp, err := p.plain.TimeToLive(p.Context(), p.session.Lease())
 		p.must(err)
 		left = max(left, resp.TTL)
-		return p.ours || resp.TTL < left
+		return ours(p.lib) || resp.TTL < left
 	}, "a second without a renewal")
 }
 
@@ -316,7 +315,7 @@ func endedWhenTryIsTold(e *env) error {
 	p := e.party(partyOptions{ttl: 60})
 	p.settled()
 	p.revoke()
-	return p.toldEnds(e.newMutex(p.session, e.name).TryLock(e.Context()))
+	return p.toldEnds(p.session.NewMutex(e.name).TryLock(e.Context()))
 }
 
 func endedWhenAWaitIsTold(e *env) error {

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 
-	upstream "go.etcd.io/etcd/client/v3/concurrency"
 	recipe "go.etcd.io/etcd/client/v3/experimental/recipes"
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // kindRows are about the kinds of locks that upstream's package has not, and its recipes have.
@@ -51,10 +51,10 @@ func (r fromRecipe) RUnlock(context.Context) error { return r.RWMutex.RUnlock() 
 // shared is a handle of the party's.
 func (p *party) shared() shareable {
 	switch s := p.session.(type) {
-	case *concurrency.Session:
-		return concurrency.NewRWMutex(s, p.name)
-	case *upstream.Session:
-		return fromRecipe{recipe.NewRWMutex(s, p.name)}
+	case library.Bare:
+		return concurrency.NewRWMutex(s.Bare(), p.name)
+	case library.BareUpstream:
+		return fromRecipe{recipe.NewRWMutex(s.Bare(), p.name)}
 	}
 	panic("a session of neither package")
 }
@@ -81,8 +81,8 @@ func phantom(e *env, how func(shareable, context.Context) error) error {
 	writer, waiter, call := e.behindWriter(e.Context(), how)
 	waiter.revoke()
 	e.waitLine(1)
-	if e.ours {
-		return ends(call, soon, e.errExpired)
+	if ours(e.lib) {
+		return ends(call, soon, e.lib.ErrSessionExpired)
 	}
 	e.must(writer.Unlock(e.Context()))
 	if !returned(call, ample) {
@@ -130,11 +130,11 @@ func compactedReader(e *env) error {
 
 func readerBehindMutex(e *env) error {
 	holder, waiter := e.party(partyOptions{}), e.party(partyOptions{})
-	m, reader := holder.newMutex(holder.session, e.name), waiter.shared()
+	m, reader := holder.session.NewMutex(e.name), waiter.shared()
 	e.must(m.Lock(e.Context()))
 	call := etcdtest.Go(func() error { return reader.RLock(e.Context()) })
 	e.waitLine(2)
-	if !e.ours && returned(call, ample) {
+	if !ours(e.lib) && returned(call, ample) {
 		return errors.New("reads beside the Mutex")
 	}
 	etcdtest.Eventually(e, func() bool {
@@ -153,7 +153,7 @@ func mutexBehindReaders(e *env) error {
 	a, b := parties[0].shared(), parties[1].shared()
 	e.must(a.RLock(e.Context()))
 	e.must(b.RLock(e.Context()))
-	m := parties[2].newMutex(parties[2].session, e.name)
+	m := parties[2].session.NewMutex(e.name)
 	call := etcdtest.Go(func() error { return m.Lock(e.Context()) })
 	e.waitLine(3)
 	etcdtest.Eventually(e, func() bool { return parties[2].faults.Count(fault.Watch) > 0 }, "it waits")
@@ -162,7 +162,7 @@ func mutexBehindReaders(e *env) error {
 	e.waitLine(2)
 	// This package's goes on with the watch that it has.
 	etcdtest.Eventually(e, func() bool {
-		return e.ours || !call.Running() || parties[2].faults.Count(fault.Watch) > watches
+		return ours(e.lib) || !call.Running() || parties[2].faults.Count(fault.Watch) > watches
 	}, "it watches the other reader")
 	if !call.Running() {
 		return fmt.Errorf("locked beside a reader: %w", call.Err())

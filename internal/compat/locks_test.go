@@ -123,7 +123,7 @@ func lostWaiter(e *env, lose func(waiter *party)) error {
 	e.must(holder.acquire(e.Context()))
 	call := waiter.queue(e.Context(), 2)
 	lose(waiter)
-	if err := ends(call, soon, e.errExpired); err != nil {
+	if err := ends(call, soon, e.lib.ErrSessionExpired); err != nil {
 		return err
 	}
 	if !holder.owns() {
@@ -148,7 +148,7 @@ func expiredWaiter(e *env) error {
 	e.must(holder.acquire(e.Context()))
 	call := waiter.queue(e.Context(), 2)
 	waiter.stall()
-	return ends(call, ttl*time.Second+soon, e.errExpired)
+	return ends(call, ttl*time.Second+soon, e.lib.ErrSessionExpired)
 }
 
 // A holds; s.m1 waits; s.m2 waits with the same key and gives up; C queues; s.m3
@@ -246,7 +246,7 @@ func tryWritesNothing(e *env) error {
 	holder, other := e.party(partyOptions{}), e.party(partyOptions{})
 	e.must(holder.acquire(e.Context()))
 	before := e.revision()
-	if err := e.newMutex(other.session, e.name).TryLock(e.Context()); err != e.errLocked {
+	if err := other.session.NewMutex(e.name).TryLock(e.Context()); err != e.lib.ErrLocked {
 		return fmt.Errorf("TryLock returned %w", err)
 	}
 	if n := e.written(before); n > 0 {
@@ -259,7 +259,7 @@ func trySparesSibling(e *env) error {
 	holder, s := e.party(partyOptions{}), e.party(partyOptions{})
 	e.must(holder.acquire(e.Context()))
 	waiting := s.queue(e.Context(), 2)
-	if err := e.newMutex(s.session, e.name).TryLock(e.Context()); err != e.errLocked {
+	if err := s.session.NewMutex(e.name).TryLock(e.Context()); err != e.lib.ErrLocked {
 		return fmt.Errorf("TryLock returned %w", err)
 	}
 	e.must(holder.release(e.Context()))
@@ -279,7 +279,7 @@ func tryGivenUp(e *env) error {
 	ctx, cancel := context.WithCancel(e.Context())
 	defer cancel()
 	other.faults.After(fault.Txn, 1, func(error) { cancel() })
-	if err := e.newMutex(other.session, e.name).TryLock(ctx); err == nil {
+	if err := other.session.NewMutex(e.name).TryLock(ctx); err == nil {
 		return errors.New("TryLock took a lock that was held")
 	}
 	return e.leaves(other.place(), soon)
@@ -291,17 +291,17 @@ func tryOneWins(e *env) error {
 	for range n {
 		parties = append(parties, e.party(partyOptions{}))
 	}
-	if !e.ours {
+	if !ours(e.lib) {
 		parties = parties[:1] // against each other, upstream's may all fail, or not
 	}
 	var won atomic.Int32
 	var wg sync.WaitGroup
 	for _, p := range parties {
 		wg.Go(func() {
-			switch err := e.newMutex(p.session, e.name).TryLock(e.Context()); err {
+			switch err := p.session.NewMutex(e.name).TryLock(e.Context()); err {
 			case nil:
 				won.Add(1)
-			case e.errLocked:
+			case e.lib.ErrLocked:
 			default:
 				e.Errorf("TryLock: %v", err)
 			}
@@ -321,17 +321,17 @@ func tryAgainstTry(e *env) error {
 	e.must(holder.acquire(e.Context()))
 	second := a.faults.Hold(fault.Delete, 1)
 	defer second.Open()
-	call := etcdtest.Go(func() error { return e.newMutex(a.session, e.name).TryLock(e.Context()) })
+	call := etcdtest.Go(func() error { return a.session.NewMutex(e.name).TryLock(e.Context()) })
 	select {
 	case <-second.Reached():
 	case <-call.Done():
 	}
 	e.must(holder.release(e.Context()))
-	if err := e.newMutex(b.session, e.name).TryLock(e.Context()); err != nil {
+	if err := b.session.NewMutex(e.name).TryLock(e.Context()); err != nil {
 		return fmt.Errorf("TryLock of a free lock returned %w", err)
 	}
 	second.Open()
-	return ends(call, soon, e.errLocked)
+	return ends(call, soon, e.lib.ErrLocked)
 }
 
 // blocksNobody is nil when what returned err has either taken the lock or leaves
@@ -360,7 +360,7 @@ func lostJoin(e *env) error {
 
 func lostTry(e *env) error {
 	p := e.party(partyOptions{})
-	m := e.newMutex(p.session, e.name)
+	m := p.session.NewMutex(e.name)
 	p.faults.LoseAnswer(fault.Txn, 1, nil)
 	return p.blocksNobody(m.TryLock(e.Context()), m.Unlock)
 }
@@ -430,7 +430,7 @@ func compactedWait(e *env) error {
 func compactedBeforeWatch(e *env) error {
 	holder, waiter := e.party(partyOptions{}), e.party(partyOptions{})
 	e.must(holder.acquire(e.Context()))
-	n := e.watches * len(waiter.handles)
+	n := len(waiter.handles)
 	for i := range n {
 		waiter.faults.CompactBeforeWatch(i+1, e.name+"-other")
 	}
@@ -468,7 +468,7 @@ func withoutQuorum(e *env, ttl int) (holder, waiter *party, call *etcdtest.Call)
 func quorumLost(e *env) error {
 	const ttl = 5
 	_, _, call := withoutQuorum(e, ttl)
-	return ends(call, ttl*time.Second+soon, e.errExpired)
+	return ends(call, ttl*time.Second+soon, e.lib.ErrSessionExpired)
 }
 
 func quorumReturns(e *env) error {
@@ -530,7 +530,7 @@ func handOver(e *env, after func(former *party) *party) error {
 		call := b.start(e.Context())
 		e.waitLine(2)
 		// A session of this package's that has waited before may have a watch left.
-		etcdtest.Eventually(e, func() bool { return e.ours || b.faults.Count(fault.Watch) > watches }, "the other waits")
+		etcdtest.Eventually(e, func() bool { return ours(e.lib) || b.faults.Count(fault.Watch) > watches }, "the other waits")
 		start := time.Now()
 		e.must(a.release(e.Context()))
 		e.must(call.Wait(e))
@@ -607,7 +607,7 @@ func unlockLost(e *env) error {
 
 func ownerOfNothing(e *env) error {
 	p := e.party(partyOptions{})
-	m := e.newMutex(p.session, e.name)
+	m := p.session.NewMutex(e.name)
 	check := func(when string, want bool) error {
 		resp, err := e.plain.Txn(e.Context()).If(m.IsOwner()).Commit()
 		if err != nil {
@@ -654,7 +654,7 @@ func headerAfterWait(e *env) error {
 }
 
 func lockerTwo(e *env) error {
-	l := e.newLocker(e.party(partyOptions{}).session, e.name)
+	l := e.party(partyOptions{}).session.NewLocker(e.name)
 	l.Lock()
 	second := etcdtest.Go(func() error { l.Lock(); return nil })
 	if returned(second, e.early) {
@@ -669,7 +669,7 @@ func lockerTwo(e *env) error {
 }
 
 func lockerEight(e *env) error {
-	l := e.newLocker(e.party(partyOptions{}).session, e.name)
+	l := e.party(partyOptions{}).session.NewLocker(e.name)
 	var inside, together atomic.Int32
 	var wg sync.WaitGroup
 	for range 8 {
@@ -693,7 +693,7 @@ func lockerEight(e *env) error {
 
 func accessors(e *env) error {
 	p := e.party(partyOptions{})
-	m, c := e.newMutex(p.session, e.name), e.newElection(p.session, e.name+"-e")
+	m, c := p.session.NewMutex(e.name), p.session.NewElection(e.name+"-e")
 	ctx := e.Context()
 	ops := []func(){
 		func() { _ = m.Lock(ctx) }, func() { _ = m.TryLock(ctx) }, func() { _ = m.Unlock(ctx) },
@@ -850,7 +850,7 @@ func middleLeaves(e *env) error {
 	e.waitLine(2)
 	// This package's goes on with the watch that it has.
 	etcdtest.Eventually(e, func() bool {
-		return e.ours || !call.Running() || last.faults.Count(fault.Watch) > watches
+		return ours(e.lib) || !call.Running() || last.faults.Count(fault.Watch) > watches
 	}, "the last one watches the holder")
 	if !call.Running() {
 		return fmt.Errorf("let past the holder: %w", call.Err())

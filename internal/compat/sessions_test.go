@@ -23,6 +23,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/library"
 	"example.com/etcd/concurrency/internal/virtual"
 )
 
@@ -109,7 +110,7 @@ func cutOffFarAway(e *env) error {
 func cutOffBehindProxy(e *env) error {
 	endpoint := etcdtest.GRPCProxy(e, e.cluster.Endpoint(0))
 	n := 24
-	if !e.ours {
+	if !ours(e.lib) {
 		n = 32 // of which none would be late with a probability of 2e-6
 	}
 	return e.cutOff(n, func() trial { return e.behind(endpoint) })
@@ -117,7 +118,7 @@ func cutOffBehindProxy(e *env) error {
 
 func (e *env) cutOff(n int, prepare func() trial) error {
 	n = trials(n)
-	rival := e.session(e.client(), sessionOptions{})
+	rival := e.session(e.client(), library.SessionOptions{})
 	var late atomic.Int32
 	var trouble error
 	var once sync.Once
@@ -160,7 +161,7 @@ type trial struct {
 	// connected is called when the client has connected, and before there is a session.
 	connected func()
 	cuts      [3]func() // each cuts the holder off in another way
-	rival     session
+	rival     library.Session
 }
 
 // behind is a trial in real time. Nothing gets through any more, or no answer, or the
@@ -192,13 +193,13 @@ func (e *env) inTime(trip time.Duration) trial {
 
 // hold opens a session that holds the lock. On a machine that is kept from running for
 // the length of a TTL a session may end before the case begins; then another is opened.
-func (t trial) hold(e *env) (session, error) {
+func (t trial) hold(e *env) (library.Session, error) {
 	for {
-		holder, err := e.newSession(t.client, sessionOptions{ttl: t.ttl})
+		holder, err := e.lib.Open(t.client, library.SessionOptions{TTL: t.ttl})
 		if err == nil {
-			err = e.newMutex(holder, t.name).Lock(e.Context())
+			err = holder.NewMutex(t.name).Lock(e.Context())
 		}
-		if errors.Is(err, e.errExpired) || errors.Is(err, context.DeadlineExceeded) {
+		if errors.Is(err, e.lib.ErrSessionExpired) || errors.Is(err, context.DeadlineExceeded) {
 			e.Logf("%s: over before it was cut off: %v", t.name, err)
 			continue
 		}
@@ -219,7 +220,7 @@ func (t trial) run(e *env) (told bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		theirs := e.newMutex(t.rival, t.name)
+		theirs := t.rival.NewMutex(t.name)
 		call := etcdtest.Go(func() error { return theirs.Lock(e.Context()) })
 		early := returned(call, rand.N(time.Duration(t.ttl)*time.Second))
 		if !early {
@@ -247,7 +248,7 @@ func stallAfterGrant(e *env) error {
 	const ttl = 2
 	client, network := e.remote()
 	fault.Wrap(client).After(fault.Grant, 1, func(error) { network.Stall(time.Hour) })
-	s := e.session(client, sessionOptions{ttl: ttl})
+	s := e.session(client, library.SessionOptions{TTL: ttl})
 	granted := time.Now()
 	if !closes(s.Done(), ttl*time.Second) {
 		return fmt.Errorf("Done is open %v after the grant of %d s", time.Since(granted).Round(time.Millisecond), ttl)
@@ -256,7 +257,7 @@ func stallAfterGrant(e *env) error {
 }
 
 // told is nil when the session ends within d with the cause want.
-func told(s session, d time.Duration, want error) error {
+func told(s library.Session, d time.Duration, want error) error {
 	if !closes(s.Done(), d) {
 		return fmt.Errorf("Done is open after %v", d)
 	}
@@ -273,14 +274,14 @@ func causeLost(e *env) error {
 	p := e.party(partyOptions{ttl: 2})
 	p.revoke()
 	<-p.session.Ctx().Done()
-	return told(p.session, ample, e.errExpired)
+	return told(p.session, ample, e.lib.ErrSessionExpired)
 }
 
 func causeExpired(e *env) error {
 	p := e.party(partyOptions{ttl: 2, proxy: true})
 	p.stall()
 	<-p.session.Ctx().Done()
-	return told(p.session, ample, e.errExpired)
+	return told(p.session, ample, e.lib.ErrSessionExpired)
 }
 
 func causeClosed(e *env) error {
@@ -303,8 +304,8 @@ func causeOrphaned(e *env) error {
 }
 
 func noSuchLease(e *env) error {
-	_, err := e.newSession(e.client(), sessionOptions{lease: 4711})
-	if err == nil || err == errNilSession {
+	_, err := e.lib.Open(e.client(), library.SessionOptions{Lease: 4711})
+	if err == nil || err == library.ErrNoSession {
 		return fmt.Errorf("returned %v", err)
 	}
 	return nil
@@ -321,7 +322,7 @@ func noAnswer(e *env) error {
 	const ttl = 2
 	client := e.silent()
 	call := etcdtest.Go(func() error {
-		_, err := e.newSession(client, sessionOptions{ttl: ttl})
+		_, err := e.lib.Open(client, library.SessionOptions{TTL: ttl})
 		return err
 	})
 	if !returned(call, ttl*time.Second+soon) {
@@ -338,7 +339,7 @@ func noAnswerContext(e *env) error {
 	defer cancel()
 	client := e.silent()
 	call := etcdtest.Go(func() error {
-		_, err := e.newSession(client, sessionOptions{ctx: ctx})
+		_, err := e.lib.Open(client, library.SessionOptions{Ctx: ctx})
 		return err
 	})
 	return ends(call, dwell+soon, context.DeadlineExceeded)
@@ -351,7 +352,7 @@ func givesBack(e *env) error {
 	defer cancel()
 	var id clientv3.LeaseID
 	client.Lease = granted{client.Lease, func(got clientv3.LeaseID) { id = got; cancel() }}
-	s, err := e.newSession(client, sessionOptions{ctx: ctx})
+	s, err := e.lib.Open(client, library.SessionOptions{Ctx: ctx})
 	if err == nil {
 		// A session whose context ended while it was opened. Its Close can't revoke.
 		_ = s.Close()
@@ -384,7 +385,7 @@ func clientClosed(e *env) error {
 	e.must(err)
 	e.must(client.Close())
 	call := etcdtest.Go(func() error {
-		_, err := e.newSession(client, sessionOptions{})
+		_, err := e.lib.Open(client, library.SessionOptions{})
 		return err
 	})
 	return ends(call, soon, context.Canceled)
@@ -401,7 +402,7 @@ func closeBounded(e *env) error {
 	client := e.client(proxy.Endpoint())
 	lease, err := e.plain.Grant(e.Context(), ttl)
 	e.must(err)
-	s := e.session(client, sessionOptions{lease: lease.ID})
+	s := e.session(client, library.SessionOptions{Lease: lease.ID})
 	proxy.Stall()
 	call := etcdtest.Go(s.Close)
 	if !returned(call, ttl*time.Second+soon) {
@@ -415,14 +416,14 @@ func closeBounded(e *env) error {
 func nothingLeft(e *env) error {
 	client := e.client()
 	before := goleak.IgnoreCurrent()
-	s := e.session(client, sessionOptions{})
-	holder := e.session(client, sessionOptions{})
-	e.must(e.newMutex(holder, e.name).Lock(e.Context()))
+	s := e.session(client, library.SessionOptions{})
+	holder := e.session(client, library.SessionOptions{})
+	e.must(holder.NewMutex(e.name).Lock(e.Context()))
 	ctx, cancel := context.WithCancel(e.Context())
-	observed := e.newElection(s, e.name+"-e").Observe(ctx)
-	m := e.newMutex(s, e.name)
+	observed := s.NewElection(e.name + "-e").Observe(ctx)
+	m := s.NewMutex(e.name)
 	waiting := etcdtest.Go(func() error { return m.Lock(ctx) })
-	campaign := e.newElection(s, e.name+"-e")
+	campaign := s.NewElection(e.name + "-e")
 	e.must(campaign.Campaign(ctx, "a"))
 	next(observed, ample)
 	e.waitLine(2)
@@ -462,10 +463,10 @@ func everything(e *env) (errs []error) {
 	e.name += "-e"
 	e.form = candidacy
 	errs = append(errs, middleLeaves(e))
-	_, err := e.newSTM(e.plain, func(s stm) error {
+	_, err := e.lib.Transact(e.plain, func(s library.STM) error {
 		s.Put("v", "a"+strconv.Itoa(1+len(s.Get(e.name))))
 		return nil
-	}, stmOptions{})
+	}, library.TxnOptions{})
 	return append(errs, err)
 }
 
@@ -491,7 +492,7 @@ func connect(e *env, c *clientv3.Client) error {
 }
 
 // lasts is nil if the session lives for so long.
-func lasts(s session, d time.Duration) error {
+func lasts(s library.Session, d time.Duration) error {
 	began := time.Now()
 	if closes(s.Done(), d) {
 		return fmt.Errorf("the session ended after %v", time.Since(began).Round(time.Millisecond))
@@ -509,7 +510,7 @@ func farAway(e *env) error {
 		trip := ttl * time.Second * time.Duration(percent) / 100
 		network.SetRoundTrip(virtual.RoundTrip{Min: trip, Max: trip})
 		calls = append(calls, etcdtest.Go(func() error {
-			s, err := e.newSession(client, sessionOptions{ttl: ttl})
+			s, err := e.lib.Open(client, library.SessionOptions{TTL: ttl})
 			if err == nil {
 				err = lasts(s, 30*ttl*time.Second)
 			}
@@ -530,28 +531,28 @@ func farAway(e *env) error {
 // Upstream's sessions of one or two seconds end there once in a while, on a busy machine.
 func behindProxy(e *env) error {
 	ttl := 1
-	if !e.ours {
+	if !ours(e.lib) {
 		ttl = 4
 	}
 	client := e.client(etcdtest.GRPCProxy(e, e.cluster.Endpoint(0)))
-	return lasts(e.session(client, sessionOptions{ttl: ttl}), 8*time.Second)
+	return lasts(e.session(client, library.SessionOptions{TTL: ttl}), 8*time.Second)
 }
 
 // manySessions are opened some at a time, as programs do.
 func manySessions(e *env) error {
 	const ttl, n, abreast = 6, 500, 16
 	client := e.client()
-	all := make([]session, n)
+	all := make([]library.Session, n)
 	var wg sync.WaitGroup
 	for worker := range abreast {
 		wg.Go(func() {
 			for i := worker; i < n; i += abreast {
-				all[i], _ = e.newSession(client, sessionOptions{ttl: ttl})
+				all[i], _ = e.lib.Open(client, library.SessionOptions{TTL: ttl})
 			}
 		})
 	}
 	wg.Wait()
-	e.must(lasts(e.session(client, sessionOptions{}), 2*ttl*time.Second))
+	e.must(lasts(e.session(client, library.SessionOptions{}), 2*ttl*time.Second))
 	lost := 0
 	for _, s := range all {
 		if s == nil || closed(s.Done()) {
@@ -584,7 +585,7 @@ func refusing(code codes.Code) func(*env) error {
 		}))
 		client := own.Client(e)
 		for range n {
-			e.session(client, sessionOptions{ttl: 10})
+			e.session(client, library.SessionOptions{TTL: 10})
 		}
 		renewals.Refuse(code)
 		etcdtest.Eventually(e, func() bool { return renewals.Streams() > 1 }, "the first renewal is refused")
@@ -612,7 +613,7 @@ func pausedBeyondDeadline(e *env) error {
 	etcdtest.DieWithParent(cmd)
 	// On one processor the count goes on where the pause began, before any timer runs.
 	cmd.Env = append(os.Environ(), "GOMAXPROCS=1",
-		pausedServer+"="+e.cluster.Endpoint(0), pausedLibrary+"="+e.library.name)
+		pausedServer+"="+e.cluster.Endpoint(0), pausedLibrary+"="+e.lib.Name)
 	out, err := cmd.StdoutPipe()
 	e.must(err)
 	e.must(cmd.Start())
@@ -644,14 +645,14 @@ func TestPaused(t *testing.T) {
 	if endpoint == "" {
 		return
 	}
-	lib := theirs
-	if os.Getenv(pausedLibrary) == here.name {
-		lib = here
+	lib := library.Upstream
+	if os.Getenv(pausedLibrary) == library.Here.Name {
+		lib = library.Here
 	}
 	c := etcdtest.Dial(t, endpoint)
-	var all []session
+	var all []library.Session
 	for range pausedSessions {
-		s, err := lib.newSession(c, sessionOptions{ttl: pausedTTL})
+		s, err := lib.Open(c, library.SessionOptions{TTL: pausedTTL})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -677,7 +678,7 @@ func TestPaused(t *testing.T) {
 }
 
 func noPossibleLease(e *env) error {
-	s, err := e.newSession(e.client(), sessionOptions{lease: -1})
+	s, err := e.lib.Open(e.client(), library.SessionOptions{Lease: -1})
 	if err != nil {
 		return err
 	}
@@ -685,11 +686,11 @@ func noPossibleLease(e *env) error {
 		return errors.New("Done is open")
 	}
 	s.Orphan()
-	observer := e.newElection(s, e.name)
-	if _, err := observer.Leader(e.Context()); err != e.errNoLeader {
+	observer := s.NewElection(e.name)
+	if _, err := observer.Leader(e.Context()); err != e.lib.ErrElectionNoLeader {
 		return fmt.Errorf("Leader returned %w", err)
 	}
-	leader := e.newElection(e.session(e.client(), sessionOptions{}), e.name)
+	leader := e.session(e.client(), library.SessionOptions{}).NewElection(e.name)
 	e.must(leader.Campaign(e.Context(), "a"))
 	if resp, err := observer.Leader(e.Context()); err != nil || string(resp.Kvs[0].Key) != leader.Key() {
 		return fmt.Errorf("Leader returned %v, %w", resp, err)

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"testing"
 
+	"example.com/etcd/concurrency/internal/library"
 	"example.com/etcd/concurrency/internal/virtual"
 )
 
@@ -151,7 +152,7 @@ type board struct {
 	outcomes map[*part]*outcome
 }
 
-func (b *board) set(p *part, lib library, r result) {
+func (b *board) set(p *part, lib library.Library, r result) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	o := b.outcomes[p]
@@ -160,7 +161,7 @@ func (b *board) set(p *part, lib library, r result) {
 		b.outcomes[p] = o
 	}
 	side := &o.theirs
-	if lib.ours {
+	if ours(lib) {
 		side = &o.here
 	}
 	side.runs++
@@ -213,7 +214,7 @@ func (r row) test(t *testing.T, b *board, c company, ps []*part, embeddedServer 
 
 // test runs a part with both libraries.
 func (p *part) test(t *testing.T, b *board, r row, embeddedServer bool) {
-	one := func(lib library, v variant) func(t *testing.T) {
+	one := func(lib library.Library, v variant) func(t *testing.T) {
 		return func(t *testing.T) {
 			if r.company(p) != alone {
 				t.Parallel()
@@ -224,19 +225,19 @@ func (p *part) test(t *testing.T, b *board, r row, embeddedServer bool) {
 		}
 	}
 	if raceEnabled || !p.race {
-		t.Run(theirs.name, one(theirs, variant{path: direct, form: cmp.Or(p.form, lock)}))
+		t.Run(library.Upstream.Name, one(library.Upstream, variant{path: direct, form: cmp.Or(p.form, lock)}))
 	}
 	for _, v := range p.variants(embeddedServer) {
-		t.Run(here.name+" "+v.String(), one(here, v))
+		t.Run(library.Here.Name+" "+v.String(), one(library.Here, v))
 	}
 }
 
 // judge compares a result with the row.
-func (p *part) judge(t *testing.T, lib library, r result) {
+func (p *part) judge(t *testing.T, lib library.Library, r result) {
 	switch {
-	case lib.ours && r.err != nil:
+	case ours(lib) && r.err != nil:
 		t.Errorf("does not hold here: %v", r.err)
-	case lib.ours:
+	case ours(lib):
 	case p.upstream == "" && r.err != nil:
 		t.Errorf("the row says that upstream holds; it fails: %v", r.err)
 	case p.upstream != "" && r.err == nil:
@@ -247,8 +248,8 @@ func (p *part) judge(t *testing.T, lib library, r result) {
 }
 
 // once runs a part in one variant, in this process or in one of its own.
-func (p *part) once(t *testing.T, lib library, v variant, r row) result {
-	if p.both || p.child && !lib.ours {
+func (p *part) once(t *testing.T, lib library.Library, v variant, r row) result {
+	if p.both || p.child && !ours(lib) {
 		return p.inChild(t, lib, v, r)
 	}
 	if p.bubble {
@@ -260,9 +261,9 @@ func (p *part) once(t *testing.T, lib library, v variant, r row) result {
 }
 
 // inBubble runs a part in virtual time.
-func (p *part) inBubble(t *testing.T, lib library, v variant) (r result) {
+func (p *part) inBubble(t *testing.T, lib library.Library, v variant) (r result) {
 	virtual.Run(t, virtual.Options{Seed: rand.Uint64()}, func(b *virtual.Bubble) {
-		e := &env{T: b.T(), library: lib, variant: v, name: "compat", early: dwell, bubble: b}
+		e := &env{T: b.T(), variant: v, lib: lib, name: "compat", early: dwell, bubble: b}
 		e.plain = e.client()
 		r.err = p.run(e)
 		r.note = e.note
@@ -277,12 +278,12 @@ const (
 	childResult = "COMPAT_RESULT"
 )
 
-func childName(r row, p *part, lib library, v variant) string {
-	return strings.Join([]string{r.id, p.name, lib.name, v.String()}, "|")
+func childName(r row, p *part, lib library.Library, v variant) string {
+	return strings.Join([]string{r.id, p.name, lib.Name, v.String()}, "|")
 }
 
 // inChild runs a part in a process of its own, and makes an error of what ends it.
-func (p *part) inChild(t *testing.T, lib library, v variant, r row) result {
+func (p *part) inChild(t *testing.T, lib library.Library, v variant, r row) result {
 	file := filepath.Join(t.TempDir(), "result")
 	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestChild$", "-test.timeout=60s")
 	cmd.Env = append(os.Environ(), childPart+"="+childName(r, p, lib, v), childResult+"="+file)
@@ -295,7 +296,7 @@ func (p *part) inChild(t *testing.T, lib library, v variant, r row) result {
 		return result{err: errors.New(string(said))}
 	case p.race && strings.Contains(string(out), "WARNING: DATA RACE"):
 		return result{err: errors.New("data race")}
-	case lib.ours && err != nil:
+	case ours(lib) && err != nil:
 		return result{err: fmt.Errorf("%w: %s", err, out)}
 	}
 	return result{}
@@ -317,7 +318,7 @@ func TestChild(t *testing.T) {
 	for _, r := range rows {
 		for i := range r.parts {
 			p := &r.parts[i]
-			for _, lib := range []library{theirs, here} {
+			for _, lib := range []library.Library{library.Upstream, library.Here} {
 				for _, v := range p.variants(true) {
 					if childName(r, p, lib, v) != name {
 						continue

@@ -19,7 +19,7 @@ import (
 
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
-	both "example.com/etcd/concurrency/internal/library"
+	"example.com/etcd/concurrency/internal/library"
 	"example.com/etcd/concurrency/internal/virtual"
 )
 
@@ -106,8 +106,8 @@ var transactionRows = []row{
 func bookTwice(e *env) error {
 	room := e.key("room") + "/"
 	end := clientv3.GetPrefixRangeEnd(room)
-	list := func(s stm) int {
-		if r, ok := s.(both.Ranged); ok {
+	list := func(s library.STM) int {
+		if r, ok := s.(library.Ranged); ok {
 			return len(r.Range(room, end))
 		}
 		resp, err := e.plain.Get(context.Background(), room, clientv3.WithRange(end))
@@ -118,7 +118,7 @@ func bookTwice(e *env) error {
 		return len(resp.Kvs)
 	}
 	runs, bookings := 0, 0
-	e.must(e.transact(func(s stm) error {
+	e.must(e.transact(func(s library.STM) error {
 		found := list(s)
 		if runs++; runs == 1 {
 			e.put(room+"theirs", "")
@@ -128,7 +128,7 @@ func bookTwice(e *env) error {
 		}
 		return nil
 	}))
-	e.must(e.transact(func(s stm) error { bookings = list(s); return nil }))
+	e.must(e.transact(func(s library.STM) error { bookings = list(s); return nil }))
 	if bookings != 1 {
 		return errors.New("booked twice")
 	}
@@ -136,8 +136,8 @@ func bookTwice(e *env) error {
 }
 
 // transact runs a transaction of the case's own client at the default level.
-func (e *env) transact(f func(stm) error) error {
-	_, err := e.newSTM(e.plain, f, stmOptions{})
+func (e *env) transact(f func(library.STM) error) error {
+	_, err := e.lib.Transact(e.plain, f, library.TxnOptions{})
 	return err
 }
 
@@ -149,7 +149,7 @@ func getCached(e *env) error {
 	e.put(a, "of a")
 	e.put(b, "of b")
 	got := ""
-	e.must(e.transact(func(s stm) error {
+	e.must(e.transact(func(s library.STM) error {
 		s.Get(b)
 		got = s.Get(a, b)
 		return nil
@@ -164,7 +164,7 @@ func getWritten(e *env) error {
 	a, b := e.key("a"), e.key("b")
 	e.put(a, "of a")
 	got := ""
-	e.must(e.transact(func(s stm) error {
+	e.must(e.transact(func(s library.STM) error {
 		s.Put(b, "new b")
 		got = s.Get(a, b)
 		return nil
@@ -180,7 +180,7 @@ func getProtects(e *env) error {
 	for level := serializableSnapshot; level <= repeatableReads; level++ {
 		a, b := e.key("a"), e.key("b")
 		runs := 0
-		_, err := e.newSTM(e.plain, func(s stm) error {
+		_, err := e.lib.Transact(e.plain, func(s library.STM) error {
 			runs++
 			s.Get(b)
 			s.Get(a, b)
@@ -189,7 +189,7 @@ func getProtects(e *env) error {
 			}
 			s.Put(e.key("c"), "")
 			return nil
-		}, stmOptions{isolation: level})
+		}, library.TxnOptions{Level: level})
 		e.must(err)
 		if runs != 2 {
 			return fmt.Errorf("level %d: committed over a change of a", level)
@@ -212,7 +212,7 @@ func retryMixes(e *env) error {
 	for _, level := range []int{serializableSnapshot, serializable} {
 		e.both("1")
 		runs, mixed := 0, ""
-		_, err := e.newSTM(e.plain, func(s stm) error {
+		_, err := e.lib.Transact(e.plain, func(s library.STM) error {
 			runs++
 			switch runs {
 			case 1:
@@ -226,7 +226,7 @@ func retryMixes(e *env) error {
 			}
 			s.Put(e.key("z"), "")
 			return nil
-		}, stmOptions{isolation: level})
+		}, library.TxnOptions{Level: level})
 		e.must(err)
 		if mixed != "" {
 			return fmt.Errorf("level %d: mixed revisions: %s", level, mixed)
@@ -238,7 +238,7 @@ func retryMixes(e *env) error {
 func revFirst(e *env) error {
 	e.both("1")
 	runs, mixed := 0, false
-	e.must(e.transact(func(s stm) error {
+	e.must(e.transact(func(s library.STM) error {
 		runs++
 		rev := s.Rev(e.key("x"))
 		if runs == 1 {
@@ -261,7 +261,7 @@ func threeEndpoints(e *env) error {
 		clients = append(clients, e.client())
 	}
 	total, failed := 0, 0
-	for round := 0; round == 0 || !e.ours && failed == 0 && round < 20; round++ {
+	for round := 0; round == 0 || !ours(e.lib) && failed == 0 && round < 20; round++ {
 		n := 4 * trials(80)
 		future, err := transactAtOnce(e, clients, n)
 		if err != nil {
@@ -287,18 +287,18 @@ func transactAtOnce(e *env, clients []*clientv3.Client, n int) (future int, err 
 		wg.Go(func() {
 			own := e.key(strconv.Itoa(w))
 			for i := range n / len(clients) {
-				_, err := e.newSTM(client, func(s stm) error {
+				_, err := e.lib.Transact(client, func(s library.STM) error {
 					s.Get(own)
 					for read := range 4 {
 						s.Get(own + strconv.Itoa(read))
 					}
 					s.Put(own, strconv.Itoa(i))
 					return nil
-				}, stmOptions{})
+				}, library.TxnOptions{})
 				switch {
 				case errors.Is(err, rpctypes.ErrFutureRev):
 					failed.Add(1)
-				case errors.Is(err, rpctypes.ErrLeaderChanged) && !e.ours:
+				case errors.Is(err, rpctypes.ErrLeaderChanged) && !ours(e.lib):
 					// A busy machine, on which the cluster was not healthy for a moment.
 				case err != nil:
 					errs[w] = err
@@ -313,7 +313,7 @@ func transactAtOnce(e *env, clients []*clientv3.Client, n int) (future int, err 
 func compactedAttempt(e *env) error {
 	e.both("1")
 	runs := 0
-	return e.transact(func(s stm) error {
+	return e.transact(func(s library.STM) error {
 		runs++
 		x := s.Get(e.key("x"))
 		if runs == 1 {
@@ -337,7 +337,7 @@ func panics(e *env) (err error) {
 			err = errors.New("committed")
 		}
 	}()
-	return fmt.Errorf("returned %w", e.transact(func(s stm) error {
+	return fmt.Errorf("returned %w", e.transact(func(s library.STM) error {
 		s.Put(e.key("a"), "garbage")
 		panic("own")
 	}))
@@ -345,7 +345,7 @@ func panics(e *env) (err error) {
 
 func exits(e *env) error {
 	call := etcdtest.Go(func() error {
-		return e.transact(func(s stm) error {
+		return e.transact(func(s library.STM) error {
 			s.Put(e.key("a"), "garbage")
 			runtime.Goexit()
 			return nil
@@ -365,7 +365,7 @@ func recovers(e *env) error {
 	client := e.client()
 	faults := fault.Wrap(client)
 	denied := rpctypes.ErrorDesc(rpctypes.ErrGRPCPermissionDenied)
-	_, err := e.newSTM(client, func(s stm) error {
+	_, err := e.lib.Transact(client, func(s library.STM) error {
 		got := "nothing"
 		func() {
 			defer func() { _ = recover() }()
@@ -376,7 +376,7 @@ func recovers(e *env) error {
 		faults.Clear()
 		s.Put(e.key("b"), got)
 		return nil
-	}, stmOptions{})
+	}, library.TxnOptions{})
 	if e.value(e.key("b")) != "" {
 		return errors.New("committed")
 	}
@@ -399,10 +399,10 @@ func prefetchMany(e *env) error {
 	keys := e.keys(n)
 	e.put(keys[n-1], "last")
 	got := ""
-	_, err := e.newSTM(e.plain, func(s stm) error {
+	_, err := e.lib.Transact(e.plain, func(s library.STM) error {
 		got = s.Get(keys[n-1])
 		return nil
-	}, stmOptions{prefetch: keys})
+	}, library.TxnOptions{Prefetch: keys})
 	if err != nil {
 		return err
 	}
@@ -412,15 +412,20 @@ func prefetchMany(e *env) error {
 	return nil
 }
 
+// Upstream has no limit of its own, and sends what the server refuses.
 func writeMany(e *env) error {
+	o := library.TxnOptions{}
+	if ours(e.lib) {
+		o.MaxOps = 128
+	}
 	client := e.client()
 	faults := fault.Wrap(client)
-	_, err := e.newSTM(client, func(s stm) error {
+	_, err := e.lib.Transact(client, func(s library.STM) error {
 		for _, key := range e.keys(129) {
 			s.Put(key, "")
 		}
 		return nil
-	}, stmOptions{maxOps: 128})
+	}, o)
 	switch {
 	case err == nil:
 		return errors.New("returned nil")
@@ -438,7 +443,7 @@ func abortBefore(e *env) error {
 	ctx, cancel := context.WithCancel(e.Context())
 	cancel()
 	ran := false
-	_, err := e.newSTM(e.plain, func(stm) error { ran = true; return nil }, stmOptions{ctx: ctx})
+	_, err := e.lib.Transact(e.plain, func(library.STM) error { ran = true; return nil }, library.TxnOptions{Ctx: ctx})
 	if ran {
 		return errors.New("the function ran")
 	}
@@ -454,12 +459,12 @@ func abortConflicts(e *env) error {
 	defer cancel()
 	var runs atomic.Int32
 	call := etcdtest.Go(func() error {
-		_, err := e.newSTM(e.plain, func(s stm) error {
+		_, err := e.lib.Transact(e.plain, func(s library.STM) error {
 			s.Get(e.key("a"))
 			s.Put(e.key("a"), "")
 			e.put(e.key("a"), strconv.Itoa(int(runs.Add(1))))
 			return nil
-		}, stmOptions{ctx: ctx})
+		}, library.TxnOptions{Ctx: ctx})
 		return err
 	})
 	etcdtest.Eventually(e, func() bool { return runs.Load() > 8 }, "it conflicts")
@@ -467,7 +472,7 @@ func abortConflicts(e *env) error {
 	switch err := ends(call, soon, context.Canceled); {
 	case err == nil:
 		return nil
-	case e.errUnknown != nil && errors.Is(call.Err(), e.errUnknown) && errors.Is(call.Err(), context.Canceled):
+	case e.unknown(call.Err()) && errors.Is(call.Err(), context.Canceled):
 		return nil // it ended during a commit
 	default:
 		return err
@@ -480,14 +485,14 @@ func writeOrder(e *env) error {
 	for i, key := range keys {
 		e.put(key, strconv.Itoa(i))
 	}
-	resp, err := e.newSTM(e.plain, func(s stm) error {
+	resp, err := e.lib.Transact(e.plain, func(s library.STM) error {
 		for i := range n {
 			s.Put(keys[n-1-i], "new", clientv3.WithPrevKV())
 		}
 		s.Put(keys[0], "again", clientv3.WithPrevKV())
 		s.Put(keys[n-1], "again", clientv3.WithPrevKV())
 		return nil
-	}, stmOptions{})
+	}, library.TxnOptions{})
 	e.must(err)
 	for i, r := range resp.Responses {
 		if got := string(r.GetResponsePut().PrevKv.Value); got != strconv.Itoa(n-1-i) {
@@ -501,19 +506,19 @@ func lostCommit(e *env) error {
 	client := e.client()
 	faults := fault.Wrap(client)
 	runs := 0
-	_, err := e.newSTM(client, func(s stm) error {
+	_, err := e.lib.Transact(client, func(s library.STM) error {
 		runs++
 		faults.LoseAnswer(fault.Txn, 1, nil)
 		s.Put(e.key("a"), strconv.Itoa(runs))
 		return nil
-	}, stmOptions{})
+	}, library.TxnOptions{})
 	if runs != 1 || err == nil {
 		return fmt.Errorf("ran %d times: %w", runs, err)
 	}
 	if e.value(e.key("a")) != "1" {
 		return errors.New("the case did not work: not committed")
 	}
-	if e.errUnknown == nil || !errors.Is(err, e.errUnknown) || !errors.Is(err, fault.ErrLostAnswer) {
+	if !e.unknown(err) || !errors.Is(err, fault.ErrLostAnswer) {
 		return fmt.Errorf("does not say that the outcome is unknown: %w", err)
 	}
 	return nil
@@ -526,7 +531,7 @@ func deleteBetween(e *env) error {
 		for _, read := range []bool{true, false} {
 			e.put(e.key("a"), "old")
 			runs := 0
-			_, err := e.newSTM(e.plain, func(s stm) error {
+			_, err := e.lib.Transact(e.plain, func(s library.STM) error {
 				runs++
 				if read {
 					s.Get(e.key("a"))
@@ -537,7 +542,7 @@ func deleteBetween(e *env) error {
 				}
 				s.Put(e.key("a"), "new")
 				return nil
-			}, stmOptions{isolation: level})
+			}, library.TxnOptions{Level: level})
 			e.must(err)
 			if conflict := runs == 2; conflict != (read && level != readCommitted) {
 				return fmt.Errorf("level %d, read %v: conflict %v", level, read, conflict)
@@ -560,12 +565,12 @@ func limited(e *env, n uint) *clientv3.Client {
 func raisedLimit(e *env) error {
 	const n = 800
 	client := limited(e, 4096)
-	resp, err := e.newSTM(client, func(s stm) error {
+	resp, err := e.lib.Transact(client, func(s library.STM) error {
 		for _, key := range e.keys(n) {
 			s.Put(key, "new")
 		}
 		return nil
-	}, stmOptions{})
+	}, library.TxnOptions{})
 	if err == nil && len(resp.Responses) != n {
 		err = fmt.Errorf("%d answers", len(resp.Responses))
 	}
@@ -573,7 +578,7 @@ func raisedLimit(e *env) error {
 }
 
 func refusedByLimit(e *env) error {
-	err := e.transact(func(s stm) error {
+	err := e.transact(func(s library.STM) error {
 		for _, key := range e.keys(129) {
 			s.Put(key, "")
 		}
@@ -586,10 +591,12 @@ func refusedByLimit(e *env) error {
 }
 
 // unknown says whether the error claims that the outcome is unknown.
-func (e *env) unknown(err error) bool { return e.errUnknown != nil && errors.Is(err, e.errUnknown) }
+func (e *env) unknown(err error) bool {
+	return e.lib.ErrCommitUnknown != nil && errors.Is(err, e.lib.ErrCommitUnknown)
+}
 
 func tooLarge(e *env) error {
-	err := e.transact(func(s stm) error {
+	err := e.transact(func(s library.STM) error {
 		s.Put(e.key("a"), strings.Repeat("v", 3<<20))
 		return nil
 	})
@@ -605,10 +612,10 @@ func tooLarge(e *env) error {
 func closedBefore(e *env) error {
 	client := e.client()
 	e.must(client.Close())
-	_, err := e.newSTM(client, func(s stm) error {
+	_, err := e.lib.Transact(client, func(s library.STM) error {
 		s.Put(e.key("a"), "")
 		return nil
-	}, stmOptions{ctx: e.Context()})
+	}, library.TxnOptions{Ctx: e.Context()})
 	switch {
 	case err == nil:
 		return errors.New("returned nil")
@@ -624,15 +631,15 @@ func deadlineInCommit(e *env) error {
 	gate := fault.Wrap(client).HoldAnswer(fault.Txn, 1)
 	ctx, cancel := context.WithTimeout(e.Context(), dwell)
 	defer cancel()
-	_, err := e.newSTM(client, func(s stm) error {
+	_, err := e.lib.Transact(client, func(s library.STM) error {
 		s.Put(e.key("a"), "")
 		return nil
-	}, stmOptions{ctx: ctx})
+	}, library.TxnOptions{Ctx: ctx})
 	gate.Open()
 	switch {
 	case !errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("returned %w", err)
-	case e.ours && !e.unknown(err):
+	case ours(e.lib) && !e.unknown(err):
 		return fmt.Errorf("does not say that the outcome is unknown: %w", err)
 	}
 	return nil
@@ -666,7 +673,7 @@ func emptyHeader(e *env) error {
 		e.must(err)
 		put, err := mainland.Put(e.Context(), e.key("a"), "new")
 		e.must(err)
-		resp, err := e.newSTM(client, func(stm) error { return nil }, stmOptions{})
+		resp, err := e.lib.Transact(client, func(library.STM) error { return nil }, library.TxnOptions{})
 		if err != nil {
 			return err
 		}
@@ -688,7 +695,7 @@ func readOnlyHeader(e *env) error {
 			e.must(err)
 		}
 		var put *clientv3.PutResponse
-		resp, err := e.newSTM(client, func(s stm) (err error) {
+		resp, err := e.lib.Transact(client, func(s library.STM) (err error) {
 			put, err = mainland.Put(e.Context(), e.key("a"), strconv.Itoa(i))
 			e.must(err)
 			// Upstream reads from whichever member is asked.
@@ -702,7 +709,7 @@ func readOnlyHeader(e *env) error {
 			}
 			client.KV = other.KV
 			return nil
-		}, stmOptions{isolation: readCommitted})
+		}, library.TxnOptions{Level: readCommitted})
 		client.KV = upToDate
 		if err != nil {
 			return err
@@ -724,10 +731,10 @@ func readThroughCut(e *env, keys []string) error {
 	p.StallDown()
 	got := ""
 	call := etcdtest.Go(func() error {
-		_, err := e.newSTM(client, func(s stm) error {
+		_, err := e.lib.Transact(client, func(s library.STM) error {
 			got = s.Get(keys...)
 			return nil
-		}, stmOptions{})
+		}, library.TxnOptions{})
 		return err
 	})
 	if returned(call, dwell) {
@@ -745,7 +752,7 @@ func readThroughCut(e *env, keys []string) error {
 }
 
 // increment adds one to a number.
-func (e *env) increment(s stm, key string) {
+func (e *env) increment(s library.STM, key string) {
 	n, _ := strconv.Atoi(s.Get(key))
 	s.Put(key, strconv.Itoa(n+1))
 }
@@ -763,7 +770,10 @@ func starve(e *env, workers int) error {
 		wg.Go(func() {
 			for time.Since(begin) < span {
 				start := time.Now()
-				_, err := e.newSTM(client, func(s stm) error { e.increment(s, e.key("n")); return nil }, stmOptions{})
+				_, err := e.lib.Transact(client, func(s library.STM) error {
+					e.increment(s, e.key("n"))
+					return nil
+				}, library.TxnOptions{})
 				if err != nil {
 					e.Error(err)
 					return
@@ -795,7 +805,7 @@ func (e *env) quick(busy func()) int {
 					return
 				default:
 				}
-				if err := e.transact(func(s stm) error { e.increment(s, e.key("n")); return nil }); err != nil {
+				if err := e.transact(func(s library.STM) error { e.increment(s, e.key("n")); return nil }); err != nil {
 					e.Error(err)
 					return
 				}
@@ -817,11 +827,11 @@ func slowBesideQuick(e *env) error {
 	beside := e.quick(func() {
 		ctx, cancel := context.WithTimeout(e.Context(), span)
 		defer cancel()
-		_, err := e.newSTM(e.plain, func(s stm) error {
+		_, err := e.lib.Transact(e.plain, func(s library.STM) error {
 			e.increment(s, e.key("n"))
 			<-time.After(200 * time.Millisecond)
 			return nil
-		}, stmOptions{ctx: ctx})
+		}, library.TxnOptions{Ctx: ctx})
 		if err == nil {
 			<-ctx.Done()
 		}
@@ -838,14 +848,14 @@ func nested(e *env) error {
 	fastest := time.Hour
 	for range 5 {
 		runs := 0
-		e.must(e.transact(func(s stm) error {
+		e.must(e.transact(func(s library.STM) error {
 			e.increment(s, e.key("n"))
 			switch runs++; runs {
 			case 1:
 				e.put(e.key("n"), "7")
 			case 2:
 				begin := time.Now()
-				e.must(e.transact(func(inner stm) error { e.increment(inner, e.key("n")); return nil }))
+				e.must(e.transact(func(inner library.STM) error { e.increment(inner, e.key("n")); return nil }))
 				fastest = min(fastest, time.Since(begin))
 			}
 			return nil
@@ -872,7 +882,7 @@ func manyPuts(e *env) error {
 		return best
 	}
 	puts := fastest(func() {
-		err := e.transact(func(s stm) error {
+		err := e.transact(func(s library.STM) error {
 			for _, key := range keys {
 				s.Put(key, "")
 			}
@@ -898,11 +908,11 @@ func manyPuts(e *env) error {
 func manyUpdates(e *env) error {
 	const n = 500
 	client := limited(e, 2*n)
-	_, err := e.newSTM(client, func(s stm) error {
+	_, err := e.lib.Transact(client, func(s library.STM) error {
 		for _, key := range e.keys(n) {
 			s.Put(key, s.Get(key)+"+")
 		}
 		return nil
-	}, stmOptions{prefetch: e.keys(n)})
+	}, library.TxnOptions{Prefetch: e.keys(n)})
 	return err
 }

@@ -11,17 +11,19 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/library"
 )
 
 // wire runs a test with both packages, each of them first once.
 func wire(t *testing.T, test func(t *testing.T, first, second *env)) {
 	t.Parallel()
-	for _, order := range [][2]library{{here, theirs}, {theirs, here}} {
-		t.Run(order[0].name+" first", func(t *testing.T) {
+	here, theirs := library.Here, library.Upstream
+	for _, order := range [][2]library.Library{{here, theirs}, {theirs, here}} {
+		t.Run(order[0].Name+" first", func(t *testing.T) {
 			t.Parallel()
 			first := newEnv(t, order[0], variant{path: direct}, &part{})
 			second := *first
-			second.library = order[1]
+			second.lib = order[1]
 			test(t, first, &second)
 		})
 	}
@@ -115,14 +117,14 @@ func TestWireLostHolder(t *testing.T) {
 // A lock held by one package fails TryLock of the other.
 func TestWireTryLock(t *testing.T) {
 	wire(t, func(t *testing.T, first, second *env) {
-		one := first.newMutex(first.party(partyOptions{}).session, first.name)
-		two := second.newMutex(second.party(partyOptions{}).session, first.name)
+		one := first.party(partyOptions{}).session.NewMutex(first.name)
+		two := second.party(partyOptions{}).session.NewMutex(first.name)
 		for range 2 {
 			require.NoError(t, one.TryLock(t.Context()))
-			require.Equal(t, second.errLocked, two.TryLock(t.Context()))
+			require.Equal(t, second.lib.ErrLocked, two.TryLock(t.Context()))
 			require.NoError(t, one.Unlock(t.Context()))
 			require.NoError(t, two.TryLock(t.Context()))
-			require.Equal(t, first.errLocked, one.TryLock(t.Context()))
+			require.Equal(t, first.lib.ErrLocked, one.TryLock(t.Context()))
 			require.NoError(t, two.Unlock(t.Context()))
 		}
 		require.Empty(t, first.line())
@@ -138,15 +140,15 @@ func TestWireExclusion(t *testing.T) {
 		var mu sync.Mutex
 		var wg sync.WaitGroup
 		for _, e := range []*env{first, second, first, second} {
-			m := e.newMutex(e.party(partyOptions{}).session, first.name)
+			m := e.party(partyOptions{}).session.NewMutex(first.name)
 			wg.Go(func() {
 				for range rounds {
 					if err := m.Lock(t.Context()); err != nil {
-						t.Errorf("%s: Lock: %v", e.library.name, err)
+						t.Errorf("%s: Lock: %v", e.lib.Name, err)
 						return
 					}
 					if inside.Add(1) != 1 {
-						t.Errorf("%s: not alone", e.library.name)
+						t.Errorf("%s: not alone", e.lib.Name)
 					}
 					mu.Lock()
 					read := counter
@@ -157,7 +159,7 @@ func TestWireExclusion(t *testing.T) {
 					mu.Unlock()
 					inside.Add(-1)
 					if err := m.Unlock(t.Context()); err != nil {
-						t.Errorf("%s: Unlock: %v", e.library.name, err)
+						t.Errorf("%s: Unlock: %v", e.lib.Name, err)
 					}
 				}
 			})
@@ -207,12 +209,12 @@ func TestWireResume(t *testing.T) {
 		before, p := first.election()
 		require.NoError(t, before.Campaign(t.Context(), "a"))
 		p.session.Orphan()
-		session := second.session(second.client(), sessionOptions{lease: p.session.Lease()})
+		session := second.session(second.client(), library.SessionOptions{Lease: p.session.Lease()})
 		prefix := first.name
-		if !second.ours {
+		if !ours(second.lib) {
 			prefix += "/" // which upstream's wants
 		}
-		resumed := second.resumeElection(session, prefix, before.Key(), before.Rev())
+		resumed := session.ResumeElection(prefix, before.Key(), before.Rev())
 		require.NoError(t, resumed.Proclaim(t.Context(), "b"))
 		resp, err := before.Leader(t.Context())
 		require.NoError(t, err)

@@ -61,5 +61,8 @@ func transactHere(c *clientv3.Client, f func(STM) error, o TxnOptions) (*clientv
 	if o.Guards != nil {
 		opts = append(opts, concurrency.WithGuard(o.Guards...))
 	}
+	if o.MaxOps != 0 {
+		opts = append(opts, concurrency.WithMaxTxnOps(o.MaxOps))
+	}
 	return concurrency.NewSTM(c, func(s concurrency.STM) error { return f(s) }, opts...)
 }

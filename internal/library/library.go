@@ -1,6 +1,7 @@
 // Package library shows this package and upstream's behind one set of interfaces, to
 // programs that run the same work on both. What only this package has is found by asking a
-// value for it: [Ranged], [Owned], [Doer], [Leading], [Following], [Timed].
+// value for it: [Ranged], [Owned], [Doer], [Leading], [Following], [Timed]. [Bare] and
+// [BareUpstream] are a session without its interface, for what is made of it elsewhere.
 package library
 
 import (
@@ -19,7 +20,7 @@ import (
 
 // Library is one of the two packages.
 type Library struct {
-	Name string
+	Name string // internal/history has the same
 
 	Open func(c *clientv3.Client, o SessionOptions) (Session, error)
 	// Transact runs f as a transaction.
@@ -52,6 +53,7 @@ type TxnOptions struct {
 	Ctx      context.Context
 	Prefetch []string
 	Guards   []clientv3.Cmp // this package's alone
+	MaxOps   int            // likewise
 }
 
 // Session is an open session, and the constructors of what is made on it.

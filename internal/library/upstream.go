@@ -25,6 +25,12 @@ var Upstream = Library{
 // upstream is a session of upstream's package.
 type upstream struct{ *concurrency.Session }
 
+// BareUpstream is a session of upstream's package, for its recipes.
+type BareUpstream interface{ Bare() *concurrency.Session }
+
+// Bare is the session of upstream's package.
+func (s upstream) Bare() *concurrency.Session { return s.Session }
+
 func (s upstream) NewMutex(prefix string) Mutex { return concurrency.NewMutex(s.Session, prefix) }
 
 func (s upstream) NewLocker(prefix string) sync.Locker {
@@ -58,7 +64,7 @@ func openUpstream(c *clientv3.Client, o SessionOptions) (Session, error) {
 }
 
 func transactUpstream(c *clientv3.Client, f func(STM) error, o TxnOptions) (*clientv3.TxnResponse, error) {
-	if o.Guards != nil {
+	if o.Guards != nil || o.MaxOps != 0 {
 		return nil, ErrNotThere
 	}
 	opts := []concurrency.STMOption{concurrency.WithIsolation(concurrency.Isolation(o.Level))}
