@@ -2,104 +2,20 @@ package concurrency_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
-	"sync"
 	"testing"
 	"time"
 
-	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.etcd.io/etcd/client/v3/namespace"
 	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
 )
-
-// ballot is one election and what a test needs around it: a client under faults with
-// one session, and an outside observer whose calls nobody counts.
-type ballot struct {
-	name     string
-	client   *clientv3.Client
-	faults   *fault.Faults
-	session  *concurrency.Session
-	election *concurrency.Election
-	outside  *clientv3.Client
-}
-
-func newBallot(tb testing.TB, c *etcdtest.Cluster) *ballot {
-	tb.Helper()
-	b := &ballot{name: prefix(tb), client: c.Client(tb), outside: c.Client(tb)}
-	b.faults = counted(tb, b.client)
-	b.session = session(tb, b.client)
-	b.election = b.handle()
-	return b
-}
-
-// handle is another handle of the same session.
-func (b *ballot) handle() *concurrency.Election {
-	return concurrency.NewElection(b.session, b.name)
-}
-
-// rival is a handle of a session of its own, on the observer's client.
-func (b *ballot) rival(tb testing.TB) *concurrency.Election {
-	tb.Helper()
-	return concurrency.NewElection(session(tb, b.outside), b.name)
-}
-
-// wins lets e campaign, and win.
-func (b *ballot) wins(tb testing.TB, e *concurrency.Election, value string) {
-	tb.Helper()
-	require.NoError(tb, e.Campaign(context.Background(), value))
-}
-
-// waits starts a Campaign and returns when n candidates stand in line.
-func (b *ballot) waits(
-	tb testing.TB, ctx context.Context, e *concurrency.Election, value string, n int,
-) *etcdtest.Call {
-	tb.Helper()
-	call := etcdtest.Go(func() error { return e.Campaign(ctx, value) })
-	b.stand(tb, n)
-	return call
-}
-
-// stand waits until n candidates stand in line.
-func (b *ballot) stand(tb testing.TB, n int) []*mvccpb.KeyValue {
-	tb.Helper()
-	return etcdtest.WaitKeys(tb, b.outside, b.name+"/", n)
-}
-
-// head is the key of the leader, as the store has it at the revision, 0 for now.
-func (b *ballot) head(tb testing.TB, rev int64) *mvccpb.KeyValue {
-	tb.Helper()
-	opts := append(clientv3.WithFirstCreate(), clientv3.WithRev(rev))
-	resp, err := b.outside.Get(context.Background(), b.name+"/", opts...)
-	require.NoError(tb, err)
-	require.Len(tb, resp.Kvs, 1)
-	return resp.Kvs[0]
-}
-
-// leads checks that the store has e as the leader, with the value.
-func (b *ballot) leads(tb testing.TB, e *concurrency.Election, value string) {
-	tb.Helper()
-	kv := b.head(tb, 0)
-	require.Equal(tb, e.Key(), string(kv.Key))
-	require.Equal(tb, e.Rev(), kv.CreateRevision)
-	require.Equal(tb, value, string(kv.Value))
-}
-
-// delete takes a key away by hand.
-func (b *ballot) delete(tb testing.TB, key string) {
-	tb.Helper()
-	resp, err := b.outside.Delete(context.Background(), key)
-	require.NoError(tb, err)
-	require.EqualValues(tb, 1, resp.Deleted)
-}
 
 func TestNewElection(t *testing.T) {
 	t.Parallel()
@@ -141,37 +57,6 @@ func TestNewElection(t *testing.T) {
 		require.NoError(t, e.Resign(ctx))
 		requireOurPanic(t, func() { e.Campaign(ctx, "v") })
 	})
-}
-
-func TestElectionMethodsFromAnyGoroutine(t *testing.T) {
-	t.Parallel()
-	b := newBallot(t, server(t))
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	observed := b.election.Observe(ctx)
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			for range 5 {
-				assert.NoError(t, b.election.Campaign(ctx, strconv.Itoa(i)))
-				b.election.Key()
-				b.election.Rev()
-				b.election.Header()
-				if err := b.election.Proclaim(ctx, strconv.Itoa(i)); err != nil {
-					assert.Equal(t, concurrency.ErrElectionNotLeader, err) // another has resigned
-				}
-				if _, err := b.election.Leader(ctx); err != nil {
-					assert.Equal(t, concurrency.ErrElectionNoLeader, err)
-				}
-				assert.NoError(t, b.election.Resign(ctx))
-			}
-		})
-	}
-	wg.Wait()
-	b.stand(t, 0)
-	cancel()
-	for range observed { // until it is closed
-	}
 }
 
 func TestElectionCampaign(t *testing.T) {
@@ -333,6 +218,28 @@ func TestElectionCampaignAgain(t *testing.T) {
 		require.Greater(t, b.election.Rev(), rev)
 		b.leads(t, b.election, "new")
 	})
+}
+
+// A write of Campaign's that comes late finds that somebody has written since.
+func TestElectionCampaignAgainComesLate(t *testing.T) {
+	t.Parallel()
+	b := &ballot{name: prefix(t), client: client(t), outside: client(t)}
+	kv := &late{KV: b.client.KV, err: rpctypes.ErrLeaderChanged}
+	b.client.KV = kv
+	b.faults = counted(t, b.client)
+	b.session = session(t, b.client)
+	b.election = b.handle()
+	b.wins(t, b.election, "first")
+	b.faults.After(fault.Txn, 1, func(error) {
+		kv.mu.Lock()
+		defer kv.mu.Unlock()
+		kv.next = true // of the call that gives the key its value
+	})
+	b.wins(t, b.election, "second")
+	require.True(t, kv.sent())
+	require.NoError(t, b.election.Proclaim(t.Context(), "third"))
+	kv.land(t)
+	b.leads(t, b.election, "third")
 }
 
 func TestElectionCampaignFails(t *testing.T) {
@@ -675,6 +582,31 @@ func TestElectionLeader(t *testing.T) {
 	})
 }
 
+// The leader has proclaimed since the candidate came: its key is the one modified last.
+func TestLeaderIsTheOldestTicket(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "leader")
+	rival := b.rival(t)
+	call := b.waits(t, ctx, rival, "rival", 2)
+	require.NoError(t, b.election.Proclaim(ctx, "proclaimed"))
+
+	resp, err := rival.Leader(ctx)
+	require.NoError(t, err)
+	require.Equal(t, b.election.Key(), string(resp.Kvs[0].Key))
+	for leader, err := range rival.Leaders(ctx) {
+		require.NoError(t, err)
+		require.Equal(t, b.election.Key(), leader.Key)
+		break
+	}
+	again := etcdtest.Go(func() error { return b.election.Campaign(ctx, "again") })
+	require.NoError(t, again.Wait(t))
+	require.True(t, call.Running())
+	require.NoError(t, b.election.Resign(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
 func TestElectionHeader(t *testing.T) {
 	t.Parallel()
 	ctx, b := t.Context(), newBallot(t, server(t))
@@ -795,330 +727,38 @@ func TestResumeElectionName(t *testing.T) {
 	}
 }
 
-// observe is what e observes until the test ends.
-func observe(tb testing.TB, e *concurrency.Election) <-chan *clientv3.GetResponse {
-	tb.Helper()
-	observed := e.Observe(tb.Context()) // which ends before the clean-ups
-	tb.Cleanup(func() { closes(tb, observed) })
-	return observed
-}
-
-// next is the next response, which holds one key.
-func next(tb testing.TB, observed <-chan *clientv3.GetResponse) (kv *mvccpb.KeyValue, rev int64) {
-	tb.Helper()
-	select {
-	case resp, ok := <-observed:
-		require.True(tb, ok, "the channel is closed")
-		require.Len(tb, resp.Kvs, 1)
-		require.EqualValues(tb, 1, resp.Count)
-		return resp.Kvs[0], resp.Header.Revision
-	case <-time.After(30 * time.Second):
-		require.FailNow(tb, "nothing observed within 30 s")
-		return nil, 0
-	}
-}
-
-// until reads up to the value and gives the values before it. Each response is
-// checked: it names who led, with that value, at the revision of its header.
-func (b *ballot) until(tb testing.TB, observed <-chan *clientv3.GetResponse, value string) (before []string) {
-	tb.Helper()
-	last := int64(0)
-	for {
-		kv, rev := next(tb, observed)
-		require.Greater(tb, rev, last, "in the order of revisions")
-		head := b.head(tb, rev)
-		require.Equal(tb, string(head.Key), string(kv.Key))
-		require.Equal(tb, string(head.Value), string(kv.Value))
-		require.Equal(tb, head.ModRevision, kv.ModRevision)
-		if last = rev; string(kv.Value) == value {
-			return before
-		}
-		before = append(before, string(kv.Value))
-	}
-}
-
-// closes waits until the channel is closed, whatever is still in it.
-func closes(tb testing.TB, observed <-chan *clientv3.GetResponse) {
-	tb.Helper()
-	timeout := time.After(30 * time.Second)
-	for {
-		select {
-		case _, ok := <-observed:
-			if !ok {
-				return
-			}
-		case <-timeout:
-			require.FailNow(tb, "the channel was not closed within 30 s")
-		}
-	}
-}
-
-func TestElectionObserve(t *testing.T) {
+func TestResumeElectionBelievesTheKey(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
-	t.Run("the present leader first, then each change in order", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "0")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "0"))
-		for i := 1; i < 10; i++ {
-			require.NoError(t, b.election.Proclaim(ctx, strconv.Itoa(i)))
-			require.Empty(t, b.until(t, observed, strconv.Itoa(i)))
-		}
-		rival := b.rival(t)
-		call := b.waits(t, ctx, rival, "rival", 2)
-		require.NoError(t, b.election.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		require.Empty(t, b.until(t, observed, "rival"))
-	})
-	t.Run("when nobody leads, waits for a leader", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		observed := observe(t, b.election)
-		etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Watch) == 1 }, "it watches")
-		b.wins(t, b.election, "first")
-		require.Empty(t, b.until(t, observed, "first"))
-		require.NoError(t, b.election.Resign(ctx))
-		b.wins(t, b.election, "second") // the same key, another life
-		require.Empty(t, b.until(t, observed, "second"), "that nobody leads is not told")
-	})
-	t.Run("candidates are not delivered", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		s := session(t, b.outside)
-		call := b.waits(t, ctx, concurrency.NewElection(s, b.name), "candidate", 2)
-		again := etcdtest.Go(func() error {
-			return concurrency.NewElection(s, b.name).Campaign(ctx, "candidate again")
-		})
-		etcdtest.Eventually(t, func() bool {
-			return string(b.stand(t, 2)[1].Value) == "candidate again"
-		}, "a candidate's new value")
-		require.NoError(t, b.election.Proclaim(ctx, "still leader"))
-		require.Empty(t, b.until(t, observed, "still leader"))
-		require.NoError(t, b.election.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		require.NoError(t, again.Wait(t))
-		require.Empty(t, b.until(t, observed, "candidate again"))
-	})
-	t.Run("the next one when a leader is deleted by hand", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		rival := b.rival(t)
-		call := b.waits(t, ctx, rival, "rival", 2)
-		b.delete(t, b.election.Key())
-		require.Empty(t, b.until(t, observed, "rival"))
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("a leader whose key was deleted and put again between two looks", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		b.delete(t, b.election.Key())
-		b.wins(t, b.handle(), "again")
-		require.Empty(t, b.until(t, observed, "again"))
-	})
-	t.Run("a slow reader misses some, never the latest", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		slow, quick := observe(t, b.election), observe(t, b.election)
-		require.Empty(t, b.until(t, slow, "leader"))
-		const changes = 50
-		for i := range changes {
-			require.NoError(t, b.election.Proclaim(ctx, strconv.Itoa(i)))
-		}
-		last := strconv.Itoa(changes - 1)
-		b.until(t, quick, last) // so that the changes have arrived
-		require.Less(t, len(b.until(t, slow, last)), changes/2)
-	})
+	ctx, c, name := t.Context(), client(t), prefix(t)
+	// An older election, among whose keys those of name + "/" would seem to be.
+	outer := concurrency.NewElection(session(t, c), name)
+	require.NoError(t, outer.Campaign(ctx, "outer"))
+	s := session(t, c)
+	inner := concurrency.NewElection(s, name+"/")
+	require.NoError(t, inner.Campaign(ctx, "inner"))
+	again := concurrency.ResumeElection(s, name+"/", inner.Key(), inner.Rev())
+	resp, err := again.Leader(ctx)
+	require.NoError(t, err)
+	require.Equal(t, inner.Key(), string(resp.Kvs[0].Key))
 }
 
-func TestElectionObserveFaults(t *testing.T) {
+// A process that took its leadership over knows of it from ResumeElection alone.
+func TestResumedLeaderStaysLeaderWhenItsCampaignFails(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
-	t.Run("a cut, behind which the leader changes and all is compacted", func(t *testing.T) {
-		t.Parallel()
-		cluster := etcdtest.New(t) // compaction is everybody's
-		b := newBallot(t, cluster)
-		p, c := proxied(t, cluster)
-		b.wins(t, b.election, "leader")
-		observed := observe(t, concurrency.NewElection(session(t, c), b.name))
-		require.Empty(t, b.until(t, observed, "leader"))
-		p.Refuse()
-		p.Cut()
-		rival := b.rival(t)
-		call := b.waits(t, ctx, rival, "rival", 2)
-		require.NoError(t, b.election.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		for i := range 20 {
-			require.NoError(t, rival.Proclaim(ctx, strconv.Itoa(i)))
-		}
-		_, err := b.outside.Compact(ctx, rival.Header().Revision)
-		require.NoError(t, err)
-		p.Accept()
-		require.Empty(t, b.until(t, observed, "19"))
-		require.NoError(t, rival.Proclaim(ctx, "goes on"))
-		require.Empty(t, b.until(t, observed, "goes on"))
-	})
-	t.Run("watches that break, and looks that are refused", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		b.faults.BrokenWatch(1, rpctypes.ErrCompacted)
-		b.faults.BrokenWatch(2, rpctypes.ErrNoLeader)
-		b.faults.BrokenWatch(3, nil)
-		b.faults.Refuse(fault.Get, 2, codes.Unavailable, "etcdserver: leader changed")
-		gate := b.faults.BreakWatch(4, rpctypes.ErrCompacted)
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		ended(t, gate.Reached(), "the fourth watch")
-		gate.Open()
-		etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Watch) == 5 }, "a fifth watch")
-		require.NoError(t, b.election.Proclaim(ctx, "goes on"))
-		require.Empty(t, b.until(t, observed, "goes on"), "nothing is delivered twice")
-	})
-	t.Run("a change between a look and its watch", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		gate := b.faults.Hold(fault.Watch, 1)
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		ended(t, gate.Reached(), "the watch is about to begin")
-		require.NoError(t, b.election.Proclaim(ctx, "in the gap"))
-		gate.Open()
-		require.Empty(t, b.until(t, observed, "in the gap"))
-	})
-	t.Run("a leader that comes between a look and its watch", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		gate := b.faults.Hold(fault.Watch, 1)
-		observed := observe(t, b.election)
-		ended(t, gate.Reached(), "the watch is about to begin")
-		b.wins(t, b.election, "in the gap")
-		gate.Open()
-		require.Empty(t, b.until(t, observed, "in the gap"))
-	})
-}
+	ctx, name := t.Context(), prefix(t)
+	before := session(t, client(t))
+	e := concurrency.NewElection(before, name)
+	require.NoError(t, e.Campaign(ctx, "v"))
+	before.Orphan()
 
-func TestElectionObserveCloses(t *testing.T) {
-	t.Parallel()
-	t.Run("when ctx ends, whether or not anybody reads or leads", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		closes(t, b.election.Observe(cancelled()))
-		for _, lead := range []bool{false, true} {
-			if lead {
-				b.wins(t, b.election, "leader")
-			}
-			ctx, cancel := context.WithCancel(t.Context())
-			watches := b.faults.Count(fault.Watch)
-			observed := b.election.Observe(ctx)
-			etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Watch) > watches }, "it watches")
-			cancel()
-			closes(t, observed)
-		}
-	})
-	t.Run("when ctx ends while no server can be reached", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		p, c := proxied(t, server(t))
-		ctx, cancel := context.WithCancel(t.Context())
-		observed := concurrency.NewElection(session(t, c), b.name).Observe(ctx)
-		require.Empty(t, b.until(t, observed, "leader"))
-		p.Stall()
-		cancel()
-		closes(t, observed)
-		p.Resume()
-	})
-	t.Run("when the client is closed", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		c := client(t)
-		s, err := concurrency.NewSession(c)
-		require.NoError(t, err)
-		revokedAtEnd(t, b.outside, s.Lease())
-		observed := concurrency.NewElection(s, b.name).Observe(t.Context())
-		require.Empty(t, b.until(t, observed, "leader"))
-		require.NoError(t, c.Close())
-		closes(t, observed)
-	})
-	t.Run("when the user may not read the election", func(t *testing.T) {
-		t.Parallel()
-		c := guest(t, etcdtest.New(t), "allowed/")
-		s := session(t, c)
-		closes(t, concurrency.NewElection(s, "forbidden").Observe(t.Context()))
-		ctx, cancel := context.WithCancel(t.Context())
-		allowed := concurrency.NewElection(s, "allowed")
-		require.NoError(t, allowed.Campaign(ctx, "leader"))
-		observed := allowed.Observe(ctx)
-		next(t, observed)
-		cancel()
-		closes(t, observed)
-		require.Equal(t, rpctypes.ErrPermissionDenied,
-			concurrency.NewElection(s, "forbidden").Campaign(t.Context(), "v"))
-		_, err := concurrency.NewElection(s, "forbidden").Leader(t.Context())
-		require.Equal(t, rpctypes.ErrPermissionDenied, err)
-	})
-}
-
-// It runs alone, so that all goroutines of this package are its own.
-func TestElectionObserveLeavesNoGoroutine(t *testing.T) {
-	b := newBallot(t, server(t))
-	b.wins(t, b.election, "leader")
-	ctx, cancel := context.WithCancel(t.Context())
-	observed := b.election.Observe(ctx)
-	require.Empty(t, b.until(t, observed, "leader"))
-	etcdtest.Eventually(t, observing, "the observer's goroutines")
-	cancel()
-	closes(t, observed)
-	etcdtest.Eventually(t, func() bool { return !observing() }, "their end")
-}
-
-func TestElectionOnWrappedClients(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	work := func(t *testing.T, c *clientv3.Client, seen string) {
-		b := &ballot{name: prefix(t), client: c, outside: c, session: session(t, c)}
-		b.election = b.handle()
-		observed := observe(t, b.election)
-		b.wins(t, b.election, "first")
-		require.Empty(t, b.until(t, observed, "first"))
-		rival := b.rival(t)
-		call := b.waits(t, ctx, rival, "second", 2)
-		b.wins(t, b.election, "still first")
-		require.NoError(t, b.election.Proclaim(ctx, "and still"))
-		require.Len(t, etcdtest.Keys(t, client(t), seen+b.name+"/"), 2)
-		resumed := concurrency.ResumeElection(b.session, b.name, b.election.Key(), b.election.Rev())
-		require.NoError(t, resumed.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		b.until(t, observed, "second")
-		b.leads(t, rival, "second")
-	}
-	t.Run("in a namespace", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		c.KV = namespace.NewKV(c.KV, "space/")
-		c.Lease = namespace.NewLease(c.Lease, "space/")
-		c.Watcher = namespace.NewWatcher(c.Watcher, "space/")
-		work(t, c, "space/")
-	})
-	t.Run("the server's own", func(t *testing.T) {
-		t.Parallel()
-		if !server(t).Embedded() { // only those can be spoken to without a connection
-			return
-		}
-		work(t, server(t).InProcess(t), "")
-	})
+	c := client(t)
+	faults := counted(t, c)
+	s := session(t, c, concurrency.WithLease(before.Lease()))
+	again := concurrency.ResumeElection(s, name, e.Key(), e.Rev())
+	lost := errors.New("lost for good")
+	faults.LoseAnswer(fault.Txn, 1, lost)
+	require.ErrorIs(t, again.Campaign(ctx, "w"), lost)
+	// What may have been left behind is looked for, and found to be in use.
+	etcdtest.Eventually(t, func() bool { return faults.Count(fault.Get) >= 3 }, "three looks")
+	require.NoError(t, again.Proclaim(ctx, "x"))
 }

@@ -1,9 +1,11 @@
 package concurrency_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -30,6 +32,41 @@ func farBack(tb testing.TB, n int) (l *line, locks []*concurrency.Mutex, calls [
 	last = etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
 	ended(tb, begun, "two watches")
 	return l, locks, calls, last
+}
+
+func TestNamesThatEndInASlash(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	key := fmt.Sprintf("%s//%x", l.name, l.session.Lease())
+	m := concurrency.NewMutex(l.session, l.name+"/")
+	require.NoError(t, m.Lock(t.Context()))
+	require.Equal(t, key, m.Key())
+	require.NoError(t, m.Unlock(t.Context()))
+	e := concurrency.NewElection(l.session, l.name+"/")
+	require.NoError(t, e.Campaign(t.Context(), "v"))
+	require.Equal(t, key, e.Key())
+	require.NoError(t, e.Resign(t.Context()))
+}
+
+// Three in line, of whom the last has looked again: it makes no call when the others leave.
+func TestAWaitNearTheHeadMakesNoCall(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	first, second := l.held(t), l.rival(t)
+	next := etcdtest.Go(func() error { return second.Lock(ctx) })
+	l.stand(t, 2)
+	l.faults.Before(fault.Watch, 1, func() {
+		_, err := l.outside.Put(ctx, l.name+"-other", "") // so that the watch begins later
+		assert.NoError(t, err)
+	})
+	last := l.waiting(t, ctx, l.mutex, 3)
+	etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) == 1 }, "the look")
+	require.NoError(t, first.Unlock(ctx))
+	require.NoError(t, next.Wait(t))
+	require.NoError(t, second.Unlock(ctx))
+	require.NoError(t, last.Wait(t))
+	require.Equal(t, 1, l.faults.Count(fault.Get))
 }
 
 // Who stands far back makes one call more, when it comes near. No release is told to it before.

@@ -3,6 +3,7 @@ package concurrency_test
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -142,6 +143,28 @@ func TestNewLocker(t *testing.T) {
 		requireOurPanic(t, lock.Lock) // and does not block
 		requireOurPanic(t, lock.Unlock)
 	})
+}
+
+// Who has the lock makes a call under it: time for others to come in, if they could.
+func TestLockerExcludesGoroutines(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	lock := concurrency.NewLocker(l.session, l.name)
+	var inside atomic.Int32
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 3 {
+				lock.Lock()
+				assert.EqualValues(t, 1, inside.Add(1))
+				_, err := l.outside.Get(t.Context(), l.name)
+				assert.NoError(t, err)
+				inside.Add(-1)
+				lock.Unlock()
+			}
+		})
+	}
+	wg.Wait()
 }
 
 func lockAndUnlock(lock sync.Locker) {

@@ -16,16 +16,6 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 )
 
-// lines are several locks, a to e, beside one another.
-type lines struct {
-	*line
-}
-
-func newLines(tb testing.TB) lines {
-	tb.Helper()
-	return lines{newLine(tb)}
-}
-
 // named are the names of the locks.
 func (l lines) named(which ...string) (names []string) {
 	for _, name := range which {
@@ -43,14 +33,6 @@ func (l lines) multi(which ...string) *concurrency.MultiMutex {
 func (l lines) one(tb testing.TB, which string) *concurrency.Mutex {
 	tb.Helper()
 	return concurrency.NewMutex(session(tb, l.outside), l.named(which)[0])
-}
-
-// all reports what IsOwner says.
-func (l lines) all(tb testing.TB, m *concurrency.MultiMutex) bool {
-	tb.Helper()
-	resp, err := l.outside.Txn(context.Background()).If(m.IsOwner()...).Commit()
-	require.NoError(tb, err)
-	return resp.Succeeded
 }
 
 func TestMultiMutex(t *testing.T) {
@@ -119,35 +101,6 @@ func TestMultiMutexCalls(t *testing.T) {
 		return nil
 	})
 	require.Equal(t, before, l.revision(t), "nothing was written")
-}
-
-// A MultiMutex waits for plain Mutexes of either package, in each of its lines, and they wait
-// for it.
-func TestMultiMutexAmongPlainMutexes(t *testing.T) {
-	eachMutex(t, func(t *testing.T, l *line, plain plain) {
-		ctx := t.Context()
-		ls := lines{l}
-		first, last := l.name+"x", l.name+"y"
-		m := concurrency.NewMultiMutex(l.session, first, l.name, last)
-		behind := concurrency.NewMutex(session(t, l.outside), last)
-		require.NoError(t, plain.mutex.Lock(ctx))
-		both := l.waits(t, 2, func() error { return m.Lock(ctx) })
-		l.watched(t, 4) // the key ahead, and own ones
-		next := etcdtest.Go(func() error { return behind.Lock(ctx) })
-		etcdtest.WaitKeys(t, l.outside, last+"/", 2)
-		require.True(t, next.Running(), "who waits for all keeps its place in each line")
-		require.NoError(t, plain.mutex.Unlock(ctx))
-		require.NoError(t, both.Wait(t))
-		require.True(t, ls.all(t, m))
-		require.Error(t, plain.mutex.TryLock(ctx))
-		held := l.waits(t, 2, func() error { return plain.mutex.Lock(ctx) })
-		require.NoError(t, m.Unlock(ctx))
-		require.NoError(t, held.Wait(t))
-		require.NoError(t, next.Wait(t))
-		require.NoError(t, plain.session.Close())
-		require.NoError(t, behind.Unlock(ctx))
-		require.NoError(t, m.TryLock(ctx))
-	})
 }
 
 // The turn has come when it has come in all lines, whichever becomes free last.

@@ -27,14 +27,6 @@ func (s *space) all() (begin, end string) {
 	return s.key(""), clientv3.GetPrefixRangeEnd(s.key(""))
 }
 
-// shown are the keys and values of a range, without the space's name.
-func (s *space) shown(kvs []*mvccpb.KeyValue) (pairs []string) {
-	for _, kv := range kvs {
-		pairs = append(pairs, strings.TrimPrefix(string(kv.Key), s.key(""))+"="+string(kv.Value))
-	}
-	return pairs
-}
-
 // fill puts n keys, whose names have their order.
 func (s *space) fill(tb testing.TB, n int, value string) {
 	tb.Helper()

@@ -40,25 +40,6 @@ func sessions(tb testing.TB, c *clientv3.Client, n int, opts ...concurrency.Sess
 	return all
 }
 
-// survives fails the test if the session ends before it has lived for n times its TTL.
-func survives(tb testing.TB, s *concurrency.Session, n int) {
-	tb.Helper()
-	timer := time.NewTimer(time.Duration(n) * s.TTL())
-	defer timer.Stop()
-	select {
-	case <-s.Done():
-		require.FailNow(tb, "the session has ended", "cause %v", context.Cause(s.Ctx()))
-	case <-timer.C:
-	}
-}
-
-// remote is what a test in virtual time works with: its own T, a client, and the network
-// before that.
-func remote(b *virtual.Bubble) (*testing.T, *clientv3.Client, *virtual.Network) {
-	c, n := b.Client("client")
-	return b.T(), c, n
-}
-
 // streams counts the keep-alive streams of a bubble, and the renewals on them.
 type streams struct{ opened, ended, asked atomic.Int64 }
 

@@ -10,7 +10,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
-	upstream "go.etcd.io/etcd/client/v3/concurrency"
 	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency"
@@ -18,64 +17,6 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 	"example.com/etcd/concurrency/internal/virtual"
 )
-
-// rw is another handle of the line's session.
-func (l *line) rw() *concurrency.RWMutex { return concurrency.NewRWMutex(l.session, l.name) }
-
-// plain is a Mutex of either package, on a session and a client of its own.
-type plain struct {
-	mutex interface {
-		Lock(ctx context.Context) error
-		TryLock(ctx context.Context) error
-		Unlock(ctx context.Context) error
-	}
-	faults  *fault.Faults
-	session interface{ Close() error }
-}
-
-// plainOf is a Mutex of one of the packages in the line.
-func (l *line) plainOf(tb testing.TB, ofUpstream bool) plain {
-	tb.Helper()
-	c := client(tb)
-	p := plain{faults: counted(tb, c)}
-	if ofUpstream {
-		s, err := upstream.NewSession(c)
-		require.NoError(tb, err)
-		tb.Cleanup(func() { s.Close() })
-		p.mutex, p.session = upstream.NewMutex(s, l.name), s
-	} else {
-		s := session(tb, c)
-		p.mutex, p.session = concurrency.NewMutex(s, l.name), s
-	}
-	return p
-}
-
-// watching waits until the Mutex has begun more than n watches.
-func (p plain) watching(tb testing.TB, n int) {
-	tb.Helper()
-	etcdtest.Eventually(tb, func() bool { return p.faults.Count(fault.Watch) > n }, "more than %d watches", n)
-}
-
-// eachMutex runs a test with a plain Mutex of this package, and with one of upstream's.
-func eachMutex(t *testing.T, test func(t *testing.T, l *line, m plain)) {
-	t.Helper()
-	t.Parallel()
-	for which, ofUpstream := range map[string]bool{"here": false, "upstream": true} {
-		t.Run(which, func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			test(t, l, l.plainOf(t, ofUpstream))
-		})
-	}
-}
-
-// waits begins a call and returns when n tickets stand in line.
-func (l *line) waits(tb testing.TB, n int, call func() error) *etcdtest.Call {
-	tb.Helper()
-	c := etcdtest.Go(call)
-	l.stand(tb, n)
-	return c
-}
 
 func TestRWMutexKeys(t *testing.T) {
 	t.Parallel()
@@ -198,64 +139,6 @@ func TestRWMutexReadersComeInTogether(t *testing.T) {
 	})
 }
 
-// A plain Mutex in the line, of either package, is a writer, and readers are holders to it.
-func TestRWMutexAmongPlainMutexes(t *testing.T) {
-	eachMutex(t, func(t *testing.T, l *line, plain plain) {
-		ctx := t.Context()
-		a, b, late := l.rw(), l.rw(), l.rw()
-		require.NoError(t, a.RLock(ctx))
-		require.NoError(t, b.RLock(ctx))
-		held := l.waits(t, 3, func() error { return plain.mutex.Lock(ctx) })
-		plain.watching(t, 0)
-		require.Equal(t, concurrency.ErrLocked, late.TryRLock(ctx), "behind a writer that waits")
-		read := l.waits(t, 4, func() error { return late.RLock(ctx) })
-
-		// The reader directly ahead leaves, and the other one does not.
-		require.NoError(t, b.RUnlock(ctx))
-		l.stand(t, 3)
-		require.True(t, held.Running())
-		require.NoError(t, a.RUnlock(ctx))
-		require.NoError(t, held.Wait(t))
-		require.Error(t, a.TryRLock(ctx))
-		require.True(t, read.Running(), "a reader behind a Mutex waits")
-		require.NoError(t, plain.mutex.Unlock(ctx))
-		require.NoError(t, read.Wait(t))
-
-		require.Error(t, plain.mutex.TryLock(ctx))
-		require.NoError(t, late.RUnlock(ctx))
-		require.NoError(t, plain.mutex.TryLock(ctx))
-		require.Equal(t, concurrency.ErrLocked, a.TryRLock(ctx))
-		require.Equal(t, concurrency.ErrLocked, a.TryLock(ctx))
-		write := l.waits(t, 2, func() error { return a.Lock(ctx) })
-		require.NoError(t, plain.mutex.Unlock(ctx))
-		require.NoError(t, write.Wait(t))
-	})
-}
-
-// A Mutex whose session ends lets the readers behind it in, and readers whose session ends let
-// the Mutex in.
-func TestRWMutexAfterALostSession(t *testing.T) {
-	eachMutex(t, func(t *testing.T, l *line, plain plain) {
-		ctx := t.Context()
-		require.NoError(t, plain.mutex.Lock(ctx))
-		reader := l.rw()
-		read := l.waits(t, 2, func() error { return reader.RLock(ctx) })
-		require.NoError(t, plain.session.Close())
-		require.NoError(t, read.Wait(t))
-		inside := reader.Ctx()
-
-		next := l.plainOf(t, false)
-		held := l.waits(t, 2, func() error { return next.mutex.Lock(ctx) })
-		_, err := l.outside.Revoke(ctx, l.session.Lease())
-		require.NoError(t, err)
-		require.NoError(t, held.Wait(t))
-		require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
-		require.Empty(t, reader.Key())
-		require.Zero(t, reader.Rev())
-		require.NoError(t, reader.RUnlock(ctx), "lost, which the session tells")
-	})
-}
-
 func TestRWMutexOrder(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -341,80 +224,6 @@ func TestRWMutexBothWays(t *testing.T) {
 	l.stand(t, 1)
 	require.NoError(t, m.Unlock(ctx))
 	l.stand(t, 0)
-}
-
-// blocked is a handle of the session of l that waits behind n others, who are of another session.
-type blocked struct {
-	*line
-	n      int
-	call   *etcdtest.Call
-	cancel context.CancelFunc // ends the context of the call
-	again  func(context.Context) error
-}
-
-// blocks has a handle wait by take behind n others, on so many watches.
-func (l *line) blocks(tb testing.TB, n, watches int, take func(context.Context) error) blocked {
-	tb.Helper()
-	bound, cancel := context.WithCancel(tb.Context())
-	tb.Cleanup(cancel)
-	call := l.waits(tb, n+1, func() error { return take(bound) })
-	l.watched(tb, watches)
-	return blocked{l, n, call, cancel, take}
-}
-
-// waitEnds tests what ends the wait of a kind of handle.
-func waitEnds(t *testing.T, begin func(*testing.T) blocked) {
-	t.Helper()
-	t.Run("with ctx, and leaves nothing", func(t *testing.T) {
-		t.Parallel()
-		b := begin(t)
-		b.cancel()
-		require.Equal(t, context.Canceled, b.call.Wait(t))
-		require.Len(t, etcdtest.Keys(t, b.outside, b.name+"/"), b.n)
-	})
-	t.Run("when its key is deleted", func(t *testing.T) {
-		t.Parallel()
-		b := begin(t)
-		for _, kv := range etcdtest.Keys(t, b.outside, b.name+"/") {
-			if kv.Lease == int64(b.session.Lease()) {
-				b.delete(t, string(kv.Key))
-			}
-		}
-		require.Equal(t, concurrency.ErrSessionExpired, b.call.Wait(t))
-		require.NoError(t, b.session.Ctx().Err())
-	})
-	t.Run("when its lease is revoked", func(t *testing.T) {
-		t.Parallel()
-		b := begin(t)
-		_, err := b.outside.Revoke(t.Context(), b.session.Lease())
-		require.NoError(t, err)
-		require.Equal(t, concurrency.ErrSessionExpired, b.call.Wait(t))
-		require.Error(t, b.session.Ctx().Err())
-		require.Equal(t, rpctypes.ErrLeaseNotFound, b.again(t.Context()))
-	})
-}
-
-func TestRLockEnds(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	begin := func(t *testing.T) blocked {
-		l := newLine(t)
-		l.held(t)
-		return l.blocks(t, 1, 2, l.rw().RLock)
-	}
-	waitEnds(t, begin)
-	t.Run("not when a key ahead is deleted and another one stands ahead", func(t *testing.T) {
-		t.Parallel()
-		l := begin(t)
-		writer := l.rival(t)
-		behind := l.waits(t, 3, func() error { return writer.Lock(ctx) })
-		l.delete(t, string(etcdtest.Keys(t, l.outside, l.name+"/")[0].Key))
-		require.NoError(t, l.call.Wait(t), "the writer that waits is behind")
-		require.True(t, behind.Running())
-		_, err := l.outside.Revoke(ctx, l.session.Lease())
-		require.NoError(t, err)
-		require.NoError(t, behind.Wait(t))
-	})
 }
 
 func TestRLockFaults(t *testing.T) {
@@ -535,51 +344,4 @@ func TestRWMutexBadInput(t *testing.T) {
 	require.NoError(t, err)
 	require.False(t, resp.Succeeded)
 	l.stand(t, 0)
-}
-
-// The name of a lock may lie where another line has its readers or its permits. Its places count
-// there as such, and theirs count in its line as a stranger's.
-func TestANameAmongReadersOrPermits(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	for _, within := range []string{"/~r", "/~r/report", "/~p", "/~p/report"} {
-		t.Run(within, func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			inner := concurrency.NewMutex(session(t, l.outside), l.name+within)
-			reader, permit := l.rw(), l.permit(2)
-			require.NoError(t, inner.Lock(ctx))
-			require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx), "as of every name within its own")
-			if strings.HasPrefix(within, "/~r") {
-				require.Equal(t, concurrency.ErrLocked, permit.TryAcquire(ctx))
-				require.NoError(t, reader.TryRLock(ctx), "a reader reads beside it")
-				require.NoError(t, reader.RUnlock(ctx))
-			} else {
-				require.Equal(t, concurrency.ErrLocked, reader.TryRLock(ctx))
-				require.NoError(t, permit.TryAcquire(ctx), "it takes one permit of two")
-				require.Equal(t, concurrency.ErrLocked, l.permit(2).TryAcquire(ctx))
-				require.NoError(t, permit.Release(ctx))
-			}
-			require.NoError(t, inner.Unlock(ctx))
-			l.stand(t, 0)
-		})
-	}
-	t.Run("waits for the readers", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		inner, reader := concurrency.NewMutex(session(t, l.outside), l.name+"/~r"), l.rw()
-		require.NoError(t, reader.RLock(ctx))
-		require.Equal(t, concurrency.ErrLocked, inner.TryLock(ctx))
-		require.NoError(t, reader.RUnlock(ctx))
-		require.NoError(t, inner.TryLock(ctx))
-	})
-	t.Run("waits for the permits", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		inner, permit := concurrency.NewMutex(session(t, l.outside), l.name+"/~p"), l.permit(2)
-		require.NoError(t, permit.Acquire(ctx))
-		require.Equal(t, concurrency.ErrLocked, inner.TryLock(ctx))
-		require.NoError(t, permit.Release(ctx))
-		require.NoError(t, inner.TryLock(ctx))
-	})
 }

@@ -16,11 +16,6 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 )
 
-// permit is a handle of a semaphore of n on the line's session.
-func (l *line) permit(n int) *concurrency.Semaphore {
-	return concurrency.NewSemaphore(l.session, l.name, n)
-}
-
 func TestSemaphore(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
@@ -196,61 +191,6 @@ func TestSemaphoreFarBack(t *testing.T) {
 			require.NoError(t, permits[stays].Ctx().Err())
 		})
 	}
-}
-
-// A plain Mutex in the line, of either package, waits for all permits and keeps later ones out.
-func TestSemaphoreAmongPlainMutexes(t *testing.T) {
-	eachMutex(t, func(t *testing.T, l *line, plain plain) {
-		ctx := t.Context()
-		a, b, late := l.permit(3), l.permit(3), l.permit(3)
-		require.NoError(t, a.Acquire(ctx))
-		require.NoError(t, b.Acquire(ctx))
-		held := l.waits(t, 3, func() error { return plain.mutex.Lock(ctx) })
-		plain.watching(t, 0)
-		require.Equal(t, concurrency.ErrLocked, late.TryAcquire(ctx), "behind a Mutex that waits")
-		third := l.waits(t, 4, func() error { return late.Acquire(ctx) })
-		require.NoError(t, b.Release(ctx))
-		l.stand(t, 3)
-		require.True(t, held.Running())
-		require.NoError(t, a.Release(ctx))
-		require.NoError(t, held.Wait(t))
-		require.True(t, third.Running(), "a permit behind a Mutex waits")
-		require.NoError(t, plain.mutex.Unlock(ctx))
-		require.NoError(t, third.Wait(t))
-		require.Error(t, plain.mutex.TryLock(ctx))
-		require.NoError(t, late.Release(ctx))
-		require.NoError(t, plain.mutex.TryLock(ctx))
-		require.Equal(t, concurrency.ErrLocked, a.TryAcquire(ctx))
-		again := l.waits(t, 2, func() error { return a.Acquire(ctx) })
-		require.NoError(t, plain.session.Close())
-		require.NoError(t, again.Wait(t))
-	})
-}
-
-func TestAcquireEnds(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	waitEnds(t, func(t *testing.T) blocked { // for one of two permits
-		l := newLine(t)
-		for range 2 {
-			require.NoError(t, concurrency.NewSemaphore(session(t, l.outside), l.name, 2).Acquire(ctx))
-		}
-		return l.blocks(t, 2, 1, l.permit(2).Acquire)
-	})
-	t.Run("when a holder's session is lost, which is told to the holder", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		holder := session(t, l.outside)
-		held := concurrency.NewSemaphore(holder, l.name, 1)
-		require.NoError(t, held.Acquire(ctx))
-		s, inside := l.permit(1), held.Ctx()
-		call := l.waits(t, 2, func() error { return s.Acquire(ctx) })
-		_, err := l.client.Revoke(ctx, holder.Lease())
-		require.NoError(t, err)
-		require.NoError(t, call.Wait(t))
-		require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
-		require.Empty(t, held.Key())
-	})
 }
 
 func TestAcquireFaults(t *testing.T) {

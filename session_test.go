@@ -23,66 +23,12 @@ import (
 	"example.com/etcd/concurrency/internal/virtual"
 )
 
-// proxied is a client that reaches the server through a proxy alone.
-func proxied(tb testing.TB, c *etcdtest.Cluster) (*fault.Proxy, *clientv3.Client) {
-	tb.Helper()
-	p, err := fault.NewProxy(c.Endpoint(0))
-	require.NoError(tb, err)
-	tb.Cleanup(p.Close)
-	return p, etcdtest.Dial(tb, p.Endpoint())
-}
-
-// cancelled is a context that has ended.
-func cancelled() context.Context {
-	ctx, cancel := context.WithCancel(context.Background())
-	cancel()
-	return ctx
-}
-
-// lives says whether the server has the lease.
-func lives(tb testing.TB, client *clientv3.Client, id clientv3.LeaseID) bool {
-	tb.Helper()
-	resp, err := client.TimeToLive(context.Background(), id)
-	require.NoError(tb, err)
-	return resp.TTL >= 0
-}
-
 // grantedTTL is the TTL in seconds with which the lease was granted.
 func grantedTTL(tb testing.TB, s *concurrency.Session) int64 {
 	tb.Helper()
 	resp, err := s.Client().TimeToLive(context.Background(), s.Lease())
 	require.NoError(tb, err)
 	return resp.GrantedTTL
-}
-
-// granted is a lease of the test's own, revoked at its end.
-func granted(tb testing.TB, client *clientv3.Client, ttl int64) clientv3.LeaseID {
-	tb.Helper()
-	resp, err := client.Grant(context.Background(), ttl)
-	require.NoError(tb, err)
-	revokedAtEnd(tb, client, resp.ID)
-	return resp.ID
-}
-
-// revokedAtEnd revokes a lease that no session closes.
-func revokedAtEnd(tb testing.TB, client *clientv3.Client, id clientv3.LeaseID) {
-	tb.Cleanup(func() { client.Revoke(context.Background(), id) })
-}
-
-// revoke takes a session's lease away from outside.
-func revoke(tb testing.TB, client *clientv3.Client, s *concurrency.Session) {
-	tb.Helper()
-	_, err := client.Revoke(context.Background(), s.Lease())
-	require.NoError(tb, err)
-}
-
-// within fails the test if the call takes longer, and gives its error.
-func within(tb testing.TB, bound time.Duration, call func() error) error {
-	tb.Helper()
-	began := time.Now()
-	err := etcdtest.Go(call).Wait(tb)
-	require.Less(tb, time.Since(began), bound, "the call took too long")
-	return err
 }
 
 func TestSession(t *testing.T) {
@@ -306,14 +252,6 @@ func TestWithContext(t *testing.T) {
 	})
 }
 
-// stalled is a client of an endpoint that accepts connections and never answers.
-func stalled(tb testing.TB) (*fault.Proxy, *clientv3.Client) {
-	tb.Helper()
-	p, c := proxied(tb, server(tb))
-	p.Stall()
-	return p, c
-}
-
 func TestNewSessionNamesTheServersThatDoNotAnswer(t *testing.T) {
 	t.Parallel()
 	silent, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and never answers
@@ -330,46 +268,6 @@ func TestNewSessionNamesTheServersThatDoNotAnswer(t *testing.T) {
 	}
 }
 
-func TestWithSafetyMargin(t *testing.T) {
-	t.Parallel()
-	t.Run("gives up this much before the lease could end", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		f.Refuse(fault.KeepAliveOnce, 1000, codes.Unavailable, "away")
-		before := time.Now()
-		s := session(t, c, concurrency.WithTTL(30), concurrency.WithSafetyMargin(29*time.Second))
-		require.WithinRange(t, s.Deadline(), before.Add(time.Second), time.Now().Add(time.Second))
-		ended(t, s.Done(), "the session")
-		require.False(t, time.Now().Before(s.Deadline()))
-		require.Equal(t, concurrency.ErrDeadline, context.Cause(s.Ctx()))
-		require.True(t, lives(t, c, s.Lease()))
-	})
-	t.Run("that of a lease brought along", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		id := granted(t, c, 3)
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithLease(id), concurrency.WithSafetyMargin(2*time.Second))
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 3 }, "renewals")
-		require.NoError(t, s.Ctx().Err())
-	})
-	t.Run("negative, or not shorter than the TTL, is an error", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		for _, opts := range [][]concurrency.SessionOption{
-			{concurrency.WithSafetyMargin(-1)},
-			{concurrency.WithSafetyMargin(5 * time.Second), concurrency.WithTTL(5)},
-			{concurrency.WithSafetyMargin(5 * time.Second), concurrency.WithLease(granted(t, c, 5))},
-			{concurrency.WithSafetyMargin(-1), concurrency.WithLease(granted(t, c, 5))},
-		} {
-			s, err := concurrency.NewSession(c, opts...)
-			require.ErrorContains(t, err, "concurrency: a safety margin of ")
-			require.Nil(t, s)
-		}
-	})
-}
-
 func TestSessionTTL(t *testing.T) {
 	t.Parallel()
 	c := client(t)
@@ -378,32 +276,24 @@ func TestSessionTTL(t *testing.T) {
 	require.Equal(t, 9*time.Second, s.TTL())
 }
 
-func TestSessionDeadline(t *testing.T) {
+func TestTTLIsWhatTheServerGranted(t *testing.T) {
 	t.Parallel()
-	t.Run("the sending of the last answered renewal, plus the TTL", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		before := time.Now()
-		s := session(t, c, concurrency.WithTTL(2))
-		first := s.Deadline()
-		require.WithinRange(t, first, before.Add(2*time.Second), time.Now().Add(2*time.Second))
-		answer := f.HoldAnswer(fault.KeepAliveOnce, 1)
-		ended(t, answer.Reached(), "renewed")
-		require.Equal(t, first, s.Deadline(), "without an answer")
-		sent := time.Now()
-		answer.Open()
-		etcdtest.Eventually(t, func() bool { return s.Deadline().After(first) }, "with the answer")
-		require.True(t, s.Deadline().Before(sent.Add(2*time.Second)))
-	})
-	t.Run("at which the session ends unless a renewal is answered before", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		s := session(t, c, concurrency.WithTTL(1))
-		p.Stall()
-		ended(t, s.Done(), "the session")
-		require.False(t, time.Now().Before(s.Deadline()))
-	})
+	if !server(t).Embedded() { // only those can be configured
+		return
+	}
+	c := etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) {
+		cfg.TickMs, cfg.ElectionMs = 100, 1500
+	})).Client(t)
+	before := time.Now()
+	s := session(t, c, concurrency.WithTTL(1))
+	require.Equal(t, 3*time.Second, s.TTL())
+	require.Equal(t, int64(3), grantedTTL(t, s))
+	require.WithinRange(t, s.Deadline(), before.Add(3*time.Second), time.Now().Add(3*time.Second))
+	require.NoError(t, s.Close())
+
+	var none concurrency.Session
+	require.Zero(t, none.TTL())
+	require.Zero(t, none.Deadline())
 }
 
 // A zero handle is a bug of the caller's, whatever is asked of it.
@@ -438,6 +328,19 @@ func TestZeroHandles(t *testing.T) {
 	} {
 		require.PanicsWithValue(t, "concurrency: a lock or an election that its constructor did not return", call, what)
 	}
+}
+
+// A handle may be made of a placeholder that is filled in later.
+func TestPlaceholderFilledIn(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	var placeholder concurrency.Session
+	m := concurrency.NewMutex(&placeholder, l.name)
+	placeholder = *l.session
+	require.NoError(t, m.Lock(t.Context()))
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	require.Equal(t, l.mutex.Key(), m.Key())
+	require.EqualValues(t, l.session.Lease(), etcdtest.WaitKeys(t, l.outside, l.name+"/", 1)[0].Lease)
 }
 
 func TestNewSession(t *testing.T) {
@@ -579,318 +482,6 @@ func TestNewSessionThatFailsLeavesNoLease(t *testing.T) {
 		_, err := concurrency.NewSession(c, concurrency.WithTTL(math.MaxInt))
 		require.Error(t, err)
 		etcdtest.WaitLeases(t, c, 0)
-	})
-}
-
-func TestSessionCtx(t *testing.T) {
-	t.Parallel()
-	other := client(t)
-	for _, end := range []struct {
-		how   string
-		end   func(t *testing.T, s *concurrency.Session)
-		cause error
-	}{
-		{"the lease was lost", func(t *testing.T, s *concurrency.Session) {
-			revoke(t, other, s)
-		}, concurrency.ErrLeaseGone},
-		{"Close", func(t *testing.T, s *concurrency.Session) {
-			require.NoError(t, s.Close())
-		}, context.Canceled},
-		{"Orphan", func(t *testing.T, s *concurrency.Session) {
-			revokedAtEnd(t, other, s.Lease())
-			s.Orphan()
-		}, context.Canceled},
-		{"the closing of the client", func(t *testing.T, s *concurrency.Session) {
-			revokedAtEnd(t, other, s.Lease())
-			s.Client().Close()
-		}, concurrency.ErrClientClosed},
-	} {
-		for more, opts := range map[string][]concurrency.SessionOption{
-			"": {concurrency.WithTTL(5)},
-			", with a context": {
-				concurrency.WithTTL(5), concurrency.WithContext(context.Background()),
-			},
-		} {
-			t.Run("cancelled before Done closes, with a cause: "+end.how+more, func(t *testing.T) {
-				t.Parallel()
-				s := session(t, client(t), opts...)
-				require.NoError(t, s.Ctx().Err())
-				end.end(t, s)
-				ended(t, s.Done(), "the session")
-				require.Error(t, s.Ctx().Err())
-				require.Equal(t, end.cause, context.Cause(s.Ctx()))
-			})
-		}
-	}
-}
-
-func TestSessionDone(t *testing.T) {
-	t.Parallel()
-	t.Run("when the server says so", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		s := session(t, c, concurrency.WithTTL(3))
-		revoke(t, client(t), s)
-		ended(t, s.Done(), "the next renewal is refused")
-		require.NoError(t, s.Close())
-	})
-	t.Run("before anybody else can be given what the lease guards", func(t *testing.T) {
-		t.Parallel()
-		ctx, name, other := t.Context(), prefix(t), client(t)
-		p, c := proxied(t, server(t))
-		s := session(t, c, concurrency.WithTTL(2))
-		require.NoError(t, concurrency.NewMutex(s, name).Lock(ctx))
-		rival := concurrency.NewMutex(session(t, other), name)
-		call := etcdtest.Go(func() error { return rival.Lock(ctx) })
-		etcdtest.WaitKeys(t, other, name, 2)
-		p.Stall()
-		ended(t, s.Done(), "the lease may have expired")
-		require.True(t, call.Running())
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("counted from when a renewal was sent", func(t *testing.T) {
-		t.Parallel()
-		// The answer is kept back for most of the TTL: what counts is the time of
-		// sending, after which the lease is not renewed any more.
-		c := client(t)
-		f := counted(t, c)
-		f.Refuse(fault.KeepAliveOnce, 1000, codes.Unavailable, "away")
-		began := time.Now()
-		s := session(t, c, concurrency.WithTTL(2))
-		ended(t, s.Done(), "the TTL has passed since the grant")
-		require.Less(t, time.Since(began), 4*time.Second)
-		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
-	})
-	t.Run("not by faults that pass", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(5))
-		f.Refuse(fault.KeepAliveOnce, 2, codes.Unavailable, "away")
-		p.Cut()
-		n := f.Count(fault.KeepAliveOnce)
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > n+4 }, "renewed again")
-		require.NoError(t, s.Ctx().Err())
-	})
-	t.Run("nor by a server that is away for less than the TTL", func(t *testing.T) {
-		t.Parallel()
-		own := etcdtest.New(t)
-		c := own.Client(t)
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(6))
-		own.Stop(0)
-		n := f.Count(fault.KeepAliveOnce)
-		require.NoError(t, own.Restart(0))
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > n+1 }, "renewed again")
-		require.NoError(t, s.Ctx().Err())
-	})
-	t.Run("by a server that stays away", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(2))
-		p.Refuse()
-		p.Cut()
-		ended(t, s.Done(), "the TTL has passed")
-		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
-		require.Less(t, f.Count(fault.KeepAliveOnce), 100, "no busy loop")
-	})
-}
-
-func TestOrphan(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	t.Run("leaves the lease, which expires after at most its TTL", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(1))
-		f.Reset()
-		s.Orphan()
-		ended(t, s.Done(), "the session")
-		require.Equal(t, "no calls", f.String())
-		require.True(t, lives(t, c, s.Lease()))
-		etcdtest.Eventually(t, func() bool { return !lives(t, c, s.Lease()) }, "the lease has expired")
-		require.Zero(t, f.Count(fault.KeepAliveOnce))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewMutex(s, prefix(t)).Lock(ctx))
-	})
-	t.Run("locks go on working for as long as the lease lives", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		s, holder := session(t, c), session(t, c)
-		s.Orphan()
-		m, held := concurrency.NewMutex(s, name), concurrency.NewMutex(holder, name)
-		require.NoError(t, m.Lock(ctx))
-		require.NoError(t, m.Unlock(ctx))
-		require.NoError(t, held.Lock(ctx))
-		call := etcdtest.Go(func() error { return m.Lock(ctx) })
-		etcdtest.WaitKeys(t, c, name, 2)
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-		require.NoError(t, s.Close())
-		etcdtest.WaitKeys(t, c, name, 0)
-	})
-	t.Run("and a call that hangs ends with the client", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c)
-		revokedAtEnd(t, client(t), s.Lease())
-		s.Orphan()
-		join := f.Hold(fault.Txn, 1)
-		call := etcdtest.Go(func() error { <-join.Reached(); return c.Close() })
-		err := within(t, 5*time.Second, func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
-		require.Equal(t, context.Canceled, err)
-		_ = call.Wait(t) // what Close says of the wrapped client is not the matter
-	})
-	t.Run("and a wait ends when it does", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		s := session(t, c)
-		require.NoError(t, concurrency.NewMutex(session(t, c), name).Lock(ctx))
-		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
-		etcdtest.WaitKeys(t, c, name, 2)
-		s.Orphan()
-		revoke(t, c, s)
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-	})
-}
-
-func TestClose(t *testing.T) {
-	t.Parallel()
-	ctx := t.Context()
-	t.Run("revokes the lease in one call, whereby its keys go", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c)
-		require.NoError(t, concurrency.NewMutex(s, name).Lock(ctx))
-		f.Reset()
-		require.NoError(t, s.Close())
-		require.Equal(t, "Revoke 1", f.String())
-		etcdtest.WaitKeys(t, c, name, 0)
-		require.False(t, lives(t, c, s.Lease()))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewMutex(s, name).Lock(ctx))
-	})
-	t.Run("waiting calls return ErrSessionExpired", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		s := session(t, c)
-		require.NoError(t, concurrency.NewMutex(session(t, c), name).Lock(ctx))
-		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
-		etcdtest.WaitKeys(t, c, name, 2)
-		require.NoError(t, s.Close())
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		etcdtest.WaitKeys(t, c, name, 1)
-	})
-	t.Run("calls that hang too", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c)
-		join := f.Hold(fault.Txn, 1)
-		call := etcdtest.Go(func() error { <-join.Reached(); return s.Close() })
-		err := within(t, 5*time.Second, func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
-		require.Equal(t, concurrency.ErrSessionExpired, err)
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("twice at once", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		revocation := f.HoldAnswer(fault.Revoke, 1)
-		first := etcdtest.Go(s.Close)
-		ended(t, revocation.Reached(), "the revocation")
-		require.NoError(t, s.Close())
-		revocation.Open()
-		require.NoError(t, first.Wait(t))
-		require.Equal(t, 2, f.Count(fault.Revoke), "none is called off")
-	})
-	t.Run("repeats the revocation over transient faults", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		f.Refuse(fault.Revoke, 1, codes.Unavailable, "etcdserver: leader changed")
-		f.LoseAnswer(fault.Revoke, 2, nil)
-		require.NoError(t, s.Close())
-		require.Equal(t, 3, f.Count(fault.Revoke))
-		require.False(t, lives(t, c, s.Lease()))
-	})
-	t.Run("a permanent error can be tried again", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		f.Refuse(fault.Revoke, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		require.ErrorIs(t, s.Close(), rpctypes.ErrPermissionDenied)
-		require.NoError(t, s.Close())
-		require.False(t, lives(t, c, s.Lease()))
-	})
-	t.Run("ends when the lease must have expired", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		s := session(t, c, concurrency.WithTTL(2))
-		p.Stall()
-		require.Equal(t, context.DeadlineExceeded, within(t, 4*time.Second, s.Close))
-		require.Equal(t, context.DeadlineExceeded, within(t, 4*time.Second, s.Close), "and again")
-	})
-	t.Run("ends with the context given", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		given, cancel := context.WithCancel(ctx)
-		s := session(t, c, concurrency.WithContext(given))
-		revokedAtEnd(t, client(t), s.Lease())
-		p.Stall()
-		call := etcdtest.Go(s.Close)
-		ended(t, s.Done(), "Close has begun")
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-	})
-	t.Run("a lease that is gone already is no error", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		s := session(t, c)
-		revoke(t, c, s)
-		require.NoError(t, s.Close())
-	})
-	t.Run("may be called twice", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		require.NoError(t, s.Close())
-		require.NoError(t, s.Close())
-		require.Equal(t, 1, f.Count(fault.Revoke))
-	})
-	t.Run("on a closed client", func(t *testing.T) {
-		t.Parallel()
-		for _, opt := range []concurrency.SessionOption{
-			concurrency.WithTTL(5), concurrency.WithContext(ctx),
-		} {
-			c := client(t)
-			s := session(t, c, opt)
-			revokedAtEnd(t, client(t), s.Lease())
-			c.Close()
-			require.Equal(t, context.Canceled, within(t, 2*time.Second, s.Close))
-		}
-	})
-	t.Run("while a failed acquisition cleans up", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c)
-		join := f.Hold(fault.Txn, 1)
-		giveUp, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(giveUp) })
-		ended(t, join.Reached(), "the join")
-		looking := f.Hold(fault.Get, 1)
-		cancel()
-		ended(t, looking.Reached(), "the clean-up")
-		require.NoError(t, within(t, 5*time.Second, s.Close))
-		require.Equal(t, context.Canceled, call.Wait(t))
-		require.False(t, lives(t, c, s.Lease()))
 	})
 }
 

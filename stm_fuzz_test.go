@@ -2,7 +2,6 @@ package concurrency_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -214,8 +213,6 @@ type run struct {
 	ranges ranges
 	single map[string]bool // keys that were read by themselves
 }
-
-var errOwn = errors.New("the function's own")
 
 // transaction runs one on the store and on the model, step by step.
 func (m *model) transaction(t *testing.T, tx transaction) {

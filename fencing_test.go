@@ -2,7 +2,11 @@ package concurrency_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"os"
+	"os/exec"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -18,6 +22,92 @@ import (
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
 )
+
+func TestTokens(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l := newLine(t)
+		owner, rival := kind(l.session, l.name), kind(session(t, l.outside), l.name)
+		holds := func(h holder) bool {
+			resp, err := l.outside.Txn(t.Context()).If(h.owns()).Commit()
+			require.NoError(t, err)
+			return resp.Succeeded
+		}
+		last := int64(0)
+		for range 3 {
+			for _, turn := range [][2]holder{{owner, rival}, {rival, owner}} {
+				require.NoError(t, turn[0].take(t.Context()))
+				require.Equal(t, etcdtest.Keys(t, l.outside, l.name+"/")[0].CreateRevision, turn[0].Rev())
+				require.Greater(t, turn[0].Rev(), last, "it rises with every change of the owner")
+				require.Zero(t, turn[1].Rev())
+				require.True(t, holds(turn[0]))
+				require.False(t, holds(turn[1]))
+				last = turn[0].Rev()
+				require.NoError(t, turn[0].giveBack(t.Context()))
+			}
+		}
+		require.NoError(t, owner.take(t.Context()))
+		l.delete(t, owner.Key())
+		require.NoError(t, rival.take(t.Context()))
+		require.False(t, holds(owner), "lost, and not known yet")
+		require.Less(t, owner.Rev(), rival.Rev())
+	})
+}
+
+func TestSTMGuard(t *testing.T) {
+	t.Parallel()
+	// A guard on a key of the test's, as IsOwner and IsLeader are on theirs.
+	exists := func(s *space, k string) clientv3.Cmp {
+		return clientv3.Compare(clientv3.CreateRevision(s.key(k)), "!=", 0)
+	}
+	for _, l := range levels {
+		level := concurrency.WithIsolation(l.level)
+		t.Run("true at "+l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			s.put(t, "guard", "g", "x", "0")
+			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+				stm.Put(s.key("z"), stm.Get(s.key("x")))
+				if attempt == 1 {
+					s.put(t, "x", "1", "guard", "changed")
+				}
+			}, level, concurrency.WithGuard(exists(s, "guard"), exists(s, "x")))
+			require.Equal(t, l.checkReads, attempts == 2, "a conflict is told from the guard")
+			require.Equal(t, strconv.Itoa(attempts-1), s.value(t, "z"))
+		})
+		t.Run("false at "+l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			for name, apply := range map[string]func(stm concurrency.STM){
+				"an update":    func(stm concurrency.STM) { stm.Put(s.key("z"), stm.Get(s.key("x"))) },
+				"a blind one":  func(stm concurrency.STM) { stm.Put(s.key("z"), "1") },
+				"that reads":   func(stm concurrency.STM) { stm.Get(s.key("x")) },
+				"of nothing":   func(concurrency.STM) {},
+				"a conflict":   func(stm concurrency.STM) { stm.Put(s.key("z"), stm.Get(s.key("x"))); s.put(t, "x", "changed") },
+				"a lost guard": func(stm concurrency.STM) { stm.Put(s.key("guard"), stm.Get(s.key("x"))); s.del(t, "guard") },
+			} {
+				s.put(t, "x", "0", "guard", "g")
+				attempts := 0
+				resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+					attempts++
+					apply(stm)
+					if name != "a lost guard" {
+						s.del(t, "guard")
+					}
+					return nil
+				}, level, concurrency.WithGuard(exists(s, "x")), concurrency.WithGuard(exists(s, "guard")))
+				require.Equal(t, concurrency.ErrGuardFailed, err, name)
+				require.Nil(t, resp)
+				require.Equal(t, 1, attempts)
+				require.Nil(t, s.kv(t, "z"))
+				require.Nil(t, s.kv(t, "guard"))
+			}
+		})
+	}
+	t.Run("nothing to compare is the caller's bug", func(t *testing.T) {
+		t.Parallel()
+		requireOurPanic(t, func() { concurrency.WithGuard() })
+	})
+}
 
 // Comparisons with a key that is never there.
 var (
@@ -407,4 +497,137 @@ func TestWithGuardOnWrappedClients(t *testing.T) {
 		}
 		work(t, server(t).InProcess(t))
 	})
+}
+
+// The child of TestLossByPause: what it is told in its environment, and what it says.
+const childEnv = "LOSS_CHILD"
+
+type childTask struct {
+	Kind, Name, Key string
+	Endpoints       []string
+}
+
+type childReport struct {
+	Rev    int64
+	Cause  string // of the end of Ctx; "" while it lives
+	Commit string // the error of a guarded transaction
+}
+
+var kinds = map[string]func(*concurrency.Session, string) holder{"lock": lockOf, "leadership": leadershipOf}
+
+// guardedPut writes a key while the guard holds.
+func guardedPut(ctx context.Context, c *clientv3.Client, key, value string, guard clientv3.Cmp) error {
+	_, err := concurrency.NewSTM(c, func(stm concurrency.STM) error {
+		stm.Put(key, value)
+		return nil
+	}, concurrency.WithGuard(guard), concurrency.WithAbortContext(ctx))
+	return err
+}
+
+// A process is stopped past the TTL of what it holds, as a hypervisor, a debugger or a
+// laptop's lid may do it. It can't know, and no clock can tell it in time: what it has to
+// be kept from is the write that it was about to make.
+func TestLossByPause(t *testing.T) {
+	t.Parallel()
+	for name, kind := range kinds {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := client(t)
+			task := childTask{Kind: name, Name: prefix(t), Endpoints: server(t).Endpoints()}
+			task.Key = task.Name + "-data"
+			rival := kind(session(t, c), task.Name)
+			p := startChild(t, task)
+			first := p.report(t)
+			call := etcdtest.Go(func() error { return rival.take(t.Context()) })
+			etcdtest.WaitKeys(t, c, task.Name+"/", 2)
+			require.NoError(t, etcdtest.Suspend(p.cmd.Process))
+			require.NoError(t, call.Wait(t), "its lease expires")
+			require.Greater(t, rival.Rev(), first.Rev)
+			require.NoError(t, guardedPut(t.Context(), c, task.Key, "the rival's", rival.owns()))
+			require.NoError(t, etcdtest.Resume(p.cmd.Process))
+			p.goOn(t)
+			then := p.report(t)
+			require.Equal(t, concurrency.ErrDeadline.Error(), then.Cause)
+			require.Equal(t, concurrency.ErrGuardFailed.Error(), then.Commit)
+			require.Equal(t, "the rival's", string(etcdtest.Keys(t, c, task.Key)[0].Value))
+			require.NoError(t, p.cmd.Wait())
+			require.NoError(t, rival.Ctx().Err(), "the child has closed its session")
+		})
+	}
+}
+
+// TestPausedChild is what the child runs; it does nothing in any other process.
+func TestPausedChild(t *testing.T) {
+	env, told := os.LookupEnv(childEnv)
+	if !told {
+		return
+	}
+	var task childTask
+	require.NoError(t, json.Unmarshal([]byte(env), &task))
+	out := json.NewEncoder(os.Stdout)
+	c := etcdtest.Dial(t, task.Endpoints...)
+	h := kinds[task.Kind](session(t, c, concurrency.WithTTL(2)), task.Name)
+	require.NoError(t, h.take(t.Context()))
+	ctx, guard := h.Ctx(), h.owns()
+	require.NoError(t, guardedPut(t.Context(), c, task.Key, "the child's", guard))
+	require.NoError(t, out.Encode(childReport{Rev: h.Rev()}))
+
+	_, err := os.Stdin.Read(make([]byte, 1)) // here it is stopped
+	require.NoError(t, err)
+	// A step of its work, then the look: a timer that is due has run when an answer has
+	// come. The instruction after the pause could come before any timer.
+	_, err = c.Get(t.Context(), task.Key)
+	require.NoError(t, err)
+	report := childReport{Rev: h.Rev()}
+	if ctx.Err() != nil {
+		report.Cause = context.Cause(ctx).Error()
+	}
+	if err := guardedPut(t.Context(), c, task.Key, "late", guard); err != nil {
+		report.Commit = err.Error()
+	}
+	require.NoError(t, out.Encode(report))
+}
+
+// paused is the child as its parent sees it.
+type paused struct {
+	cmd  *exec.Cmd
+	in   io.Writer
+	out  io.Reader
+	json *json.Decoder
+}
+
+func startChild(tb testing.TB, task childTask) *paused {
+	tb.Helper()
+	env, err := json.Marshal(task)
+	require.NoError(tb, err)
+	self, err := os.Executable()
+	require.NoError(tb, err)
+	cmd := exec.CommandContext(tb.Context(), self, "-test.run=^TestPausedChild$", "-test.timeout=60s")
+	etcdtest.DieWithParent(cmd)
+	cmd.Env = append(os.Environ(), childEnv+"="+string(env))
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	require.NoError(tb, err)
+	out, err := cmd.StdoutPipe()
+	require.NoError(tb, err)
+	require.NoError(tb, cmd.Start())
+	tb.Cleanup(func() { _ = cmd.Wait() }) // the end of the context has killed it, stopped or not
+	return &paused{cmd, in, out, json.NewDecoder(out)}
+}
+
+// goOn lets a child that runs again go on.
+func (p *paused) goOn(tb testing.TB) {
+	tb.Helper()
+	_, err := io.WriteString(p.in, "\n")
+	require.NoError(tb, err)
+}
+
+// report is the next that the child says.
+func (p *paused) report(tb testing.TB) (r childReport) {
+	tb.Helper()
+	if err := p.json.Decode(&r); err != nil {
+		rest, _ := io.ReadAll(io.MultiReader(p.json.Buffered(), p.out))
+		require.FailNow(tb, "the child did not report: "+strconv.Quote(string(rest)), "%v", err)
+	}
+	return r
 }
