@@ -167,7 +167,7 @@ func (l *lease) revoke() error {
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
 	defer cancel()
 	_, err := repeat(ctx, forever, l.timeToLive(), l.trace, func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
-		return l.client.Revoke(ctx, l.id)
+		return leasesOnce(l.client).Revoke(ctx, l.id)
 	})
 	// An earlier call whose answer was lost may have revoked the lease.
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {

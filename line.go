@@ -166,7 +166,7 @@ func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, er
 func (q queue) get(ctx context.Context, key string, opts ...v3.OpOption) (*v3.GetResponse, error) {
 	l := q.lease()
 	return ask(ctx, l, func(ctx context.Context) (*v3.GetResponse, error) {
-		return l.client.Get(ctx, key, opts...)
+		return keysOnce(l.client).Get(ctx, key, opts...)
 	})
 }
 
@@ -265,7 +265,7 @@ func (q queue) askForLease(ctx context.Context) error {
 	}
 	// The answer may also be ErrLeaseNotFound, of which ask takes care.
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
-		return l.client.TimeToLive(ctx, l.id)
+		return leasesOnce(l.client).TimeToLive(ctx, l.id)
 	})
 	switch {
 	case err == nil && resp.TTL < 0: // what the server says of a lease that it does not have

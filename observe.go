@@ -194,7 +194,7 @@ func (o *observer) observe(ctx context.Context, out chan<- *v3.GetResponse) erro
 // look reads the head of the line, at one revision.
 func (o *observer) look(ctx context.Context) error {
 	resp, err := repeat(ctx, forever, o.patience, o.trace, func(ctx context.Context) (*v3.GetResponse, error) {
-		return o.client.Get(ctx, o.prefix, v3.WithPrefix(),
+		return keysOnce(o.client).Get(ctx, o.prefix, v3.WithPrefix(),
 			v3.WithSort(v3.SortByCreateRevision, v3.SortAscend), v3.WithLimit(nearby+1))
 	})
 	if err != nil {

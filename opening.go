@@ -194,7 +194,7 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 // seconds, rounded down.
 func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 	resp, err := repeat(ctx, forever, l.clock.ttl, l.trace, func(ctx context.Context) (*v3.LeaseTimeToLiveResponse, error) {
-		return l.client.TimeToLive(ctx, l.id)
+		return leasesOnce(l.client).TimeToLive(ctx, l.id)
 	})
 	if err != nil {
 		return 0, err
@@ -230,7 +230,7 @@ func (l *lease) giveBack() {
 func (l *lease) newRenewal(given bool, answer func(sent time.Time, ttl time.Duration)) keeper {
 	// The session lives for the TTL less the margin, so a third of that is the interval.
 	life := l.clock.ttl - l.clock.margin
-	alone := given || !ownStreams(l.client)
+	alone := given || !ownLease(l.client)
 	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, alone: alone}
 	if l.trace != nil {
 		k.failed = func(err error) { l.trace.renewalFailed(err, l.clock.until()) }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"reflect"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -332,22 +331,13 @@ func (r *renewals) drop(s *stream) {
 	r.schedule(now)
 }
 
-// ownStreams reports whether the client can be asked for a stream. It has to have a
-// connection. Its Lease has to be the client's own, and not one that a program has put
-// there.
-func ownStreams(client *v3.Client) bool {
-	return client.ActiveConnection() != nil && reflect.TypeOf(client.Lease) == clientsOwn
-}
-
-var clientsOwn = reflect.TypeOf(v3.NewLeaseFromLeaseClient(nil, nil, 0))
-
 // call renews a lease by a call of its own. The call goes on beside those that were made
 // for this lease before and are not answered yet. It ends when its answer would be of no
 // use.
 func (r *renewals) call(k *renewal, sent time.Time) {
 	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(3*k.interval))
 	defer cancel()
-	once, own := &impatient{Context: ctx, cancel: cancel}, ownStreams(r.client)
+	once, own := &impatient{Context: ctx, cancel: cancel}, ownLease(r.client)
 	if own { // nobody but the client asks
 		once.asked.Store(mostAsked)
 	}

@@ -71,7 +71,7 @@ type repetition[R any] struct {
 
 	mu       sync.Mutex // guards the fields below; never held across a call
 	timer    *time.Timer
-	heard    time.Time     // when a call last came back, with a fault that passes
+	resent   time.Time     // when the last call that came back with a fault is sent again
 	next     time.Duration // after which the call is sent again
 	most     time.Duration // the longest that next gets
 	answered bool
@@ -84,10 +84,11 @@ func (r *repetition[R]) insist() {
 	for n := 0; r.ctx.Err() == nil; n++ {
 		answer, err := r.call(r.ctx)
 		passes := err != nil && (r.ctx.Err() != nil || transient(err))
+		d := afterFault(n)
 		r.mu.Lock()
 		switch {
 		case passes:
-			r.heard = time.Now()
+			r.resent = time.Now().Add(d)
 		case !r.answered: // another call may have been answered first
 			r.answered, r.answer, r.err = true, answer, err
 		}
@@ -97,7 +98,7 @@ func (r *repetition[R]) insist() {
 			r.cancel()
 		case r.ctx.Err() == nil:
 			r.trace.repeated(err)
-			pause(r.ctx, forever, n)
+			sleep(r.ctx, forever, d)
 		}
 	}
 }
@@ -107,7 +108,7 @@ func (r *repetition[R]) insist() {
 func (r *repetition[R]) again() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	quiet := time.Since(r.heard)
+	quiet := time.Since(r.resent)
 	switch {
 	case r.ctx.Err() != nil: // nobody would wait for these calls, or stop the timer
 	case quiet < r.next:
@@ -143,11 +144,14 @@ func untilClosed(ctx context.Context, client *v3.Client) (context.Context, conte
 // longestPause bounds a pause, so that a server that is back is asked soon.
 const longestPause = 500 * time.Millisecond
 
-// pause waits before the n-th repetition, counted from zero: 10 ms at first, twice as long
-// each time, half a second at most. Up to a half of that is left out at random, so that
-// those who failed together do not return together. It ends with ctx and with until.
-func pause(ctx, until context.Context, n int) {
-	sleep(ctx, until, jitter(min(10*time.Millisecond<<min(n, 10), longestPause)))
+// pause waits before the n-th repetition. It ends with ctx and with until.
+func pause(ctx, until context.Context, n int) { sleep(ctx, until, afterFault(n)) }
+
+// afterFault is the pause before the n-th repetition, counted from zero: 10 ms at first, twice
+// as long each time, half a second at most. Up to a half of that is left out at random, so that
+// those who failed together do not return together.
+func afterFault(n int) time.Duration {
+	return jitter(min(10*time.Millisecond<<min(n, 10), longestPause))
 }
 
 // jitter leaves up to a half of the time out.

@@ -2,11 +2,14 @@ package concurrency_test
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency"
@@ -157,31 +160,73 @@ func TestRepetitionsPauseLongerEachTime(t *testing.T) {
 	require.NoError(t, l.mutex.Unlock(t.Context()))
 }
 
-// Who is refused for long calls no more often at the end than at the beginning. The limit is what
-// client/v3 makes of one read that is refused: it tries again every 25 ms, and a tenth less
-// (options.go).
+// Who is refused for long calls no more often at the end than at the beginning: after a pause of a
+// quarter of a second at least, for each call under way.
 func TestWhoIsRefusedForLongCallsNoMoreOften(t *testing.T) {
-	const minutes, most = 10, 60 * 1000 * 11 / 250
-	sent := map[time.Duration]int{}
-	refused := false
-	virtual.Run(t, virtual.Options{Trace: func(e virtual.Event) {
-		if refused && e.What == virtual.Sent {
-			sent[e.At/time.Minute]++
-		}
-	}}, func(b *virtual.Bubble) {
-		_, c, n := remote(b)
-		ctx, cancel := context.WithTimeout(context.Background(), minutes*time.Minute)
-		defer cancel()
-		n.Set("refused-Unavailable", 1)
-		refused = true
-		for leader, err := range concurrency.LeadersOf(ctx, c, "election") {
-			require.Equal(b.T(), context.DeadlineExceeded, err, leader)
-		}
-	})
-	require.GreaterOrEqual(t, len(sent), minutes)
-	for minute, n := range sent {
-		require.LessOrEqual(t, n, most, "in minute %d", minute)
+	for _, c := range []struct {
+		who   string
+		calls int // under way at a time
+		is    func(ctx context.Context, b *virtual.Bubble, c *clientv3.Client, n *virtual.Network, refuse func())
+	}{
+		{"an observer", 1, func(ctx context.Context, b *virtual.Bubble, c *clientv3.Client, _ *virtual.Network, refuse func()) {
+			refuse()
+			for leader, err := range concurrency.LeadersOf(ctx, c, "election") {
+				require.Equal(b.T(), context.DeadlineExceeded, err, leader)
+			}
+		}},
+		{"a waiter, an owner, and whose key was deleted", 3, isRefused},
+	} {
+		t.Run(c.who, func(t *testing.T) {
+			sent := map[time.Duration]int{}
+			var refused atomic.Bool
+			virtual.Run(t, virtual.Options{Trace: func(e virtual.Event) {
+				ours := e.Client == "client" && (e.Kind == virtual.Range || e.Kind == virtual.TimeToLive)
+				if refused.Load() && ours && e.What == virtual.Sent {
+					sent[e.At/time.Minute]++
+				}
+			}}, func(b *virtual.Bubble) {
+				_, client, n := remote(b)
+				ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+				defer cancel()
+				c.is(ctx, b, client, n, func() {
+					n.SetScope(virtual.AllButRenewals)
+					n.Set("refused-Unavailable", 1)
+					refused.Store(true)
+				})
+				refused.Store(false)
+				n.Calm()
+			})
+			require.GreaterOrEqual(t, len(sent), 10)
+			for minute, n := range sent {
+				require.LessOrEqual(t, n, c.calls*60*4, "in minute %d", minute)
+			}
+		})
 	}
+}
+
+// isRefused is somebody who waits for a lock, owns another one, and has lost a third, until ctx ends.
+func isRefused(ctx context.Context, b *virtual.Bubble, c *clientv3.Client, n *virtual.Network, refuse func()) {
+	t := b.T()
+	other, _ := b.Client("other")
+	rival, s := session(t, other), session(t, c, concurrency.WithTTL(1))
+	require.NoError(t, concurrency.NewMutex(rival, "line").Lock(ctx))
+	own, deleted := concurrency.NewMutex(s, "own"), concurrency.NewMutex(s, "deleted")
+	require.NoError(t, own.Lock(ctx))
+	require.NoError(t, deleted.Lock(ctx))
+	_, gone := own.Ctx(), deleted.Ctx()
+	var waiter sync.WaitGroup
+	defer waiter.Wait()
+	waiter.Go(func() {
+		require.Equal(t, context.DeadlineExceeded, concurrency.NewMutex(s, "line").Lock(ctx))
+	})
+	b.Sleep(time.Second)
+	refuse()
+	_, err := other.Delete(ctx, deleted.Key())
+	require.NoError(t, err)
+	<-gone.Done()
+	n.Cut() // the others look
+	require.Equal(t, context.DeadlineExceeded, deleted.Lock(ctx))
+	require.NoError(t, s.Ctx().Err())
 }
 
 // Calls that change nothing are repeated, by a Get that the client repeats in between.
