@@ -10,7 +10,6 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency"
@@ -94,7 +93,7 @@ func TestRunKeepsEveryPromise(t *testing.T) {
 	out := &audience{}
 	require.NoError(t, run(t.Context(), out, nil, newMutex), "%s", out)
 	assert.Equal(t, failing(), out.verdicts())
-	assert.NotContains(t, out.String(), "acquired", "an event for -v")
+	assert.NotContains(t, out.String(), "Acquired", "an event for -v")
 	assert.NotContains(t, out.String(), "\x1b", "colour outside a terminal")
 	etcdtest.WaitKeys(t, client, "", 4)
 	etcdtest.WaitLeases(t, client, 0)
@@ -105,7 +104,7 @@ type noLock struct{}
 
 func (noLock) Lock(context.Context) error   { return nil }
 func (noLock) Unlock(context.Context) error { return nil }
-func (noLock) Header() *pb.ResponseHeader   { return nil }
+func (noLock) Rev() int64                   { return 0 }
 
 func TestBrokenLockIsFound(t *testing.T) {
 	client := cluster(t)
@@ -121,9 +120,9 @@ func TestBrokenLockIsFound(t *testing.T) {
 
 func TestMeddlingIsFound(t *testing.T) {
 	client := cluster(t)
-	out := &audience{text: "moved"}
+	out := &audience{text: "Attempt"}
 	out.do = func() {
-		for _, key := range []string{"account/1", lockName + "/1"} {
+		for _, key := range []string{"account/1", "line/lock/1"} {
 			_, err := client.Put(t.Context(), out.prefix()+key, "1000000")
 			assert.NoError(t, err)
 		}
@@ -132,19 +131,25 @@ func TestMeddlingIsFound(t *testing.T) {
 	require.EqualError(t, err, "3 of 9 checks failed", "%s", out)
 	assert.Equal(t, failing("no money came or went", "every transfer counted once", "nothing left behind"),
 		out.verdicts())
-	assert.Equal(t, workers*turns, strings.Count(out.String(), "acquired the lock"))
-	assert.Equal(t, workers*turns, strings.Count(out.String(), "released the lock"))
-	assert.Equal(t, candidates, strings.Count(out.String(), "acquired the election"))
-	assert.Equal(t, candidates-1, strings.Count(out.String(), "lost the election"))
-	assert.Equal(t, workers+candidates+1, strings.Count(out.String(), "has ended its session"))
-	assert.Equal(t, workers*turns, strings.Count(out.String(), "counted to"))
-	assert.Equal(t, tellers*transfers, strings.Count(out.String(), "moved"))
+	for text, times := range map[string]int{
+		"Acquired {Name:line/lock ":     workers * turns,
+		"Released {Name:line/lock ":     workers * turns,
+		"Acquired {Name:line/election ": candidates,
+		"Lost {Name:line/election ":     candidates,
+		" Ended {":                      workers + candidates + tellers,
+		" counts to ":                   workers,
+		" sees candidate ":              candidates,
+		" has moved money ":             tellers,
+	} {
+		assert.Equal(t, times, strings.Count(out.String(), text), text)
+	}
+	assert.Greater(t, strings.Count(out.String(), " Attempt {"), tellers*transfers)
 	etcdtest.WaitKeys(t, client, "", 0)
 }
 
 func TestInterruptedRunLeavesNothing(t *testing.T) {
 	client := cluster(t)
-	for _, text := range []string{"all keys under", "acquired", "dies", "moved"} {
+	for _, text := range []string{"all keys under", "Acquired", "revokes", "moved"} {
 		t.Run(text, func(t *testing.T) {
 			ctx, interrupt := context.WithCancel(t.Context())
 			defer interrupt()
@@ -163,7 +168,7 @@ func TestRunStartsAnEtcdOfItsOwn(t *testing.T) {
 	t.Setenv("ENDPOINTS", "")
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
-	out := &audience{text: "acquired", do: interrupt}
+	out := &audience{text: "Acquired", do: interrupt}
 	err := run(ctx, out, []string{"-v"}, newMutex)
 	require.ErrorIs(t, err, context.Canceled, "%s", out)
 	assert.Equal(t, "ok", out.verdicts()["nothing left behind"])
@@ -174,7 +179,7 @@ func TestClusterThatIsGoneIsNotTidy(t *testing.T) {
 	t.Setenv("ENDPOINTS", c.Endpoint(0))
 	ctx, interrupt := context.WithCancel(t.Context())
 	defer interrupt()
-	out := &audience{text: "acquired"}
+	out := &audience{text: "Acquired"}
 	out.do = func() {
 		c.Stop(0)
 		interrupt()

@@ -1,18 +1,22 @@
 // Command demo shows at work what this module is for: workers whose counter only
 // a lock keeps right, candidates that succeed leaders which died, and transfers
-// between accounts that lose no money. It watches what happens and says at the
-// end which promises held.
+// between accounts that lose no money. It says at the end which promises held, and
+// ends with status 0 if all did, 130 after Ctrl-C, and 1 otherwise.
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"math/rand/v2"
 	"os"
 	"os/signal"
+	"reflect"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -24,22 +28,10 @@ import (
 	"example.com/etcd/concurrency/internal/etcdtest"
 )
 
-const usage = `usage: go run ./internal/demo [-v]
-
-Runs locks, an election and transactions on etcd, and checks what they promise.
-Ends with status 0 if all checks held, 130 after Ctrl-C, and 1 otherwise.
-
-  -v    print every event, with what the sessions and transactions are traced to do
-
-Environment:
-  ENDPOINTS     host:port,... of a cluster to use, where all keys lie under a
-                random prefix and are removed at the end; by default an embedded
-                etcd is started for the run
-  ETCD_BINARY   path of an etcd to start instead of the embedded one
-  NO_COLOR      any value: no colour, of which there is none outside a terminal
-`
-
 const (
+	usage = `print what the sessions and transactions are traced to do
+ENDPOINTS=host:port,... uses that cluster, with all keys under a prefix, and removes them.
+ETCD_BINARY=path starts that etcd. By default one is embedded.`
 	ttl      = 5               // seconds that a dead session may go unnoticed
 	patience = 3 * time.Second // with a cluster that does not answer
 	limit    = time.Minute     // for the whole run
@@ -49,156 +41,154 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends the process at once
 	err := run(ctx, os.Stdout, os.Args[1:], newMutex)
-	switch {
-	case err == nil || errors.Is(err, flag.ErrHelp):
+	if err == nil || errors.Is(err, flag.ErrHelp) {
 		return
-	case ctx.Err() != nil:
-		fmt.Fprintln(os.Stderr, "demo: interrupted")
-		os.Exit(130)
 	}
 	fmt.Fprintln(os.Stderr, "demo:", err)
+	if ctx.Err() != nil {
+		os.Exit(130)
+	}
 	os.Exit(1)
 }
 
 // A demo is one run.
 type demo struct {
-	*timeline
-	client  *clientv3.Client // for what is done on nobody's behalf
-	prefix  string           // of every key of the run
-	newLock newLock
-
-	sessions []*concurrency.Session // all that were opened, each with a client of its own
+	*log.Logger
+	verbose bool
+	start   time.Time
+	client  *clientv3.Client
+	prefix  string                  // of every key
+	ctx     context.Context         // ends with the first failure
+	fail    context.CancelCauseFunc // of ctx
+	checks  []string                // as the report shows them
+	failed  int                     // of the checks
+	leases  []clientv3.LeaseID      // of all sessions
 }
-
-// newLock makes the lock of a session; all locks of one name exclude each other.
-type newLock func(s *concurrency.Session, name string) lock
 
 // run is the program but for its exit status. Whatever its end, it has removed
 // its keys and its sessions by then. The error is nil if every check held.
-func run(ctx context.Context, out io.Writer, args []string, locks newLock) error {
+func run(ctx context.Context, out io.Writer, args []string, newLock func(*concurrency.Session, string) lock) error {
 	flags := flag.NewFlagSet("demo", flag.ContinueOnError)
 	flags.SetOutput(out)
-	flags.Usage = func() { fmt.Fprint(out, usage) }
-	verbose := flags.Bool("v", false, "")
+	verbose := flags.Bool("v", false, usage)
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	endpoints := strings.Split(os.Getenv("ENDPOINTS"), ",")
-	if endpoints[0] == "" {
+	endpoints := os.Getenv("ENDPOINTS")
+	if endpoints == "" {
 		cluster, err := etcdtest.Start()
 		if err != nil {
 			return err
 		}
 		defer cluster.Close()
-		endpoints = cluster.Endpoints()
+		endpoints = cluster.Endpoint(0)
 	}
-	client, err := connect(ctx, endpoints)
+	client, err := etcdtest.NewClient(strings.Split(endpoints, ",")...)
 	if err != nil {
-		return fmt.Errorf("no etcd answers at %s: %w", strings.Join(endpoints, ", "), err)
+		return err
 	}
 	defer client.Close()
+	asking, answered := context.WithTimeout(ctx, patience)
+	defer answered()
+	if _, err := client.Get(asking, "demo"); err != nil {
+		return fmt.Errorf("no etcd answers at %s: %w", endpoints, err)
+	}
 
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
+	d := &demo{Logger: log.New(out, "", 0), verbose: *verbose, start: time.Now(), client: client}
+	d.prefix = fmt.Sprintf("demo-%016x/", rand.Uint64())
+	d.Printf("etcd at %s, all keys under %s", endpoints, d.prefix)
+	limited, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("not done after %v", limit))
 	defer cancel()
-	prefix := fmt.Sprintf("demo-%016x/", rand.Uint64())
-	d := &demo{timeline: newTimeline(out, *verbose), client: client, prefix: prefix, newLock: locks}
-	d.printf("etcd at %s, all keys under %s\n", strings.Join(endpoints, ", "), prefix)
-	for _, part := range []func(context.Context) error{d.locks, d.election, d.transfers} {
-		if err = part(ctx); err != nil {
-			break
-		}
-	}
-	if ctx.Err() != nil {
-		err = context.Cause(ctx)
-	}
+	d.ctx, d.fail = context.WithCancelCause(limited)
+	var parts sync.WaitGroup
+	parts.Go(func() { d.locks(newLock); d.election(); d.transfers() })
+	parts.Wait()
+	err = context.Cause(d.ctx)
 	d.tidy(context.WithoutCancel(ctx))
-	return errors.Join(err, d.report())
+	d.Printf("\nChecks, after %.1fs\n\n%s", time.Since(d.start).Seconds(), strings.Join(d.checks, "\n"))
+	if d.failed > 0 {
+		err = errors.Join(err, fmt.Errorf("%d of %d checks failed", d.failed, len(d.checks)))
+	}
+	return err
 }
 
-// connect makes a client and sees that somebody answers it.
-func connect(ctx context.Context, endpoints []string) (*clientv3.Client, error) {
-	client, err := etcdtest.NewClient(endpoints...)
+// must ends the run if err is not nil: this goroutine at once, as a failed test
+// does, and the others by their context.
+func (d *demo) must(err error) {
 	if err != nil {
-		return nil, err
+		d.fail(err)
+		runtime.Goexit()
 	}
-	ctx, cancel := context.WithTimeout(ctx, patience)
-	defer cancel()
-	if _, err = client.Get(ctx, "demo"); err != nil {
-		client.Close()
-		return nil, err
-	}
-	return client, nil
 }
 
-// join opens n sessions, each as if in a process of its own. Their owners are called kind and a
-// number from 1 on.
-func (d *demo) join(n int, kind string) ([]*concurrency.Session, error) {
+// together has n of a kind at work, each in a session, and an observer. It waits for
+// all of them. A session that ends takes its places in every line with it.
+func (d *demo) together(kind string, n int, work func(who string, s *concurrency.Session), observe func()) {
+	var all sync.WaitGroup
+	defer all.Wait()
 	for i := range n {
-		client, err := etcdtest.NewClient(d.client.Endpoints()...)
-		if err != nil {
-			return nil, err
-		}
-		s, err := concurrency.NewSession(client, concurrency.WithTTL(ttl),
-			concurrency.WithTrace(d.trace(fmt.Sprintf("%s %d", kind, i+1))))
-		if err != nil {
-			client.Close()
-			return nil, err
-		}
-		d.sessions = append(d.sessions, s)
+		who := fmt.Sprintf("%s %d", kind, i+1)
+		s, err := concurrency.NewSession(d.client, concurrency.WithTTL(ttl), concurrency.WithTrace(d.trace(who)))
+		d.must(err)
+		d.leases = append(d.leases, s.Lease())
+		all.Go(func() {
+			defer s.Close() // a failure shows as a lease that is left
+			work(who, s)
+		})
 	}
-	return d.sessions[len(d.sessions)-n:], nil
+	all.Go(observe)
+	all.Wait()
+	d.must(context.Cause(d.ctx))
 }
 
-// tidy ends the sessions, which takes their places in every line with them,
-// removes the other keys, and looks for what is left.
+// tidy removes the keys, and checks what the sessions have left behind.
 func (d *demo) tidy(ctx context.Context) {
-	together(ctx, len(d.sessions), func(_ context.Context, i int) error {
-		d.sessions[i].Close() // a failure shows as a lease that is left
-		return d.sessions[i].Client().Close()
-	})
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	var failure error
-	left := func(prefix string) int64 {
-		resp, err := d.client.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
-		if err != nil {
-			failure = err
-			return 0
-		}
-		return resp.Count
-	}
-	inLine := left(d.prefix+lockName) + left(d.prefix+electionName)
-	d.client.Delete(ctx, d.prefix, clientv3.WithPrefix())
-	keys, leases := left(d.prefix), 0
-	for _, s := range d.sessions {
-		resp, err := d.client.TimeToLive(ctx, s.Lease())
-		if err != nil {
-			failure = err
-		} else if resp.TTL > 0 {
-			leases++
+	left, failure := 0, error(nil)
+	for _, lease := range d.leases {
+		resp, err := d.client.TimeToLive(ctx, lease)
+		if failure = cmp.Or(failure, err); err == nil && resp.TTL > 0 {
+			left++
 		}
 	}
-	if failure != nil {
+	places, err1 := d.client.Delete(ctx, d.prefix+"line/", clientv3.WithPrefix())
+	_, err2 := d.client.Delete(ctx, d.prefix, clientv3.WithPrefix())
+	if failure = cmp.Or(failure, err1, err2); failure != nil {
 		d.check("nothing left behind", false, "not known: %v", failure)
 		return
 	}
-	d.check("nothing left behind", inLine == 0 && keys == 0 && leases == 0,
-		"%d places in line, %d keys, %d of %d leases", inLine, keys, leases, len(d.sessions))
+	d.check("nothing left behind", places.Deleted == 0 && left == 0,
+		"%d places in line, %d of %d leases", places.Deleted, left, len(d.leases))
 }
 
-// together calls f with 0 to n-1 at once and waits for all of them. The first
-// error ends the context of the others.
-func together(ctx context.Context, n int, f func(ctx context.Context, i int) error) error {
-	ctx, fail := context.WithCancelCause(ctx)
-	defer fail(nil)
-	var wg sync.WaitGroup
-	for i := range n {
-		wg.Go(func() {
-			if err := f(ctx, i); err != nil {
-				fail(err)
-			}
-		})
+// event prints what happened to whom, with the time since the start.
+func (d *demo) event(who, what string, args ...any) {
+	d.Printf("%8.1fms  %-12s %s", time.Since(d.start).Seconds()*1000, who, fmt.Sprintf(what, args...))
+}
+
+// trace has each function of a Trace print its name and what it is told, with -v.
+func (d *demo) trace(who string) *concurrency.Trace {
+	if !d.verbose {
+		return nil
 	}
-	wg.Wait()
-	return context.Cause(ctx)
+	trace := new(concurrency.Trace)
+	for function, value := range reflect.ValueOf(trace).Elem().Fields() {
+		value.Set(reflect.MakeFunc(function.Type, func(args []reflect.Value) []reflect.Value {
+			told := strings.ReplaceAll(fmt.Sprintf("%+v", args[0]), d.prefix, "")
+			d.event(who, "%s %s", function.Name, told)
+			return nil
+		}))
+	}
+	return trace
+}
+
+// check notes for the report whether a promise was kept.
+func (d *demo) check(promise string, kept bool, figures string, args ...any) {
+	verdict := "ok"
+	if !kept {
+		verdict = "FAILED"
+		d.failed++
+	}
+	d.checks = append(d.checks, fmt.Sprintf("  %-6s  %-30s %s", verdict, promise, fmt.Sprintf(figures, args...)))
 }
