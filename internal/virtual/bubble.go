@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"io"
 	"math/rand/v2"
 	"runtime"
 	"sync"
@@ -82,27 +83,42 @@ func Run(t *testing.T, o Options, f func(b *Bubble)) {
 	})
 }
 
-// reader gives random bytes that a seed decides.
+// randomness is what crypto/rand reads from: the system, or a source that a seed decides. It is
+// there from the beginning and for good, because servers outside the bubbles read at any time.
+var randomness = &reader{system: crand.Reader}
+
+func init() { crand.Reader = randomness }
+
 type reader struct {
-	mu  sync.Mutex // guards the field below
-	src *rand.ChaCha8
+	system io.Reader
+
+	mu     sync.Mutex    // guards the field below
+	seeded *rand.ChaCha8 // nil: the system
 }
 
 // Read implements io.Reader.
 func (r *reader) Read(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.src.Read(p)
+	if r.seeded == nil {
+		return r.system.Read(p)
+	}
+	return r.seeded.Read(p)
+}
+
+func (r *reader) from(seeded *rand.ChaCha8) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.seeded = seeded
 }
 
 // seedRaft gives raft, which draws its election timeouts from the system's randomness,
 // those of a seed, until restore is called.
 func seedRaft(seed uint64) (restore func()) {
-	system := crand.Reader
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)
-	crand.Reader = &reader{src: rand.NewChaCha8(key)}
-	return func() { crand.Reader = system }
+	randomness.from(rand.NewChaCha8(key))
+	return func() { randomness.from(nil) }
 }
 
 // beat tells the watchdog each virtual second that time moves, and collects garbage, until stop
