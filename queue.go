@@ -294,7 +294,7 @@ func (q queue) watchLine(rev int64) (w *watcher, kept bool) {
 	if w = l.kept.take(q.prefix, rev); w != nil {
 		return w, true
 	}
-	return l.watch(context.Background(), q.prefix, 0, v3.WithPrefix(), v3.WithFilterPut()), false
+	return l.watch(l.client.Ctx(), q.prefix, 0, v3.WithPrefix(), v3.WithFilterPut()), false
 }
 
 // keep keeps a watch of the line for the session's next use of it. Its user knows the line up

@@ -2,8 +2,12 @@ package concurrency_test
 
 import (
 	"context"
+	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -13,6 +17,7 @@ import (
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 func TestWatchesAskForALeader(t *testing.T) {
@@ -135,4 +140,37 @@ func TestASessionThatHasEndedKeepsNoWatch(t *testing.T) {
 		require.Error(t, watch.Err())
 	}
 	require.NoError(t, m.Unlock(t.Context()))
+}
+
+// A watch that is kept for the next wait ends when the client is closed, and not a second later.
+func TestAKeptWatchEndsWithItsClient(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		other, _ := b.Client("other")
+		ctx := context.Background()
+		rival, s := session(t, other), session(t, c)
+		held, m := concurrency.NewMutex(rival, "line"), concurrency.NewMutex(s, "line")
+		require.NoError(t, held.Lock(ctx))
+		call := etcdtest.Go(func() error { return m.Lock(ctx) })
+		etcdtest.WaitKeys(t, other, "line/", 2)
+		b.Sleep(time.Second)
+		require.NoError(t, held.Unlock(ctx))
+		require.NoError(t, call.Wait(t))
+		synctest.Wait()
+		require.Equal(t, 1, watching())
+		require.NoError(t, c.Close())
+		synctest.Wait()
+		require.Zero(t, watching())
+	})
+}
+
+// watching counts the goroutines of watches in a bubble.
+func watching() (n int) {
+	stacks := make([]byte, 1<<20)
+	for stack := range strings.SplitSeq(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
+		if strings.Contains(stack, "synctest bubble") && strings.Contains(stack, "concurrency.(*watches).watchInto") {
+			n++
+		}
+	}
+	return n
 }

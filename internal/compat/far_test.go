@@ -162,7 +162,9 @@ func roleComesBack(e *env) error {
 	defer cancel()
 	call := p.queue(ctx, 2)
 	root := e.login("root", e.cluster.Endpoints()...)
-	calls := func() int { return p.faults.Count(fault.Get) + p.faults.Count(fault.Txn) + p.faults.Count(fault.Delete) }
+	calls := func() int {
+		return p.faults.Count(fault.Get) + p.faults.Count(fault.Txn) + p.faults.Count(fault.Delete)
+	}
 	before := calls() // without the role, upstream's wait may end and clean up before it is cancelled
 	_, err := root.UserRevokeRole(e.Context(), "guest", "guest")
 	e.must(err)
