@@ -114,6 +114,7 @@ func TestSTMSizes(t *testing.T) {
 		}},
 		"over the client's limit": {3 << 20, func(t *testing.T, err error) {
 			require.Equal(t, codes.ResourceExhausted, status.Code(err))
+			require.NotErrorIs(t, err, concurrency.ErrCommitUnknown)
 		}},
 	} {
 		large := strings.Repeat("x", tc.size)
