@@ -324,7 +324,7 @@ func TestALeaseThatHasExpiredHoldsNobodyUp(t *testing.T) {
 	})
 }
 
-// The stream is on the silent link a few times.
+// The same with nothing beside. The stream is on the silent link a few times.
 func TestAMemberThatFallsSilent(t *testing.T) {
 	var shared streams
 	virtual.Run(t, virtual.Options{Trace: shared.note}, func(b *virtual.Bubble) {

@@ -95,11 +95,7 @@ func (w *worker) resume(ctx context.Context) {
 	if !w.adopt(ctx, w.session.Lease()) {
 		return
 	}
-	prefix := name
-	if w.who.Package == history.Upstream {
-		prefix += "/" // as upstream's wants it
-	}
-	e = w.session.ResumeElection(prefix, key, rev)
+	e = w.session.ResumeElection(name+w.lib.Slash, key, rev)
 	if w.call(ctx, "Proclaim, resumed", name, w.patience(), w.with(e.Proclaim)) == nil {
 		w.hold(ctx, w.claim(name, rev, e), w.alive(e), owner(key, rev))
 	}

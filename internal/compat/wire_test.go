@@ -210,11 +210,7 @@ func TestWireResume(t *testing.T) {
 		require.NoError(t, before.Campaign(t.Context(), "a"))
 		p.session.Orphan()
 		session := second.session(second.client(), library.SessionOptions{Lease: p.session.Lease()})
-		prefix := first.name
-		if !ours(second.lib) {
-			prefix += "/" // which upstream's wants
-		}
-		resumed := session.ResumeElection(prefix, before.Key(), before.Rev())
+		resumed := session.ResumeElection(first.name+second.lib.Slash, before.Key(), before.Rev())
 		require.NoError(t, resumed.Proclaim(t.Context(), "b"))
 		resp, err := before.Leader(t.Context())
 		require.NoError(t, err)

@@ -20,7 +20,8 @@ import (
 
 // Library is one of the two packages.
 type Library struct {
-	Name string // internal/history has the same
+	Name  string // internal/history has the same
+	Slash string // what ResumeElection wants at the end of a name
 
 	Open func(c *clientv3.Client, o SessionOptions) (Session, error)
 	// Transact runs f as a transaction.
@@ -68,8 +69,7 @@ type Session interface {
 	NewMutex(prefix string) Mutex
 	NewLocker(prefix string) sync.Locker
 	NewElection(prefix string) Election
-	// ResumeElection passes the prefix on as it is: upstream's wants the "/" at its end, this
-	// package's takes both.
+	// ResumeElection passes the prefix on as it is, see [Library.Slash].
 	ResumeElection(prefix, key string, rev int64) Election
 }
 

@@ -16,7 +16,7 @@ var ErrNotThere = errors.New("upstream's package has no such option")
 
 // Upstream is upstream's package.
 var Upstream = Library{
-	Name: "upstream", Open: openUpstream, Transact: transactUpstream,
+	Name: "upstream", Slash: "/", Open: openUpstream, Transact: transactUpstream,
 	ErrLocked: concurrency.ErrLocked, ErrSessionExpired: concurrency.ErrSessionExpired,
 	ErrLockReleased: concurrency.ErrLockReleased, ErrElectionNotLeader: concurrency.ErrElectionNotLeader,
 	ErrElectionNoLeader: concurrency.ErrElectionNoLeader,

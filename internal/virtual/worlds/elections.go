@@ -88,14 +88,10 @@ func (w *worker) resume(ctx context.Context) {
 	}
 	w.leave(old)
 	old.Orphan()
-	prefix := name
-	if !w.here() {
-		prefix += "/" // as upstream's wants it
-	}
 	if w.stay = w.open(ctx, library.SessionOptions{Lease: old.lease}); w.stay == nil {
 		return
 	}
-	e = w.stay.ResumeElection(prefix, key, rev)
+	e = w.stay.ResumeElection(name+w.lib.Slash, key, rev)
 	c := call{op: "Proclaim, resumed", name: name, lease: w.stay.lease, limit: w.patience()}
 	if w.call(ctx, c, w.with(e.Proclaim)) == nil {
 		w.hold(ctx, w.owning(w.stay, name, rev, leads(key, rev), e))
