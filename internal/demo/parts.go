@@ -74,7 +74,8 @@ func (d *demo) election() {
 			d.event(who, "leads, with token %d", e.Rev())
 			time.Sleep(term)
 			proclaimed := time.Now()
-			if err := e.Proclaim(ctx, who); err != nil {
+			// The observer may revoke the lease before this answer is here.
+			if err := e.Proclaim(ctx, who); err != nil && ctx.Err() == nil {
 				return err
 			}
 			<-ctx.Done()
