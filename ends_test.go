@@ -59,6 +59,18 @@ func TestSessionCtx(t *testing.T) {
 	}
 }
 
+// Nobody looks at the clock here, or asks whether the client is closed.
+func TestTheClosingOfTheClientEndsAnIdleSession(t *testing.T) {
+	t.Parallel()
+	s := session(t, client(t), concurrency.WithTTL(600)) // the deadline is far away
+	revokedAtEnd(t, client(t), s.Lease())
+	over, done := s.Ctx().Done(), s.Done()
+	s.Client().Close()
+	ended(t, over, "the context")
+	ended(t, done, "the session")
+	require.Equal(t, concurrency.ErrClientClosed, context.Cause(s.Ctx()))
+}
+
 func TestSessionDone(t *testing.T) {
 	t.Parallel()
 	t.Run("when the server says so", func(t *testing.T) {
@@ -167,11 +179,11 @@ func TestTheSessionHasEndedWhenAnErrorSaysSo(t *testing.T) {
 		})
 		t.Run("by Ctx, a little later", func(t *testing.T) {
 			t.Parallel()
-			l, h := taken(t, kind)
+			l, h := taken(t, kind, concurrency.WithTTL(600)) // the next renewal is far away
 			ctx := h.Ctx()
 			revoke(t, l.outside, l.session)
 			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-			ended(t, l.session.Done(), "long before the next renewal")
+			ended(t, l.session.Done(), "the session")
 		})
 		t.Run("not when the lease can't be asked for in time", func(t *testing.T) {
 			t.Parallel()
@@ -258,17 +270,19 @@ func TestOrphan(t *testing.T) {
 	})
 }
 
-func TestAReleaseOfAnOrphanEndsWithItsClient(t *testing.T) {
+// The wait does not depend on what the servers tell of the key, nor on the revocation.
+func TestCloseEndsWaitsBeforeItIsAnswered(t *testing.T) {
 	t.Parallel()
-	l := newLine(t)
-	revokedAtEnd(t, l.outside, l.session.Lease())
-	require.NoError(t, l.mutex.Lock(t.Context()))
-	l.session.Orphan()
-	deletion := l.faults.Hold(fault.Txn, 1)
-	call := etcdtest.Go(func() error { return l.mutex.Unlock(t.Context()) })
-	ended(t, deletion.Reached(), "the deletion")
-	_ = l.client.Close() // what it says of the wrapped client is not the matter
-	require.Equal(t, context.Canceled, call.Wait(t))
+	l := newLine(t, concurrency.WithTTL(600)) // after a third of it the revocation is sent again
+	l.held(t)
+	call := l.waiting(t, t.Context(), l.mutex, 2)
+	revocation := l.faults.Hold(fault.Revoke, 1)
+	closing := etcdtest.Go(l.session.Close)
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	l.stand(t, 2)
+	revocation.Open()
+	require.NoError(t, closing.Wait(t))
+	l.stand(t, 1)
 }
 
 func TestClose(t *testing.T) {

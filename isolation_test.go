@@ -147,6 +147,34 @@ func TestSTMReadsAreOfOneRevision(t *testing.T) {
 	}
 }
 
+func TestSTMThatOnlyReadsChecksItsReads(t *testing.T) {
+	t.Parallel()
+	// In the store, x and y are always equal.
+	for _, l := range levels {
+		t.Run(l.name, func(t *testing.T) {
+			t.Parallel()
+			s := newSpace(t, server(t))
+			s.put(t, "x", "0", "y", "0")
+			var seen []string
+			s.run(t, func(stm concurrency.STM, attempt int) {
+				x := stm.Get(s.key("x"))
+				if attempt == 1 {
+					s.put(t, "x", "1", "y", "1")
+				}
+				seen = append(seen, x+stm.Get(s.key("y")))
+			}, concurrency.WithIsolation(l.level))
+			switch {
+			case l.snapshot:
+				require.Equal(t, []string{"00"}, seen)
+			case l.checkReads:
+				require.Equal(t, []string{"01", "11"}, seen)
+			default:
+				require.Equal(t, []string{"01"}, seen)
+			}
+		})
+	}
+}
+
 // strict is a KV that notes which reads may be answered by a member that lags behind.
 type strict struct {
 	clientv3.KV

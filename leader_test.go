@@ -405,6 +405,20 @@ func TestRunLeaderReturns(t *testing.T) {
 			}
 		}
 	})
+	t.Run("when that context ends while it campaigns", func(t *testing.T) {
+		t.Parallel()
+		l := newLine(t)
+		l.held(t)
+		bound, end := context.WithCancel(ctx)
+		call := etcdtest.Go(func() error {
+			return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t),
+				concurrency.WithContext(bound), concurrency.WithTTL(600)) // its lease lives on
+		})
+		l.stand(t, 2)
+		revokedAtEnd(t, l.outside, clientv3.LeaseID(etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease))
+		end()
+		require.Equal(t, context.Canceled, call.Wait(t))
+	})
 	t.Run("transient faults are ridden out", func(t *testing.T) {
 		t.Parallel()
 		c := client(t)
@@ -571,6 +585,27 @@ func TestRunLeaderWhoseWorkResigns(t *testing.T) {
 	}))
 	require.Len(t, tokens, 2)
 	require.Greater(t, tokens[1], tokens[0])
+}
+
+func TestRunLeaderReturnsAfterItHasTold(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	telling, told := make(chan struct{}), make(chan struct{})
+	tell := concurrency.WithLeaders(func(leader concurrency.Leader) {
+		if leader.Value == "mine" {
+			close(telling)
+			<-told
+		}
+	})
+	call := etcdtest.Go(func() error {
+		return concurrency.RunLeader(t.Context(), l.outside, l.name, "mine",
+			func(context.Context, *concurrency.Election) error { <-telling; return nil }, tell)
+	})
+	ended(t, telling, "it is told")
+	l.stand(t, 0) // it has resigned
+	require.Never(t, func() bool { return !call.Running() }, 100*time.Millisecond, 10*time.Millisecond)
+	close(told)
+	require.NoError(t, call.Wait(t))
 }
 
 func TestRunLeaderTellsWhoLeads(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency/internal/etcdtest"
+	"example.com/etcd/concurrency/internal/fault"
 )
 
 // stopped is a lease of a session as it is in a process that was stopped: the deadline has
@@ -118,6 +119,16 @@ func TestAClientForgetsOrphanedSessions(t *testing.T) {
 	require.Less(t, (heap()-before)/n, int64(50), "bytes for each")
 }
 
+// idle waits until the client of an orphaned session has forgotten it.
+func idle(s *Session) {
+	for used := true; used; {
+		runtime.Gosched()
+		s.lease.mu.Lock()
+		used = s.lease.users > 0
+		s.lease.mu.Unlock()
+	}
+}
+
 func TestTheClientsEndEndsWhatIsUnderWayOnAnOrphanedLease(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	client := v3.NewCtxClient(ctx)
@@ -125,18 +136,30 @@ func TestTheClientsEndEndsWhatIsUnderWayOnAnOrphanedLease(t *testing.T) {
 	s, err := NewSession(client)
 	require.NoError(t, err)
 	s.Orphan()
-	for used := true; used; { // until the client has forgotten it
-		runtime.Gosched()
-		s.lease.mu.Lock()
-		used = s.lease.users > 0
-		s.lease.mu.Unlock()
-	}
+	idle(s)
 	require.NoError(t, s.lease.lost.Err())
 	s.lease.use()
 	defer s.lease.unuse()
 	cancel()
 	<-s.lease.lost.Done()
 	require.Equal(t, context.Canceled, s.lease.loss())
+}
+
+func TestAReleaseOfAnOrphanEndsWithItsClient(t *testing.T) {
+	client := etcdtest.New(t).Client(t)
+	faults := fault.Wrap(client)
+	t.Cleanup(faults.Clear)
+	s, err := NewSession(client)
+	require.NoError(t, err)
+	m := NewMutex(s, "lock")
+	require.NoError(t, m.Lock(t.Context()))
+	s.Orphan()
+	idle(s)
+	deletion := faults.Hold(fault.Txn, 1)
+	call := etcdtest.Go(func() error { return m.Unlock(t.Context()) })
+	<-deletion.Reached()
+	_ = client.Close() // what it says of the wrapped client is not the matter
+	require.Equal(t, context.Canceled, call.Wait(t))
 }
 
 // The end of a client comes to its sessions on a goroutine, which may be late.

@@ -80,7 +80,7 @@ func TestHandlesOfOneSession(t *testing.T) {
 	})
 	t.Run("one releases while the other joins, who draws a new ticket", func(t *testing.T) {
 		t.Parallel()
-		l := newLine(t)
+		l := newLine(t, concurrency.WithTTL(600)) // after a third of it the release is sent again
 		require.NoError(t, l.mutex.Lock(ctx))
 		old := l.mutex.IsOwner()
 		sibling := l.handle()
