@@ -28,131 +28,147 @@ func TestLockWithoutAnAnswerTakesItsKeyAway(t *testing.T) {
 	require.Empty(t, etcdtest.Keys(t, l.outside, l.name+"/"))
 }
 
-// A Lock that fails takes its key away again, however late the key comes.
+// lateJoin is a line whose next join is under way for as long as the test wants.
+func lateJoin(tb testing.TB, err error, opts ...concurrency.SessionOption) (*line, *late) {
+	tb.Helper()
+	l := &line{name: prefix(tb), client: client(tb), outside: client(tb)}
+	kv := &late{KV: l.client.KV, err: err, next: true}
+	l.client.KV = kv
+	l.faults = counted(tb, l.client)
+	l.session = session(tb, l.client, opts...)
+	l.mutex = l.handle()
+	return l, kv
+}
+
+// giveUp ends a Lock while its join is under way.
+func giveUp(tb testing.TB, l *line, kv *late) {
+	tb.Helper()
+	short, cancel := context.WithCancel(context.Background())
+	call := etcdtest.Go(func() error { return l.mutex.Lock(short) })
+	etcdtest.Eventually(tb, kv.sent, "the join is under way")
+	cancel()
+	require.Equal(tb, context.Canceled, call.Wait(tb))
+}
+
+// A Lock that fails takes its key away again, however late the key comes. Here its answer is
+// lost with the context.
 func TestLockThatFailsLeavesNoKey(t *testing.T) {
 	t.Parallel()
+	l := newLine(t)
+	join := l.faults.HoldAnswer(fault.Txn, 1)
+	short, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error { return l.mutex.Lock(short) })
+	ended(t, join.Reached(), "the join")
+	l.stand(t, 1)
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	l.stand(t, 0)
+}
+
+func TestJoinThatLandsAfterItsCallerHasGone(t *testing.T) {
+	t.Parallel()
+	l, kv := lateJoin(t, nil)
+	giveUp(t, l, kv)
+	require.True(t, kv.land(t).Succeeded)
+	l.stand(t, 0)
+}
+
+func TestJoinThatLandsWhenTheTTLHasPassed(t *testing.T) {
+	t.Parallel()
+	l, kv := lateJoin(t, nil, concurrency.WithTTL(1))
+	giveUp(t, l, kv)
+	<-time.After(1500 * time.Millisecond) // from here on looks are rare
+	require.True(t, kv.land(t).Succeeded)
+	l.stand(t, 0)
+	require.NoError(t, l.session.Ctx().Err(), "the key did not go with the lease")
+}
+
+func TestJoinThatLandsWhenAnotherSessionHasTheLease(t *testing.T) {
+	t.Parallel()
+	l, kv := lateJoin(t, nil, concurrency.WithTTL(1))
+	giveUp(t, l, kv)
+	l.session.Orphan()
+	heir := session(t, l.client, concurrency.WithLease(l.session.Lease()))
+	<-time.After(1500 * time.Millisecond) // from here on looks are rare
+	require.True(t, kv.land(t).Succeeded)
+	l.stand(t, 0)
+	require.NoError(t, heir.Ctx().Err(), "the key did not go with the lease")
+}
+
+// It becomes the sibling's ticket.
+func TestJoinThatLandsWhileASiblingWaits(t *testing.T) {
+	t.Parallel()
 	ctx := t.Context()
-	// lateJoin is a line whose next join is under way for as long as the test wants.
-	lateJoin := func(tb testing.TB, err error, opts ...concurrency.SessionOption) (*line, *late) {
-		l := &line{name: prefix(tb), client: client(tb), outside: client(tb)}
-		kv := &late{KV: l.client.KV, err: err, next: true}
-		l.client.KV = kv
-		l.faults = counted(tb, l.client)
-		l.session = session(tb, l.client, opts...)
-		l.mutex = l.handle()
-		return l, kv
+	l, kv := lateJoin(t, nil)
+	held := l.held(t)
+	giveUp(t, l, kv)
+	call := l.waiting(t, ctx, l.handle(), 2)
+	require.False(t, kv.land(t).Succeeded)
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
+func TestJoinThatLandsAfterASiblingHasComeAndGone(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l, kv := lateJoin(t, nil)
+	giveUp(t, l, kv)
+	sibling := l.handle()
+	require.NoError(t, sibling.Lock(ctx))
+	looks := l.faults.Count(fault.Get)
+	etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) > looks }, "the clean-up has seen it")
+	require.NoError(t, sibling.Unlock(ctx))
+	require.True(t, kv.land(t).Succeeded)
+	l.stand(t, 0)
+}
+
+func TestCleanUpBesideAnotherSessionOnTheLease(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l, kv := lateJoin(t, nil)
+	giveUp(t, l, kv)
+	l.session.Orphan()
+	resumed := concurrency.NewMutex(session(t, l.client, concurrency.WithLease(l.session.Lease())), l.name)
+	require.NoError(t, resumed.Lock(ctx))
+	looks := l.faults.Count(fault.Get)
+	etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) > looks+1 }, "the clean-up has seen it")
+	require.True(t, l.owns(t, resumed))
+	require.NoError(t, resumed.Unlock(ctx))
+	require.True(t, kv.land(t).Succeeded)
+	l.stand(t, 0)
+}
+
+func TestFirstOfTwoJoinsLandsAfterTheRelease(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l, kv := lateJoin(t, rpctypes.ErrTimeout)
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.True(t, kv.land(t).Succeeded)
+	l.stand(t, 0)
+}
+
+func TestCleanUpLeavesALaterAcquisitionAlone(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	l.held(t)
+	short, cancel := context.WithCancel(ctx)
+	call := l.waiting(t, short, l.mutex, 2)
+	removal := l.faults.Hold(fault.Txn, 1)
+	cancel()
+	ended(t, removal.Reached(), "the clean-up")
+	require.Equal(t, context.Canceled, call.Wait(t))
+	begun := watchBegins(l.faults)
+	again := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+	ended(t, begun, "it waits")
+	removal.Open()
+	for _, kv := range etcdtest.WaitKeys(t, l.outside, l.name+"/", 2)[:1] {
+		l.delete(t, string(kv.Key))
 	}
-	giveUp := func(tb testing.TB, l *line, kv *late) {
-		short, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return l.mutex.Lock(short) })
-		etcdtest.Eventually(tb, kv.sent, "the join is under way")
-		cancel()
-		require.Equal(tb, context.Canceled, call.Wait(tb))
-	}
-	t.Run("the answer is lost with the context", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		join := l.faults.HoldAnswer(fault.Txn, 1)
-		short, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return l.mutex.Lock(short) })
-		ended(t, join.Reached(), "the join")
-		l.stand(t, 1)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		l.stand(t, 0)
-	})
-	t.Run("the join lands after its caller has gone", func(t *testing.T) {
-		t.Parallel()
-		l, kv := lateJoin(t, nil)
-		giveUp(t, l, kv)
-		require.True(t, kv.land(t).Succeeded)
-		l.stand(t, 0)
-	})
-	t.Run("the join lands when the TTL has passed", func(t *testing.T) {
-		t.Parallel()
-		l, kv := lateJoin(t, nil, concurrency.WithTTL(1))
-		giveUp(t, l, kv)
-		<-time.After(1500 * time.Millisecond) // from here on looks are rare
-		require.True(t, kv.land(t).Succeeded)
-		l.stand(t, 0)
-		require.NoError(t, l.session.Ctx().Err(), "the key did not go with the lease")
-	})
-	t.Run("the join lands when the TTL has passed, and another session has the lease", func(t *testing.T) {
-		t.Parallel()
-		l, kv := lateJoin(t, nil, concurrency.WithTTL(1))
-		giveUp(t, l, kv)
-		l.session.Orphan()
-		heir := session(t, l.client, concurrency.WithLease(l.session.Lease()))
-		<-time.After(1500 * time.Millisecond) // from here on looks are rare
-		require.True(t, kv.land(t).Succeeded)
-		l.stand(t, 0)
-		require.NoError(t, heir.Ctx().Err(), "the key did not go with the lease")
-	})
-	t.Run("the join lands while a sibling waits, whose ticket it becomes", func(t *testing.T) {
-		t.Parallel()
-		l, kv := lateJoin(t, nil)
-		held := l.held(t)
-		giveUp(t, l, kv)
-		call := l.waiting(t, ctx, l.handle(), 2)
-		require.False(t, kv.land(t).Succeeded)
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("the join lands after a sibling has come and gone", func(t *testing.T) {
-		t.Parallel()
-		l, kv := lateJoin(t, nil)
-		giveUp(t, l, kv)
-		sibling := l.handle()
-		require.NoError(t, sibling.Lock(ctx))
-		looks := l.faults.Count(fault.Get)
-		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) > looks }, "the clean-up has seen it")
-		require.NoError(t, sibling.Unlock(ctx))
-		require.True(t, kv.land(t).Succeeded)
-		l.stand(t, 0)
-	})
-	t.Run("the lock is held by another session on the same lease when the clean-up comes", func(t *testing.T) {
-		t.Parallel()
-		l, kv := lateJoin(t, nil)
-		giveUp(t, l, kv)
-		l.session.Orphan()
-		resumed := concurrency.NewMutex(session(t, l.client, concurrency.WithLease(l.session.Lease())), l.name)
-		require.NoError(t, resumed.Lock(ctx))
-		looks := l.faults.Count(fault.Get)
-		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Get) > looks+1 }, "the clean-up has seen it")
-		require.True(t, l.owns(t, resumed))
-		require.NoError(t, resumed.Unlock(ctx))
-		require.True(t, kv.land(t).Succeeded)
-		l.stand(t, 0)
-	})
-	t.Run("the first of two joins lands after the lock was released", func(t *testing.T) {
-		t.Parallel()
-		l, kv := lateJoin(t, rpctypes.ErrTimeout)
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.NoError(t, l.mutex.Unlock(ctx))
-		require.True(t, kv.land(t).Succeeded)
-		l.stand(t, 0)
-	})
-	t.Run("a later acquisition is not disturbed by the clean-up", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.held(t)
-		short, cancel := context.WithCancel(ctx)
-		call := l.waiting(t, short, l.mutex, 2)
-		removal := l.faults.Hold(fault.Txn, 1)
-		cancel()
-		ended(t, removal.Reached(), "the clean-up")
-		require.Equal(t, context.Canceled, call.Wait(t))
-		begun := watchBegins(l.faults)
-		again := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-		ended(t, begun, "it waits")
-		removal.Open()
-		for _, kv := range etcdtest.WaitKeys(t, l.outside, l.name+"/", 2)[:1] {
-			l.delete(t, string(kv.Key))
-		}
-		require.NoError(t, again.Wait(t))
-		require.True(t, l.owns(t, l.mutex))
-		require.NoError(t, l.mutex.Unlock(ctx))
-	})
+	require.NoError(t, again.Wait(t))
+	require.True(t, l.owns(t, l.mutex))
+	require.NoError(t, l.mutex.Unlock(ctx))
 }
 
 // An orphaned session looks for a join without an answer for as long as its lease lives, and is told

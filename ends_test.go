@@ -285,142 +285,151 @@ func TestCloseEndsWaitsBeforeItIsAnswered(t *testing.T) {
 	l.stand(t, 1)
 }
 
-func TestClose(t *testing.T) {
+func TestCloseRevokesTheLeaseInOneCall(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("revokes the lease in one call, whereby its keys go", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c)
-		require.NoError(t, concurrency.NewMutex(s, name).Lock(ctx))
-		f.Reset()
-		require.NoError(t, s.Close())
-		require.Equal(t, "Revoke 1", f.String())
-		etcdtest.WaitKeys(t, c, name, 0)
-		require.False(t, lives(t, c, s.Lease()))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewMutex(s, name).Lock(ctx))
-	})
-	t.Run("waiting calls return ErrSessionExpired", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		s := session(t, c)
-		require.NoError(t, concurrency.NewMutex(session(t, c), name).Lock(ctx))
-		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
-		etcdtest.WaitKeys(t, c, name, 2)
-		require.NoError(t, s.Close())
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		etcdtest.WaitKeys(t, c, name, 1)
-	})
-	t.Run("calls that hang too", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c)
-		join := f.Hold(fault.Txn, 1)
-		call := etcdtest.Go(func() error { <-join.Reached(); return s.Close() })
-		err := within(t, 5*time.Second, func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
-		require.Equal(t, concurrency.ErrSessionExpired, err)
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("twice at once", func(t *testing.T) {
-		t.Parallel()
+	c, name := client(t), prefix(t)
+	f := counted(t, c)
+	s := session(t, c)
+	require.NoError(t, concurrency.NewMutex(s, name).Lock(ctx))
+	f.Reset()
+	require.NoError(t, s.Close())
+	require.Equal(t, "Revoke 1", f.String())
+	etcdtest.WaitKeys(t, c, name, 0)
+	require.False(t, lives(t, c, s.Lease()))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewMutex(s, name).Lock(ctx))
+}
+
+func TestCloseEndsCallsThatWait(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	c, name := client(t), prefix(t)
+	s := session(t, c)
+	require.NoError(t, concurrency.NewMutex(session(t, c), name).Lock(ctx))
+	call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
+	etcdtest.WaitKeys(t, c, name, 2)
+	require.NoError(t, s.Close())
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	etcdtest.WaitKeys(t, c, name, 1)
+}
+
+func TestCloseEndsCallsThatHang(t *testing.T) {
+	t.Parallel()
+	c, name := client(t), prefix(t)
+	f := counted(t, c)
+	s := session(t, c)
+	join := f.Hold(fault.Txn, 1)
+	call := etcdtest.Go(func() error { <-join.Reached(); return s.Close() })
+	err := within(t, 5*time.Second, func() error { return concurrency.NewMutex(s, name).Lock(t.Context()) })
+	require.Equal(t, concurrency.ErrSessionExpired, err)
+	require.NoError(t, call.Wait(t))
+}
+
+func TestCloseTwiceAtOnce(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	f := counted(t, c)
+	s := session(t, c)
+	revocation := f.HoldAnswer(fault.Revoke, 1)
+	first := etcdtest.Go(s.Close)
+	ended(t, revocation.Reached(), "the revocation")
+	require.NoError(t, s.Close())
+	revocation.Open()
+	require.NoError(t, first.Wait(t))
+	require.Equal(t, 2, f.Count(fault.Revoke), "none is called off")
+}
+
+func TestCloseRepeatsOverTransientFaults(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	f := counted(t, c)
+	s := session(t, c)
+	f.Refuse(fault.Revoke, 1, codes.Unavailable, "etcdserver: leader changed")
+	f.LoseAnswer(fault.Revoke, 2, nil)
+	require.NoError(t, s.Close())
+	require.Equal(t, 3, f.Count(fault.Revoke))
+	require.False(t, lives(t, c, s.Lease()))
+}
+
+func TestCloseThatFailedCanBeRepeated(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	f := counted(t, c)
+	s := session(t, c)
+	f.Refuse(fault.Revoke, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	require.ErrorIs(t, s.Close(), rpctypes.ErrPermissionDenied)
+	require.NoError(t, s.Close())
+	require.False(t, lives(t, c, s.Lease()))
+}
+
+func TestCloseEndsWhenTheLeaseMustHaveExpired(t *testing.T) {
+	t.Parallel()
+	p, c := proxied(t, server(t))
+	s := session(t, c, concurrency.WithTTL(2))
+	p.Stall()
+	require.Equal(t, context.DeadlineExceeded, within(t, 4*time.Second, s.Close))
+	require.Equal(t, context.DeadlineExceeded, within(t, 4*time.Second, s.Close), "and again")
+}
+
+func TestCloseEndsWithTheContextOfTheSession(t *testing.T) {
+	t.Parallel()
+	p, c := proxied(t, server(t))
+	given, cancel := context.WithCancel(t.Context())
+	s := session(t, c, concurrency.WithContext(given))
+	revokedAtEnd(t, client(t), s.Lease())
+	p.Stall()
+	call := etcdtest.Go(s.Close)
+	ended(t, s.Done(), "Close has begun")
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+}
+
+func TestCloseOfALeaseThatIsGone(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	s := session(t, c)
+	revoke(t, c, s)
+	require.NoError(t, s.Close())
+}
+
+func TestCloseTwice(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	f := counted(t, c)
+	s := session(t, c)
+	require.NoError(t, s.Close())
+	require.NoError(t, s.Close())
+	require.Equal(t, 1, f.Count(fault.Revoke))
+}
+
+func TestCloseOnAClosedClient(t *testing.T) {
+	t.Parallel()
+	for _, opt := range []concurrency.SessionOption{
+		concurrency.WithTTL(5), concurrency.WithContext(t.Context()),
+	} {
 		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		revocation := f.HoldAnswer(fault.Revoke, 1)
-		first := etcdtest.Go(s.Close)
-		ended(t, revocation.Reached(), "the revocation")
-		require.NoError(t, s.Close())
-		revocation.Open()
-		require.NoError(t, first.Wait(t))
-		require.Equal(t, 2, f.Count(fault.Revoke), "none is called off")
-	})
-	t.Run("repeats the revocation over transient faults", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		f.Refuse(fault.Revoke, 1, codes.Unavailable, "etcdserver: leader changed")
-		f.LoseAnswer(fault.Revoke, 2, nil)
-		require.NoError(t, s.Close())
-		require.Equal(t, 3, f.Count(fault.Revoke))
-		require.False(t, lives(t, c, s.Lease()))
-	})
-	t.Run("a permanent error can be tried again", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		f.Refuse(fault.Revoke, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		require.ErrorIs(t, s.Close(), rpctypes.ErrPermissionDenied)
-		require.NoError(t, s.Close())
-		require.False(t, lives(t, c, s.Lease()))
-	})
-	t.Run("ends when the lease must have expired", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		s := session(t, c, concurrency.WithTTL(2))
-		p.Stall()
-		require.Equal(t, context.DeadlineExceeded, within(t, 4*time.Second, s.Close))
-		require.Equal(t, context.DeadlineExceeded, within(t, 4*time.Second, s.Close), "and again")
-	})
-	t.Run("ends with the context given", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		given, cancel := context.WithCancel(ctx)
-		s := session(t, c, concurrency.WithContext(given))
+		s := session(t, c, opt)
 		revokedAtEnd(t, client(t), s.Lease())
-		p.Stall()
-		call := etcdtest.Go(s.Close)
-		ended(t, s.Done(), "Close has begun")
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-	})
-	t.Run("a lease that is gone already is no error", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		s := session(t, c)
-		revoke(t, c, s)
-		require.NoError(t, s.Close())
-	})
-	t.Run("may be called twice", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		require.NoError(t, s.Close())
-		require.NoError(t, s.Close())
-		require.Equal(t, 1, f.Count(fault.Revoke))
-	})
-	t.Run("on a closed client", func(t *testing.T) {
-		t.Parallel()
-		for _, opt := range []concurrency.SessionOption{
-			concurrency.WithTTL(5), concurrency.WithContext(ctx),
-		} {
-			c := client(t)
-			s := session(t, c, opt)
-			revokedAtEnd(t, client(t), s.Lease())
-			c.Close()
-			require.Equal(t, context.Canceled, within(t, 2*time.Second, s.Close))
-		}
-	})
-	t.Run("while a failed acquisition cleans up", func(t *testing.T) {
-		t.Parallel()
-		c, name := client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c)
-		join := f.Hold(fault.Txn, 1)
-		giveUp, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(giveUp) })
-		ended(t, join.Reached(), "the join")
-		looking := f.Hold(fault.Get, 1)
-		cancel()
-		ended(t, looking.Reached(), "the clean-up")
-		require.NoError(t, within(t, 5*time.Second, s.Close))
-		require.Equal(t, context.Canceled, call.Wait(t))
-		require.False(t, lives(t, c, s.Lease()))
-	})
+		c.Close()
+		require.Equal(t, context.Canceled, within(t, 2*time.Second, s.Close))
+	}
+}
+
+func TestCloseWhileAFailedAcquisitionCleansUp(t *testing.T) {
+	t.Parallel()
+	c, name := client(t), prefix(t)
+	f := counted(t, c)
+	s := session(t, c)
+	join := f.Hold(fault.Txn, 1)
+	giveUp, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(giveUp) })
+	ended(t, join.Reached(), "the join")
+	looking := f.Hold(fault.Get, 1)
+	cancel()
+	ended(t, looking.Reached(), "the clean-up")
+	require.NoError(t, within(t, 5*time.Second, s.Close))
+	require.Equal(t, context.Canceled, call.Wait(t))
+	require.False(t, lives(t, c, s.Lease()))
 }
 
 // stubborn is a KV whose reads don't end with their context, but when the gate is opened.

@@ -103,10 +103,10 @@ func (r *rule) gone(tb testing.TB, lease clientv3.LeaseID) {
 	require.False(tb, lives(tb, r.outside, lease))
 }
 
-func TestRunLeader(t *testing.T) {
+func TestRunLeaderReturnsWhatWorkReturns(t *testing.T) {
 	t.Parallel()
 	for what, want := range map[string]error{"nil": nil, "work's error": errWork} {
-		t.Run("returns "+what+" and leaves nothing", func(t *testing.T) {
+		t.Run(what+", and leaves nothing", func(t *testing.T) {
 			t.Parallel()
 			name, c := prefix(t), client(t)
 			var lease clientv3.LeaseID
@@ -122,6 +122,10 @@ func TestRunLeader(t *testing.T) {
 			(&rule{name: name, outside: c}).gone(t, lease)
 		})
 	}
+}
+
+func TestRunLeaderStartsAgainAfterALoss(t *testing.T) {
+	t.Parallel()
 	for what, result := range map[string]func(context.Context) error{
 		"nil":         func(ctx context.Context) error { <-ctx.Done(); return nil },
 		"ctx.Err()":   func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
@@ -129,7 +133,7 @@ func TestRunLeader(t *testing.T) {
 		"the loss":    func(ctx context.Context) error { <-ctx.Done(); return concurrency.ErrSessionExpired },
 		"one wrapped": func(ctx context.Context) error { <-ctx.Done(); return fmt.Errorf("stopped: %w", ctx.Err()) },
 	} {
-		t.Run("starts again with a new session after a loss, of which work returns "+what, func(t *testing.T) {
+		t.Run("of which work returns "+what, func(t *testing.T) {
 			t.Parallel()
 			r := runs(t, client(t), client(t))
 			r.result.Store(&result)
@@ -148,81 +152,89 @@ func TestRunLeader(t *testing.T) {
 			}
 		})
 	}
-	t.Run("but returns an error that is not about the loss", func(t *testing.T) {
-		t.Parallel()
-		r := runs(t, client(t), client(t))
-		result := func(ctx context.Context) error { <-ctx.Done(); return errWork }
-		r.result.Store(&result)
-		r.term(t)
-		key, lease := r.head(t)
-		_, err := r.outside.Delete(t.Context(), key)
-		require.NoError(t, err)
-		require.Equal(t, errWork, r.call.Wait(t))
-		r.gone(t, lease)
-	})
-	t.Run("and one of a context of work's own, while nothing is lost", func(t *testing.T) {
-		t.Parallel()
-		r := runs(t, client(t), client(t))
-		result := func(context.Context) error { return context.Canceled }
-		r.result.Store(&result)
-		r.term(t)
-		require.Equal(t, context.Canceled, r.call.Wait(t))
-	})
-	t.Run("after the session was revoked", func(t *testing.T) {
-		t.Parallel()
-		r := runs(t, client(t), client(t))
+}
+
+func TestRunLeaderReturnsAnErrorThatIsNotAboutTheLoss(t *testing.T) {
+	t.Parallel()
+	r := runs(t, client(t), client(t))
+	result := func(ctx context.Context) error { <-ctx.Done(); return errWork }
+	r.result.Store(&result)
+	r.term(t)
+	key, lease := r.head(t)
+	_, err := r.outside.Delete(t.Context(), key)
+	require.NoError(t, err)
+	require.Equal(t, errWork, r.call.Wait(t))
+	r.gone(t, lease)
+}
+
+// Nothing is lost here.
+func TestRunLeaderReturnsTheEndOfAContextOfWorksOwn(t *testing.T) {
+	t.Parallel()
+	r := runs(t, client(t), client(t))
+	result := func(context.Context) error { return context.Canceled }
+	r.result.Store(&result)
+	r.term(t)
+	require.Equal(t, context.Canceled, r.call.Wait(t))
+}
+
+func TestRunLeaderStartsAgainAfterARevocation(t *testing.T) {
+	t.Parallel()
+	r := runs(t, client(t), client(t))
+	ctx := r.term(t)
+	_, lease := r.head(t)
+	_, err := r.outside.Revoke(t.Context(), lease)
+	require.NoError(t, err)
+	require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+	require.NoError(t, r.term(t).Err())
+	_, second := r.head(t)
+	require.NotEqual(t, lease, second)
+}
+
+// No server could be reached meanwhile.
+func TestRunLeaderStartsAgainAfterItsSessionExpired(t *testing.T) {
+	t.Parallel()
+	p, c := proxied(t, server(t))
+	r := runs(t, c, client(t), concurrency.WithTTL(2))
+	ctx := r.term(t)
+	_, lease := r.head(t)
+	p.Stall()
+	require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+	p.Resume()
+	require.NoError(t, r.term(t).Err())
+	_, second := r.head(t)
+	require.NotEqual(t, lease, second)
+}
+
+func TestRunLeaderStartsAgainAfterItsCandidacyWasLost(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	holder := l.held(t)
+	r := &rule{name: l.name, client: l.client, outside: l.outside, began: make(chan context.Context)}
+	ctx, cancel := context.WithCancel(t.Context())
+	r.start(ctx)
+	l.stand(t, 2)
+	l.delete(t, string(etcdtest.Keys(t, l.outside, l.name+"/")[1].Key))
+	l.stand(t, 2)
+	require.Zero(t, r.running.Load())
+	require.NoError(t, holder.Unlock(t.Context()))
+	r.term(t)
+	cancel()
+	require.Equal(t, context.Canceled, r.call.Wait(t))
+}
+
+func TestRunLeaderStartsAgainAfterTheServerDoes(t *testing.T) {
+	t.Parallel()
+	own := etcdtest.New(t)
+	r := runs(t, own.Client(t), own.Client(t), concurrency.WithTTL(1))
+	for range 2 {
 		ctx := r.term(t)
-		_, lease := r.head(t)
-		_, err := r.outside.Revoke(t.Context(), lease)
-		require.NoError(t, err)
+		own.Stop(0)
 		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-		require.NoError(t, r.term(t).Err())
-		_, second := r.head(t)
-		require.NotEqual(t, lease, second)
-	})
-	t.Run("after the session expired while no server could be reached", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		r := runs(t, c, client(t), concurrency.WithTTL(2))
-		ctx := r.term(t)
-		_, lease := r.head(t)
-		p.Stall()
-		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-		p.Resume()
-		require.NoError(t, r.term(t).Err())
-		_, second := r.head(t)
-		require.NotEqual(t, lease, second)
-	})
-	t.Run("after the candidacy was lost", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		holder := l.held(t)
-		r := &rule{name: l.name, client: l.client, outside: l.outside, began: make(chan context.Context)}
-		ctx, cancel := context.WithCancel(t.Context())
-		r.start(ctx)
-		l.stand(t, 2)
-		l.delete(t, string(etcdtest.Keys(t, l.outside, l.name+"/")[1].Key))
-		l.stand(t, 2)
-		require.Zero(t, r.running.Load())
-		require.NoError(t, holder.Unlock(t.Context()))
-		r.term(t)
-		cancel()
-		require.Equal(t, context.Canceled, r.call.Wait(t))
-	})
-	t.Run("after the server was stopped and started", func(t *testing.T) {
-		t.Parallel()
-		own := etcdtest.New(t)
-		r := runs(t, own.Client(t), own.Client(t), concurrency.WithTTL(1))
-		for range 2 {
-			ctx := r.term(t)
-			own.Stop(0)
-			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-			require.NoError(t, own.Restart(0))
-		}
-		require.NoError(t, r.term(t).Err())
-		r.cancel()
-		require.Equal(t, context.Canceled, r.call.Wait(t))
-	})
+		require.NoError(t, own.Restart(0))
+	}
+	require.NoError(t, r.term(t).Err())
+	r.cancel()
+	require.Equal(t, context.Canceled, r.call.Wait(t))
 }
 
 func TestRunLeaderUntilItsContextEnds(t *testing.T) {
@@ -338,130 +350,142 @@ func TestRunLeaderUntilItsContextEnds(t *testing.T) {
 	}
 }
 
-func TestRunLeaderReturns(t *testing.T) {
+func TestRunLeaderEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	r := runs(t, client(t), client(t))
+	inner := r.term(t)
+	_, lease := r.head(t)
+	revokedAtEnd(t, r.outside, lease)
+	r.client.Close()
+	require.Equal(t, concurrency.ErrClientClosed, cause(t, inner))
+	require.Equal(t, context.Canceled, r.call.Wait(t))
+	require.Equal(t, context.Canceled, concurrency.RunLeader(t.Context(), r.client, r.name, "value", unled(t)))
+}
+
+func TestRunLeaderThatCampaignsEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.held(t)
+	call := etcdtest.Go(func() error {
+		return concurrency.RunLeader(t.Context(), l.client, l.name, "value", unled(t))
+	})
+	l.stand(t, 2)
+	revokedAtEnd(t, l.outside, clientv3.LeaseID(etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease))
+	revokedAtEnd(t, l.outside, l.session.Lease())
+	l.client.Close()
+	require.Equal(t, context.Canceled, call.Wait(t))
+}
+
+func TestRunLeaderReturnsErrorsOfTheCampaign(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("context.Canceled when the client is closed", func(t *testing.T) {
-		t.Parallel()
-		r := runs(t, client(t), client(t))
-		inner := r.term(t)
-		_, lease := r.head(t)
-		revokedAtEnd(t, r.outside, lease)
-		r.client.Close()
-		require.Equal(t, concurrency.ErrClientClosed, cause(t, inner))
-		require.Equal(t, context.Canceled, r.call.Wait(t))
-		require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, r.client, r.name, "value", unled(t)))
-	})
-	t.Run("context.Canceled when the client is closed while it campaigns", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.held(t)
-		call := etcdtest.Go(func() error {
-			return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t))
-		})
-		l.stand(t, 2)
-		revokedAtEnd(t, l.outside, clientv3.LeaseID(etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease))
-		revokedAtEnd(t, l.outside, l.session.Lease())
-		l.client.Close()
-		require.Equal(t, context.Canceled, call.Wait(t))
-	})
-	t.Run("a permanent error of the campaign", func(t *testing.T) {
-		t.Parallel()
-		own := authServer(t)
-		c := guest(t, own, "mine/")
-		require.Equal(t, rpctypes.ErrPermissionDenied, concurrency.RunLeader(ctx, c, "theirs", "value", unled(t)))
-		etcdtest.WaitLeases(t, rootOf(t, own), 0)
-		require.Equal(t, errWork, concurrency.RunLeader(ctx, c, "mine", "value", func(context.Context, *concurrency.Election) error { return errWork }))
-	})
-	t.Run("a permanent error of the session", func(t *testing.T) {
-		t.Parallel()
-		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", unled(t), concurrency.WithLease(404))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, err)
-	})
-	t.Run("that of a bad option", func(t *testing.T) {
-		t.Parallel()
-		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", unled(t), concurrency.WithSafetyMargin(-1))
-		require.ErrorContains(t, err, "concurrency: ")
-	})
-	t.Run("when the context of the caller's session has ended", func(t *testing.T) {
-		t.Parallel()
-		expired, cancel := context.WithDeadline(ctx, time.Now().Add(-time.Second))
+	own := authServer(t)
+	c := guest(t, own, "mine/")
+	require.Equal(t, rpctypes.ErrPermissionDenied, concurrency.RunLeader(ctx, c, "theirs", "value", unled(t)))
+	etcdtest.WaitLeases(t, rootOf(t, own), 0)
+	require.Equal(t, errWork, concurrency.RunLeader(ctx, c, "mine", "value", func(context.Context, *concurrency.Election) error { return errWork }))
+}
+
+func TestRunLeaderReturnsErrorsOfTheSession(t *testing.T) {
+	t.Parallel()
+	err := concurrency.RunLeader(t.Context(), client(t), prefix(t), "value", unled(t), concurrency.WithLease(404))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, err)
+}
+
+func TestRunLeaderReturnsErrorsOfOptions(t *testing.T) {
+	t.Parallel()
+	err := concurrency.RunLeader(t.Context(), client(t), prefix(t), "value", unled(t), concurrency.WithSafetyMargin(-1))
+	require.ErrorContains(t, err, "concurrency: ")
+}
+
+func TestRunLeaderWithAnEndedSessionContext(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	expired, cancel := context.WithDeadline(ctx, time.Now().Add(-time.Second))
+	defer cancel()
+	for want, bound := range map[error]context.Context{
+		context.Canceled: cancelled(), context.DeadlineExceeded: expired,
+	} {
+		stop, cancel := context.WithCancel(ctx)
 		defer cancel()
-		for want, bound := range map[error]context.Context{
-			context.Canceled: cancelled(), context.DeadlineExceeded: expired,
-		} {
-			stop, cancel := context.WithCancel(ctx)
-			defer cancel()
-			call := etcdtest.Go(func() error {
-				return concurrency.RunLeader(stop, client(t), prefix(t), "value", unled(t), concurrency.WithContext(bound))
-			})
-			select {
-			case <-call.Done():
-				require.Equal(t, want, call.Err())
-			case <-time.After(5 * time.Second):
-				assert.Fail(t, "it goes on for ever", "%v", want)
-				cancel()
-				_ = call.Wait(t)
-			}
-		}
-	})
-	t.Run("when that context ends while it campaigns", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.held(t)
-		bound, end := context.WithCancel(ctx)
 		call := etcdtest.Go(func() error {
-			return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t),
-				concurrency.WithContext(bound), concurrency.WithTTL(600)) // its lease lives on
+			return concurrency.RunLeader(stop, client(t), prefix(t), "value", unled(t), concurrency.WithContext(bound))
 		})
-		l.stand(t, 2)
-		revokedAtEnd(t, l.outside, clientv3.LeaseID(etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease))
-		end()
-		require.Equal(t, context.Canceled, call.Wait(t))
-	})
-	t.Run("transient faults are ridden out", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		f.Refuse(fault.Grant, 3, codes.Unavailable, "etcdserver: leader changed")
-		f.Refuse(fault.Txn, 3, codes.Unavailable, "etcdserver: request timed out")
-		require.Equal(t, errWork, concurrency.RunLeader(ctx, c, prefix(t), "value", func(context.Context, *concurrency.Election) error { return errWork }))
-		require.Equal(t, 4, f.Count(fault.Grant))
-	})
-	t.Run("the options are the session's", func(t *testing.T) {
-		t.Parallel()
-		name, c := prefix(t), client(t)
-		work := func(want int64) func(context.Context, *concurrency.Election) error {
-			return func(context.Context, *concurrency.Election) error {
-				resp, err := c.TimeToLive(ctx, clientv3.LeaseID(etcdtest.Keys(t, c, name+"/")[0].Lease))
-				require.NoError(t, err)
-				require.Equal(t, want, resp.GrantedTTL)
-				return nil
-			}
+		select {
+		case <-call.Done():
+			require.Equal(t, want, call.Err())
+		case <-time.After(5 * time.Second):
+			assert.Fail(t, "it goes on for ever", "%v", want)
+			cancel()
+			_ = call.Wait(t)
 		}
-		require.NoError(t, concurrency.RunLeader(ctx, c, name, "value", work(60)))
-		require.NoError(t, concurrency.RunLeader(ctx, c, name, "value", work(7), concurrency.WithTTL(7)))
-		id := granted(t, c, 9)
-		require.NoError(t, concurrency.RunLeader(ctx, c, name, "value", work(9), concurrency.WithLease(id)))
-		require.False(t, lives(t, c, id), "closed with the session")
+	}
+}
+
+func TestRunLeaderThatCampaignsEndsWithTheSessionContext(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	l.held(t)
+	bound, end := context.WithCancel(ctx)
+	call := etcdtest.Go(func() error {
+		return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t),
+			concurrency.WithContext(bound), concurrency.WithTTL(600)) // its lease lives on
 	})
-	t.Run("a panic of work's passes through after the resignation", func(t *testing.T) {
-		t.Parallel()
-		name, c := prefix(t), client(t)
-		var lease int64
-		require.PanicsWithValue(t, errWork, func() {
-			concurrency.RunLeader(ctx, c, name, "value", func(context.Context, *concurrency.Election) error {
-				lease = etcdtest.Keys(t, c, name+"/")[0].Lease
-				panic(errWork)
-			})
+	l.stand(t, 2)
+	revokedAtEnd(t, l.outside, clientv3.LeaseID(etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease))
+	end()
+	require.Equal(t, context.Canceled, call.Wait(t))
+}
+
+func TestRunLeaderRidesOutTransientFaults(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	f := counted(t, c)
+	f.Refuse(fault.Grant, 3, codes.Unavailable, "etcdserver: leader changed")
+	f.Refuse(fault.Txn, 3, codes.Unavailable, "etcdserver: request timed out")
+	require.Equal(t, errWork, concurrency.RunLeader(t.Context(), c, prefix(t), "value", func(context.Context, *concurrency.Election) error { return errWork }))
+	require.Equal(t, 4, f.Count(fault.Grant))
+}
+
+func TestRunLeaderOptionsAreTheSessions(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	name, c := prefix(t), client(t)
+	work := func(want int64) func(context.Context, *concurrency.Election) error {
+		return func(context.Context, *concurrency.Election) error {
+			resp, err := c.TimeToLive(ctx, clientv3.LeaseID(etcdtest.Keys(t, c, name+"/")[0].Lease))
+			require.NoError(t, err)
+			require.Equal(t, want, resp.GrantedTTL)
+			return nil
+		}
+	}
+	require.NoError(t, concurrency.RunLeader(ctx, c, name, "value", work(60)))
+	require.NoError(t, concurrency.RunLeader(ctx, c, name, "value", work(7), concurrency.WithTTL(7)))
+	id := granted(t, c, 9)
+	require.NoError(t, concurrency.RunLeader(ctx, c, name, "value", work(9), concurrency.WithLease(id)))
+	require.False(t, lives(t, c, id), "closed with the session")
+}
+
+// The panic passes through after the resignation.
+func TestRunLeaderAndAPanicOfWork(t *testing.T) {
+	t.Parallel()
+	name, c := prefix(t), client(t)
+	var lease int64
+	require.PanicsWithValue(t, errWork, func() {
+		concurrency.RunLeader(t.Context(), c, name, "value", func(context.Context, *concurrency.Election) error {
+			lease = etcdtest.Keys(t, c, name+"/")[0].Lease
+			panic(errWork)
 		})
-		(&rule{name: name, outside: c}).gone(t, clientv3.LeaseID(lease))
 	})
-	t.Run("panics if client or work is nil", func(t *testing.T) {
-		t.Parallel()
-		requireOurPanic(t, func() { concurrency.RunLeader(ctx, nil, "name", "value", unled(t)) })
-		requireOurPanic(t, func() { concurrency.RunLeader(ctx, client(t), "name", "value", nil) })
-	})
+	(&rule{name: name, outside: c}).gone(t, clientv3.LeaseID(lease))
+}
+
+func TestRunLeaderPanics(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	requireOurPanic(t, func() { concurrency.RunLeader(ctx, nil, "name", "value", unled(t)) })
+	requireOurPanic(t, func() { concurrency.RunLeader(ctx, client(t), "name", "value", nil) })
 }
 
 // Of two candidates that lose their servers, in turns and together, at any time at most

@@ -254,382 +254,430 @@ func TestTryLock(t *testing.T) {
 	})
 }
 
-func TestLock(t *testing.T) {
+func TestLockOfAFreeLockIsOneCall(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
-	t.Run("one call on a free lock", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.faults.Reset()
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.Equal(t, "Txn 1", l.faults.String())
-	})
-	t.Run("a wait for one holder on a quiet store costs no more", func(t *testing.T) {
-		t.Parallel()
-		// A server of its own, where nobody else writes.
-		c := etcdtest.New(t).Client(t)
-		outside := etcdtest.Dial(t, c.Endpoints()...)
-		f := counted(t, c)
-		held := concurrency.NewMutex(session(t, outside), "lock")
-		m := concurrency.NewMutex(session(t, c), "lock")
-		require.NoError(t, held.Lock(ctx))
-		f.Reset()
-		begun := watchBegins(f)
-		call := etcdtest.Go(func() error { return m.Lock(ctx) })
-		ended(t, begun, "the watch")
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-		require.Equal(t, "Txn 1, Watch 1", f.String())
-	})
-	t.Run("and one more on a store that is written to meanwhile", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		held := l.held(t)
-		l.faults.Reset()
-		l.faults.Before(fault.Watch, 1, func() {
-			_, err := l.outside.Put(ctx, "elsewhere/"+l.name, "")
-			assert.NoError(t, err)
-		})
-		looked := make(chan struct{})
-		l.faults.After(fault.Get, 1, func(error) { close(looked) })
-		call := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-		ended(t, looked, "looked again")
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-		require.Equal(t, 2, l.faults.KV())
-	})
-	t.Run("when it returns nil the session held the lock at the revision of Header", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		held := l.held(t)
-		call := l.waiting(t, ctx, l.mutex, 2)
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-		header := l.mutex.Header()
-		resp, err := l.outside.Get(ctx, l.name+"/",
-			append(clientv3.WithFirstCreate(), clientv3.WithRev(header.Revision))...)
-		require.NoError(t, err)
-		require.Equal(t, l.mutex.Key(), string(resp.Kvs[0].Key))
-		require.Greater(t, header.Revision, held.Header().Revision)
-	})
-	t.Run("succeeds if the session holds the lock already", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.NoError(t, l.mutex.Lock(ctx))
-		behind := l.rival(t)
-		call := etcdtest.Go(func() error { return behind.Lock(ctx) })
-		l.stand(t, 2)
-		l.faults.Reset()
-		require.NoError(t, l.handle().Lock(ctx))
-		require.Equal(t, "Txn 1", l.calls(), "in one call")
-		require.NoError(t, l.mutex.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("holds it until its key is deleted", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		l.delete(t, l.mutex.Key())
-		l.held(t)
-		require.False(t, l.owns(t, l.mutex))
-		require.NoError(t, l.mutex.Unlock(ctx))
-		l.stand(t, 1)
-	})
-	t.Run("with ctx's error when ctx ends, its key gone", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.held(t)
-		for cause, give := range map[error]func() (context.Context, context.CancelFunc){
-			context.Canceled: func() (context.Context, context.CancelFunc) { return context.WithCancel(ctx) },
-			context.DeadlineExceeded: func() (context.Context, context.CancelFunc) {
-				return context.WithTimeout(ctx, time.Second)
-			},
-		} {
-			giveUp, cancel := give()
-			call := l.waiting(t, giveUp, l.mutex, 2)
-			if cause == context.Canceled {
-				cancel()
-			}
-			require.Equal(t, cause, call.Wait(t))
-			require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 1, "at once, on a server that answers")
-			cancel()
-		}
-	})
-	t.Run("with an ended ctx nothing is sent", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.faults.Reset()
-		require.Equal(t, context.Canceled, l.mutex.Lock(cancelled()))
-		require.Equal(t, context.Canceled, l.mutex.TryLock(cancelled()))
-		require.Equal(t, "no calls", l.faults.String())
-	})
-	t.Run("a nil ctx is the caller's bug, and harms nobody", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		held := l.held(t)
-		for _, call := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
-			requireOurPanic(t, func() { call(nil) })
-		}
-		giveUp, cancel := context.WithCancel(ctx)
-		call := l.waiting(t, giveUp, l.mutex, 2)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		l.stand(t, 1)
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, l.mutex.Lock(ctx))
-		//lint:ignore SA1012 the caller's bug is what is tested
-		requireOurPanic(t, func() { l.mutex.Unlock(nil) })
-	})
-	t.Run("within a second even if no server can be reached", func(t *testing.T) {
-		t.Parallel()
-		name := prefix(t)
-		p, c := proxied(t, server(t))
-		outside := client(t)
-		f := counted(t, c)
-		s := session(t, c)
-		require.NoError(t, concurrency.NewMutex(session(t, outside), name).Lock(ctx))
-		for _, stall := range []string{"while it joins", "while it waits"} {
-			giveUp, cancel := context.WithCancel(ctx)
-			if stall == "while it joins" {
-				p.Stall()
-			}
-			joined := f.Count(fault.Txn)
-			call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(giveUp) })
-			etcdtest.Eventually(t, func() bool { return f.Count(fault.Txn) > joined }, "the join")
-			if stall == "while it waits" {
-				etcdtest.WaitKeys(t, outside, name+"/", 2)
-				p.Stall()
-			}
-			cancel()
-			require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }), stall)
-			p.Resume()
-			etcdtest.WaitKeys(t, outside, name+"/", 1)
-		}
-	})
-	t.Run("with ErrSessionExpired when its key is gone", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.held(t)
-		call := l.waiting(t, ctx, l.mutex, 2)
-		l.delete(t, fmt.Sprintf("%s/%x", l.name, l.session.Lease()))
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		require.NoError(t, l.session.Ctx().Err(), "the session is well")
-		l.stand(t, 1)
-	})
-	t.Run("or the lease is lost", func(t *testing.T) {
-		t.Parallel()
-		name := prefix(t)
-		p, c := proxied(t, server(t))
-		s := session(t, c, concurrency.WithTTL(1))
-		outside := client(t)
-		require.NoError(t, concurrency.NewMutex(session(t, outside), name).Lock(ctx))
-		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
-		etcdtest.WaitKeys(t, outside, name+"/", 2)
-		p.Stall()
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		ended(t, s.Done(), "the session")
-	})
-	t.Run("or found lost when the turn comes", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.faults.After(fault.Txn, 1, func(error) {
-			_, err := l.outside.Revoke(ctx, l.session.Lease())
-			assert.NoError(t, err)
-			<-l.session.Done()
-		})
-		require.Equal(t, concurrency.ErrSessionExpired, l.mutex.Lock(ctx))
-	})
-	t.Run("ErrLeaseNotFound when the lease was gone before", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		revoke(t, l.outside, l.session)
-		require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.Lock(ctx))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.TryLock(ctx))
-		ended(t, l.session.Done(), "the session has heard of it")
-		require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.Lock(ctx))
-		l.stand(t, 0)
-	})
-	t.Run("at once when the client is closed", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		revokedAtEnd(t, l.outside, l.session.Lease())
-		l.held(t)
-		call := l.waiting(t, ctx, l.mutex, 2)
-		l.client.Close()
-		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
-		require.Equal(t, concurrency.ErrClientClosed, context.Cause(l.session.Ctx()))
-		for _, again := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
-			require.Equal(t, context.Canceled, within(t, time.Second, func() error { return again(ctx) }))
-		}
-	})
-	t.Run("at once when the client of an orphan is closed", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		revokedAtEnd(t, l.outside, l.session.Lease())
-		l.held(t)
-		l.session.Orphan()
-		call := l.waiting(t, ctx, l.mutex, 2)
-		l.client.Close()
-		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
-	})
-	t.Run("a middle one that leaves lets nobody past", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		held, last := l.held(t), l.rival(t)
-		giveUp, cancel := context.WithCancel(ctx)
-		middle := l.waiting(t, giveUp, l.mutex, 2)
-		call := etcdtest.Go(func() error { return last.Lock(ctx) })
-		l.stand(t, 3)
-		cancel()
-		require.Equal(t, context.Canceled, middle.Wait(t))
-		l.stand(t, 2)
-		require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
-		require.True(t, call.Running())
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-	})
+	l := newLine(t)
+	l.faults.Reset()
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	require.Equal(t, "Txn 1", l.faults.String())
 }
 
-func TestUnlock(t *testing.T) {
+// A wait costs a watch, and no call more.
+func TestLockBehindOneHolderOnAQuietStore(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("deletes the key, in one call", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		l.faults.Reset()
-		require.NoError(t, l.mutex.Unlock(ctx))
-		require.Equal(t, "Txn 1", l.faults.String())
-		l.stand(t, 0)
-	})
-	t.Run("and no later one of the same session", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		l.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrGRPCNoSpace) // carried out, and not repeated
-		require.Equal(t, rpctypes.ErrNoSpace, l.mutex.Unlock(ctx))
-		later := l.handle()
-		require.NoError(t, later.Lock(ctx))
-		require.NoError(t, l.mutex.Unlock(ctx))
-		require.True(t, l.owns(t, later))
-	})
-	t.Run("ErrLockReleased if the handle holds no lock", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.Equal(t, concurrency.ErrLockReleased, l.handle().Unlock(ctx))
-		require.NoError(t, l.mutex.Unlock(ctx))
-		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
-	})
-	t.Run("nil if the lock was lost meanwhile", func(t *testing.T) {
-		t.Parallel()
-		for how, lose := range map[string]func(l *line){
-			"deleted": func(l *line) { l.delete(t, l.mutex.Key()) },
-			"revoked": func(l *line) { revoke(t, l.outside, l.session) },
-			"closed":  func(l *line) { require.NoError(t, l.session.Close()) },
-		} {
-			l := newLine(t)
-			require.NoError(t, l.mutex.Lock(ctx))
-			lose(l)
-			rival := l.held(t)
-			require.NoError(t, l.mutex.Unlock(ctx), how)
-			require.True(t, l.owns(t, rival), how)
-		}
-	})
-	t.Run("repeated over transient faults", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		l.faults.Refuse(fault.Txn, 1, codes.Unavailable, "etcdserver: leader changed")
-		l.faults.LoseAnswer(fault.Txn, 2, nil)
-		require.NoError(t, l.mutex.Unlock(ctx))
-		l.stand(t, 0)
-	})
-	t.Run("until ctx ends, which is its error, and can be repeated", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.Equal(t, context.Canceled, l.mutex.Unlock(cancelled()))
-		l.stand(t, 0) // the deletion went on
-		require.NoError(t, l.mutex.Unlock(ctx))
-		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+	// A server of its own, where nobody else writes.
+	c := etcdtest.New(t).Client(t)
+	outside := etcdtest.Dial(t, c.Endpoints()...)
+	f := counted(t, c)
+	held := concurrency.NewMutex(session(t, outside), "lock")
+	m := concurrency.NewMutex(session(t, c), "lock")
+	require.NoError(t, held.Lock(ctx))
+	f.Reset()
+	begun := watchBegins(f)
+	call := etcdtest.Go(func() error { return m.Lock(ctx) })
+	ended(t, begun, "the watch")
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+	require.Equal(t, "Txn 1, Watch 1", f.String())
+}
 
-		require.NoError(t, l.mutex.Lock(ctx))
-		removal := l.faults.Hold(fault.Txn, 1)
-		short, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return l.mutex.Unlock(short) })
-		ended(t, removal.Reached(), "the release")
-		l.stand(t, 1)
+// A wait costs one more call on a store that is written to meanwhile.
+func TestLockBehindOneHolderOnABusyStore(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	held := l.held(t)
+	l.faults.Reset()
+	l.faults.Before(fault.Watch, 1, func() {
+		_, err := l.outside.Put(ctx, "elsewhere/"+l.name, "")
+		assert.NoError(t, err)
+	})
+	looked := make(chan struct{})
+	l.faults.After(fault.Get, 1, func(error) { close(looked) })
+	call := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+	ended(t, looked, "looked again")
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+	require.Equal(t, 2, l.faults.KV())
+}
+
+func TestLockHoldsAtTheRevisionOfItsHeader(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	held := l.held(t)
+	call := l.waiting(t, ctx, l.mutex, 2)
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+	header := l.mutex.Header()
+	resp, err := l.outside.Get(ctx, l.name+"/",
+		append(clientv3.WithFirstCreate(), clientv3.WithRev(header.Revision))...)
+	require.NoError(t, err)
+	require.Equal(t, l.mutex.Key(), string(resp.Kvs[0].Key))
+	require.Greater(t, header.Revision, held.Header().Revision)
+}
+
+func TestLockOfASessionThatHoldsTheLock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.NoError(t, l.mutex.Lock(ctx))
+	behind := l.rival(t)
+	call := etcdtest.Go(func() error { return behind.Lock(ctx) })
+	l.stand(t, 2)
+	l.faults.Reset()
+	require.NoError(t, l.handle().Lock(ctx))
+	require.Equal(t, "Txn 1", l.calls(), "in one call")
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
+func TestLockHoldsUntilItsKeyIsDeleted(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	l.delete(t, l.mutex.Key())
+	l.held(t)
+	require.False(t, l.owns(t, l.mutex))
+	require.NoError(t, l.mutex.Unlock(ctx))
+	l.stand(t, 1)
+}
+
+// The key is gone when Lock returns.
+func TestLockEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	l.held(t)
+	for cause, give := range map[error]func() (context.Context, context.CancelFunc){
+		context.Canceled: func() (context.Context, context.CancelFunc) { return context.WithCancel(ctx) },
+		context.DeadlineExceeded: func() (context.Context, context.CancelFunc) {
+			return context.WithTimeout(ctx, time.Second)
+		},
+	} {
+		giveUp, cancel := give()
+		call := l.waiting(t, giveUp, l.mutex, 2)
+		if cause == context.Canceled {
+			cancel()
+		}
+		require.Equal(t, cause, call.Wait(t))
+		require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 1, "at once, on a server that answers")
 		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		l.stand(t, 0)
-		require.NoError(t, l.mutex.Unlock(ctx))
-	})
-	t.Run("within a second when the server is silent", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		m := concurrency.NewMutex(session(t, c, concurrency.WithTTL(20)), prefix(t))
-		require.NoError(t, m.Lock(ctx))
-		p.Stall()
-		short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-		defer cancel()
-		require.Equal(t, context.DeadlineExceeded, within(t, time.Second, func() error { return m.Unlock(short) }))
+	}
+}
+
+func TestLockWithAnEndedContextSendsNothing(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.faults.Reset()
+	require.Equal(t, context.Canceled, l.mutex.Lock(cancelled()))
+	require.Equal(t, context.Canceled, l.mutex.TryLock(cancelled()))
+	require.Equal(t, "no calls", l.faults.String())
+}
+
+// That is the caller's bug, and harms nobody.
+func TestLockWithANilContext(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	held := l.held(t)
+	for _, call := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
+		requireOurPanic(t, func() { call(nil) })
+	}
+	giveUp, cancel := context.WithCancel(ctx)
+	call := l.waiting(t, giveUp, l.mutex, 2)
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	l.stand(t, 1)
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, l.mutex.Lock(ctx))
+	//lint:ignore SA1012 the caller's bug is what is tested
+	requireOurPanic(t, func() { l.mutex.Unlock(nil) })
+}
+
+func TestLockEndsWithinASecondThoughNoServerAnswers(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	name := prefix(t)
+	p, c := proxied(t, server(t))
+	outside := client(t)
+	f := counted(t, c)
+	s := session(t, c)
+	require.NoError(t, concurrency.NewMutex(session(t, outside), name).Lock(ctx))
+	for _, stall := range []string{"while it joins", "while it waits"} {
+		giveUp, cancel := context.WithCancel(ctx)
+		if stall == "while it joins" {
+			p.Stall()
+		}
+		joined := f.Count(fault.Txn)
+		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(giveUp) })
+		etcdtest.Eventually(t, func() bool { return f.Count(fault.Txn) > joined }, "the join")
+		if stall == "while it waits" {
+			etcdtest.WaitKeys(t, outside, name+"/", 2)
+			p.Stall()
+		}
+		cancel()
+		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }), stall)
 		p.Resume()
-		require.NoError(t, m.Unlock(ctx))
+		etcdtest.WaitKeys(t, outside, name+"/", 1)
+	}
+}
+
+func TestLockWhoseKeyIsGone(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.held(t)
+	call := l.waiting(t, t.Context(), l.mutex, 2)
+	l.delete(t, fmt.Sprintf("%s/%x", l.name, l.session.Lease()))
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	require.NoError(t, l.session.Ctx().Err(), "the session is well")
+	l.stand(t, 1)
+}
+
+func TestLockWhoseLeaseIsLost(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	name := prefix(t)
+	p, c := proxied(t, server(t))
+	s := session(t, c, concurrency.WithTTL(1))
+	outside := client(t)
+	require.NoError(t, concurrency.NewMutex(session(t, outside), name).Lock(ctx))
+	call := etcdtest.Go(func() error { return concurrency.NewMutex(s, name).Lock(ctx) })
+	etcdtest.WaitKeys(t, outside, name+"/", 2)
+	p.Stall()
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	ended(t, s.Done(), "the session")
+}
+
+func TestLockWhoseLeaseIsFoundLostWhenTheTurnComes(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	l.faults.After(fault.Txn, 1, func(error) {
+		_, err := l.outside.Revoke(ctx, l.session.Lease())
+		assert.NoError(t, err)
+		<-l.session.Done()
 	})
-	t.Run("after an error the session is not given the lock by this key again", func(t *testing.T) {
-		t.Parallel()
+	require.Equal(t, concurrency.ErrSessionExpired, l.mutex.Lock(ctx))
+}
+
+func TestLockOnALeaseThatIsGone(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	revoke(t, l.outside, l.session)
+	require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.Lock(ctx))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.TryLock(ctx))
+	ended(t, l.session.Done(), "the session has heard of it")
+	require.Equal(t, rpctypes.ErrLeaseNotFound, l.mutex.Lock(ctx))
+	l.stand(t, 0)
+}
+
+func TestLockEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	revokedAtEnd(t, l.outside, l.session.Lease())
+	l.held(t)
+	call := l.waiting(t, ctx, l.mutex, 2)
+	l.client.Close()
+	require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
+	require.Equal(t, concurrency.ErrClientClosed, context.Cause(l.session.Ctx()))
+	for _, again := range []func(context.Context) error{l.mutex.Lock, l.mutex.TryLock} {
+		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return again(ctx) }))
+	}
+}
+
+func TestLockOfAnOrphanEndsWithItsClient(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	revokedAtEnd(t, l.outside, l.session.Lease())
+	l.held(t)
+	l.session.Orphan()
+	call := l.waiting(t, t.Context(), l.mutex, 2)
+	l.client.Close()
+	require.Equal(t, context.Canceled, within(t, time.Second, func() error { return call.Wait(t) }))
+}
+
+func TestLockThatLeavesTheMiddleLetsNobodyPast(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	held, last := l.held(t), l.rival(t)
+	giveUp, cancel := context.WithCancel(ctx)
+	middle := l.waiting(t, giveUp, l.mutex, 2)
+	call := etcdtest.Go(func() error { return last.Lock(ctx) })
+	l.stand(t, 3)
+	cancel()
+	require.Equal(t, context.Canceled, middle.Wait(t))
+	l.stand(t, 2)
+	require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
+	require.True(t, call.Running())
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
+func TestUnlockDeletesTheKeyInOneCall(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	l.faults.Reset()
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.Equal(t, "Txn 1", l.faults.String())
+	l.stand(t, 0)
+}
+
+// The session has drawn a later key of the same name.
+func TestUnlockDeletesNoLaterKey(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	l.faults.LoseAnswer(fault.Txn, 1, rpctypes.ErrGRPCNoSpace) // carried out, and not repeated
+	require.Equal(t, rpctypes.ErrNoSpace, l.mutex.Unlock(ctx))
+	later := l.handle()
+	require.NoError(t, later.Lock(ctx))
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.True(t, l.owns(t, later))
+}
+
+func TestUnlockOfWhatIsNotHeld(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.Equal(t, concurrency.ErrLockReleased, l.handle().Unlock(ctx))
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+}
+
+func TestUnlockOfWhatWasLost(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for how, lose := range map[string]func(l *line){
+		"deleted": func(l *line) { l.delete(t, l.mutex.Key()) },
+		"revoked": func(l *line) { revoke(t, l.outside, l.session) },
+		"closed":  func(l *line) { require.NoError(t, l.session.Close()) },
+	} {
 		l := newLine(t)
 		require.NoError(t, l.mutex.Lock(ctx))
-		old := l.mutex.IsOwner()
-		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		l.faults.Hold(fault.Txn, 2) // that of the clean-up
-		require.Equal(t, rpctypes.ErrPermissionDenied, l.mutex.Unlock(ctx))
-		l.stand(t, 1)
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.True(t, l.owns(t, l.mutex))
-		resp, err := l.outside.Txn(ctx).If(old).Commit()
-		require.NoError(t, err)
-		require.False(t, resp.Succeeded)
-		require.NoError(t, l.mutex.Unlock(ctx))
-		l.stand(t, 0)
-	})
-	t.Run("not even when ctx had ended before", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		rev := l.mutex.Rev()
-		require.Equal(t, context.Canceled, l.mutex.Unlock(cancelled()))
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.Greater(t, l.mutex.Rev(), rev)
-		require.NoError(t, l.mutex.Ctx().Err())
-		require.NoError(t, l.mutex.Unlock(ctx))
-		l.stand(t, 0)
-	})
-	t.Run("nor while that key can't be deleted", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		const denied = "etcdserver: permission denied"
-		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied)
-		cleaning := l.faults.Hold(fault.Txn, 2)
-		require.Error(t, l.mutex.Unlock(ctx))
-		ended(t, cleaning.Reached(), "the clean-up")
-		l.faults.Before(fault.Txn, 1, func() { l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied) })
-		require.ErrorIs(t, l.handle().Lock(ctx), rpctypes.ErrPermissionDenied)
-		require.NoError(t, l.mutex.Unlock(ctx))
-		l.stand(t, 0)
-	})
-	t.Run("on a closed client", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		revokedAtEnd(t, l.outside, l.session.Lease())
-		require.NoError(t, l.mutex.Lock(ctx))
-		l.client.Close()
-		require.Equal(t, context.Canceled, within(t, time.Second, func() error { return l.mutex.Unlock(ctx) }))
-	})
+		lose(l)
+		rival := l.held(t)
+		require.NoError(t, l.mutex.Unlock(ctx), how)
+		require.True(t, l.owns(t, rival), how)
+	}
+}
+
+func TestUnlockRepeatsOverTransientFaults(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	l.faults.Refuse(fault.Txn, 1, codes.Unavailable, "etcdserver: leader changed")
+	l.faults.LoseAnswer(fault.Txn, 2, nil)
+	require.NoError(t, l.mutex.Unlock(ctx))
+	l.stand(t, 0)
+}
+
+func TestUnlockThatWasGivenUpCanBeRepeated(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.Equal(t, context.Canceled, l.mutex.Unlock(cancelled()))
+	l.stand(t, 0) // the deletion went on
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
+
+	require.NoError(t, l.mutex.Lock(ctx))
+	removal := l.faults.Hold(fault.Txn, 1)
+	short, cancel := context.WithCancel(ctx)
+	call := etcdtest.Go(func() error { return l.mutex.Unlock(short) })
+	ended(t, removal.Reached(), "the release")
+	l.stand(t, 1)
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	l.stand(t, 0)
+	require.NoError(t, l.mutex.Unlock(ctx))
+}
+
+func TestUnlockEndsWithinASecondThoughTheServerIsSilent(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	p, c := proxied(t, server(t))
+	m := concurrency.NewMutex(session(t, c, concurrency.WithTTL(20)), prefix(t))
+	require.NoError(t, m.Lock(ctx))
+	p.Stall()
+	short, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+	defer cancel()
+	require.Equal(t, context.DeadlineExceeded, within(t, time.Second, func() error { return m.Unlock(short) }))
+	p.Resume()
+	require.NoError(t, m.Unlock(ctx))
+}
+
+// After an error the session is not given the lock by this key again.
+func TestUnlockThatFailedGivesTheKeyToNobody(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	old := l.mutex.IsOwner()
+	l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	l.faults.Hold(fault.Txn, 2) // that of the clean-up
+	require.Equal(t, rpctypes.ErrPermissionDenied, l.mutex.Unlock(ctx))
+	l.stand(t, 1)
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.True(t, l.owns(t, l.mutex))
+	resp, err := l.outside.Txn(ctx).If(old).Commit()
+	require.NoError(t, err)
+	require.False(t, resp.Succeeded)
+	require.NoError(t, l.mutex.Unlock(ctx))
+	l.stand(t, 0)
+}
+
+func TestUnlockWithAnEndedContextGivesTheKeyToNobody(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	rev := l.mutex.Rev()
+	require.Equal(t, context.Canceled, l.mutex.Unlock(cancelled()))
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.Greater(t, l.mutex.Rev(), rev)
+	require.NoError(t, l.mutex.Ctx().Err())
+	require.NoError(t, l.mutex.Unlock(ctx))
+	l.stand(t, 0)
+}
+
+func TestUnlockOfAKeyThatCannotBeDeletedGivesItToNobody(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	const denied = "etcdserver: permission denied"
+	l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied)
+	cleaning := l.faults.Hold(fault.Txn, 2)
+	require.Error(t, l.mutex.Unlock(ctx))
+	ended(t, cleaning.Reached(), "the clean-up")
+	l.faults.Before(fault.Txn, 1, func() { l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, denied) })
+	require.ErrorIs(t, l.handle().Lock(ctx), rpctypes.ErrPermissionDenied)
+	require.NoError(t, l.mutex.Unlock(ctx))
+	l.stand(t, 0)
+}
+
+func TestUnlockOnAClosedClient(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	revokedAtEnd(t, l.outside, l.session.Lease())
+	require.NoError(t, l.mutex.Lock(ctx))
+	l.client.Close()
+	require.Equal(t, context.Canceled, within(t, time.Second, func() error { return l.mutex.Unlock(ctx) }))
 }
 
 // The resumed handle is on a session of another client, as in another process.

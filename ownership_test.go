@@ -154,135 +154,145 @@ func TestCtxEnds(t *testing.T) {
 	})
 }
 
-// What happens to the watch must not hide the loss, nor make one up.
-func TestCtxRidesOut(t *testing.T) {
+func TestCtxSeesADeletionBetweenLookAndWatch(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
-		t.Run("a deletion between the look and the watch is seen", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			held := l.faults.Hold(fault.Watch, 1)
-			ctx := h.Ctx()
-			ended(t, held.Reached(), "the watch is about to begin")
-			l.delete(t, h.Key())
-			require.NoError(t, ctx.Err())
-			held.Open()
-			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-		})
-		t.Run("a watch that breaks is begun again", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			l.faults.BrokenWatch(1, rpctypes.ErrCompacted)
-			l.faults.BrokenWatch(2, nil)
-			later := l.faults.BreakWatch(3, rpctypes.ErrNoLeader)
-			ctx := h.Ctx()
-			ended(t, later.Reached(), "the third")
-			later.Open()
-			l.watched(t, 4)
-			require.NoError(t, ctx.Err())
-			l.delete(t, h.Key())
-			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-		})
-		t.Run("the same key put again meanwhile is another ticket", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			broken := l.faults.BreakWatch(1, nil)
-			held := l.faults.Hold(fault.Watch, 2)
-			ctx := h.Ctx()
-			ended(t, broken.Reached(), "the watch")
-			look := l.faults.Hold(fault.Get, 1)
-			broken.Open()
-			ended(t, look.Reached(), "it looks again")
-			l.delete(t, h.Key())
-			_, err := l.outside.Put(t.Context(), h.Key(), "", clientv3.WithLease(l.session.Lease()))
-			require.NoError(t, err)
-			look.Open()
-			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-			held.Open()
-		})
-		t.Run("transient faults of the first look", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			l.faults.Refuse(fault.Get, 2, codes.Unavailable, "away")
+		l, h := taken(t, kind)
+		held := l.faults.Hold(fault.Watch, 1)
+		ctx := h.Ctx()
+		ended(t, held.Reached(), "the watch is about to begin")
+		l.delete(t, h.Key())
+		require.NoError(t, ctx.Err())
+		held.Open()
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+	})
+}
+
+func TestCtxRidesOutWatchesThatBreak(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l, h := taken(t, kind)
+		l.faults.BrokenWatch(1, rpctypes.ErrCompacted)
+		l.faults.BrokenWatch(2, nil)
+		later := l.faults.BreakWatch(3, rpctypes.ErrNoLeader)
+		ctx := h.Ctx()
+		ended(t, later.Reached(), "the third")
+		later.Open()
+		l.watched(t, 4)
+		require.NoError(t, ctx.Err())
+		l.delete(t, h.Key())
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+	})
+}
+
+// The same key put again is another ticket.
+func TestCtxEndsThoughItsKeyIsPutAgain(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l, h := taken(t, kind)
+		broken := l.faults.BreakWatch(1, nil)
+		held := l.faults.Hold(fault.Watch, 2)
+		ctx := h.Ctx()
+		ended(t, broken.Reached(), "the watch")
+		look := l.faults.Hold(fault.Get, 1)
+		broken.Open()
+		ended(t, look.Reached(), "it looks again")
+		l.delete(t, h.Key())
+		_, err := l.outside.Put(t.Context(), h.Key(), "", clientv3.WithLease(l.session.Lease()))
+		require.NoError(t, err)
+		look.Open()
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+		held.Open()
+	})
+}
+
+func TestCtxRidesOutFaultsOfTheFirstLook(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l, h := taken(t, kind)
+		l.faults.Refuse(fault.Get, 2, codes.Unavailable, "away")
+		ctx := h.Ctx()
+		l.watched(t, 1)
+		require.NoError(t, ctx.Err())
+	})
+}
+
+func TestCtxRidesOutACutWithACompaction(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		own := etcdtest.New(t) // others on the shared server read what was
+		for _, deleted := range []bool{false, true} {
+			p, l := farLine(t, own)
+			h := kind(l.session, l.name)
+			require.NoError(t, h.take(t.Context()))
 			ctx := h.Ctx()
 			l.watched(t, 1)
-			require.NoError(t, ctx.Err())
-		})
-		t.Run("a cut with a compaction", func(t *testing.T) {
-			t.Parallel()
-			own := etcdtest.New(t) // others on the shared server read what was
-			for _, deleted := range []bool{false, true} {
-				p, l := farLine(t, own)
-				h := kind(l.session, l.name)
-				require.NoError(t, h.take(t.Context()))
-				ctx := h.Ctx()
+			p.Refuse()
+			p.Cut()
+			if deleted {
+				l.delete(t, h.Key())
+			}
+			compacted(t, l.outside, l.name+"-noise", 20)
+			p.Accept()
+			if !deleted {
+				// What the watch hears next is the deletion, and nothing before.
+				require.NoError(t, concurrency.NewMutex(l.session, l.name+"-other").Lock(t.Context()))
+				require.NoError(t, ctx.Err())
+				l.delete(t, h.Key())
+			}
+			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+			require.NoError(t, l.session.Ctx().Err())
+		}
+	})
+}
+
+func TestCtxRidesOutACompactionBetweenLookAndWatch(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		own := etcdtest.New(t) // compaction is everybody's
+		for _, deleted := range []bool{false, true} {
+			l := &line{name: prefix(t), client: own.Client(t), outside: own.Client(t)}
+			l.faults = counted(t, l.client)
+			l.session = session(t, l.client)
+			h := kind(l.session, l.name)
+			require.NoError(t, h.take(t.Context()))
+			if deleted {
+				l.faults.Before(fault.Watch, 1, func() { l.delete(t, h.Key()) })
+			}
+			l.faults.CompactBeforeWatch(1, l.name+"-noise")
+			ctx := h.Ctx()
+			if !deleted {
 				l.watched(t, 1)
-				p.Refuse()
-				p.Cut()
-				if deleted {
-					l.delete(t, h.Key())
-				}
-				compacted(t, l.outside, l.name+"-noise", 20)
-				p.Accept()
-				if !deleted {
-					// What the watch hears next is the deletion, and nothing before.
-					require.NoError(t, concurrency.NewMutex(l.session, l.name+"-other").Lock(t.Context()))
-					require.NoError(t, ctx.Err())
-					l.delete(t, h.Key())
-				}
-				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-				require.NoError(t, l.session.Ctx().Err())
+				require.NoError(t, ctx.Err())
+				l.delete(t, h.Key())
 			}
-		})
-		t.Run("a compaction between the look and the watch", func(t *testing.T) {
-			t.Parallel()
-			own := etcdtest.New(t) // compaction is everybody's
-			for _, deleted := range []bool{false, true} {
-				l := &line{name: prefix(t), client: own.Client(t), outside: own.Client(t)}
-				l.faults = counted(t, l.client)
-				l.session = session(t, l.client)
-				h := kind(l.session, l.name)
-				require.NoError(t, h.take(t.Context()))
-				if deleted {
-					l.faults.Before(fault.Watch, 1, func() { l.delete(t, h.Key()) })
-				}
-				l.faults.CompactBeforeWatch(1, l.name+"-noise")
-				ctx := h.Ctx()
-				if !deleted {
-					l.watched(t, 1)
-					require.NoError(t, ctx.Err())
-					l.delete(t, h.Key())
-				}
-				require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-				require.NoError(t, l.session.Ctx().Err())
-			}
-		})
-		t.Run("reports of progress, which others may ask for on the same client", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			ctx := h.Ctx()
-			l.watched(t, 1)
-			// A watch of our own on the same stream hears of the progress too.
-			bound, cancel := context.WithCancel(clientv3.WithRequireLeader(t.Context()))
-			defer cancel()
-			mine := l.client.Watch(bound, l.name+"-mine", clientv3.WithCreatedNotify())
-			require.True(t, (<-mine).Created)
-			// A server whose watches are not all up to date does not answer. A report goes to
-			// all watches of the stream, a second one after the first.
-			reports := 0
-			etcdtest.Eventually(t, func() bool {
-				require.NoError(t, l.client.RequestProgress(bound))
-				select {
-				case report := <-mine:
-					require.True(t, report.IsProgressNotify())
-					reports++
-				default:
-				}
-				return reports == 2
-			}, "reports of progress")
-			require.NoError(t, ctx.Err())
-			l.delete(t, h.Key())
 			require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-		})
+			require.NoError(t, l.session.Ctx().Err())
+		}
+	})
+}
+
+// Others may ask for them on the same client.
+func TestCtxRidesOutReportsOfProgress(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l, h := taken(t, kind)
+		ctx := h.Ctx()
+		l.watched(t, 1)
+		// A watch of our own on the same stream hears of the progress too.
+		bound, cancel := context.WithCancel(clientv3.WithRequireLeader(t.Context()))
+		defer cancel()
+		mine := l.client.Watch(bound, l.name+"-mine", clientv3.WithCreatedNotify())
+		require.True(t, (<-mine).Created)
+		// A server whose watches are not all up to date does not answer. A report goes to
+		// all watches of the stream, a second one after the first.
+		reports := 0
+		etcdtest.Eventually(t, func() bool {
+			require.NoError(t, l.client.RequestProgress(bound))
+			select {
+			case report := <-mine:
+				require.True(t, report.IsProgressNotify())
+				reports++
+			default:
+			}
+			return reports == 2
+		}, "reports of progress")
+		require.NoError(t, ctx.Err())
+		l.delete(t, h.Key())
+		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
 	})
 }
 

@@ -289,138 +289,148 @@ func TestSTMPut(t *testing.T) {
 	})
 }
 
-func TestSTMAbortContext(t *testing.T) {
+// The function is not called.
+func TestSTMAbortContextThatHasEnded(t *testing.T) {
 	t.Parallel()
-	t.Run("is looked at before the first attempt", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		_, err := concurrency.NewSTM(s.client, func(concurrency.STM) error {
-			t.Error("the function was run")
-			return nil
-		}, concurrency.WithAbortContext(cancelled()))
-		require.Equal(t, context.Canceled, err)
-		require.Zero(t, s.faults.KV())
-	})
-	t.Run("ends a transaction that conflicts for ever, in its pauses too", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels {
-			for _, last := range []int{1, 3, 4, 6, 10} { // pauses follow some of the second to the sixth
-				if !l.checkReads {
-					continue
-				}
-				s, attempts := newSpace(t, server(t)), 0
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-					stm.Put(s.key("z"), stm.Get(s.key("x")))
-					if attempts++; attempts == last {
-						s.faults.After(fault.Txn, 1, func(error) { cancel() })
-					}
-					s.put(t, "x", strconv.Itoa(attempts))
-					return nil
-				}, concurrency.WithAbortContext(ctx), concurrency.WithIsolation(l.level))
-				require.Equal(t, context.Canceled, err, "the conflict was answered: nothing is unknown")
-				require.Equal(t, last, attempts)
-				require.Nil(t, s.kv(t, "z"))
+	s := newSpace(t, server(t))
+	_, err := concurrency.NewSTM(s.client, func(concurrency.STM) error {
+		t.Error("the function was run")
+		return nil
+	}, concurrency.WithAbortContext(cancelled()))
+	require.Equal(t, context.Canceled, err)
+	require.Zero(t, s.faults.KV())
+}
+
+// The context ends a pause, too.
+func TestSTMAbortContextEndsConflicts(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		for _, last := range []int{1, 3, 4, 6, 10} { // pauses follow some of the second to the sixth
+			if !l.checkReads {
+				continue
 			}
-		}
-	})
-	t.Run("is looked at after the function, and nothing is sent", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		ctx, cancel := context.WithCancel(t.Context())
-		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			stm.Put(s.key("z"), stm.Get(s.key("x")))
-			cancel()
-			return nil
-		}, concurrency.WithAbortContext(ctx))
-		require.Equal(t, context.Canceled, err)
-		require.Zero(t, s.faults.Count(fault.Txn))
-	})
-	t.Run("bounds a read", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		gate := s.faults.Hold(fault.Get, 1)
-		ctx, cancel := context.WithCancel(t.Context())
-		call := etcdtest.Go(func() error {
-			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-				stm.Get(s.key("x"))
-				return errors.New("Get has returned")
-			}, concurrency.WithAbortContext(ctx))
-			return err
-		})
-		ended(t, gate.Reached(), "the read is under way")
-		require.True(t, call.Running())
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-	})
-	t.Run("that ends during the commit leaves it unknown", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		gate := s.faults.HoldAnswer(fault.Txn, 1)
-		ctx, cancel := context.WithCancel(t.Context())
-		call := etcdtest.Go(func() error {
-			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-				stm.Put(s.key("x"), "1")
-				return nil
-			}, concurrency.WithAbortContext(ctx))
-			return err
-		})
-		ended(t, gate.Reached(), "the commit is answered")
-		cancel()
-		err := call.Wait(t)
-		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
-		require.ErrorIs(t, err, context.Canceled)
-		require.Equal(t, "1", s.value(t, "x"))
-	})
-	t.Run("that ends during the commit is told, whatever the commit's own error says", func(t *testing.T) {
-		t.Parallel()
-		for told, cause := range map[error]error{
-			rpctypes.ErrTimeoutDueToLeaderFail:                         context.Canceled,         // it ends meanwhile
-			status.Error(codes.DeadlineExceeded, "told by the server"): context.DeadlineExceeded, // first
-		} {
-			s := newSpace(t, server(t))
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			s, attempts := newSpace(t, server(t)), 0
+			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			if cause == context.Canceled {
-				s.faults.After(fault.Txn, 1, func(error) { cancel() })
-			}
-			s.faults.LoseAnswer(fault.Txn, 1, told)
-			_, err := concurrency.NewSTM(s.client, write([]string{s.key("x")}), concurrency.WithAbortContext(ctx))
-			require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
-			require.ErrorIs(t, err, cause)
-			require.ErrorIs(t, err, told)
+			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+				stm.Put(s.key("z"), stm.Get(s.key("x")))
+				if attempts++; attempts == last {
+					s.faults.After(fault.Txn, 1, func(error) { cancel() })
+				}
+				s.put(t, "x", strconv.Itoa(attempts))
+				return nil
+			}, concurrency.WithAbortContext(ctx), concurrency.WithIsolation(l.level))
+			require.Equal(t, context.Canceled, err, "the conflict was answered: nothing is unknown")
+			require.Equal(t, last, attempts)
+			require.Nil(t, s.kv(t, "z"))
 		}
+	}
+}
+
+// Nothing is sent then.
+func TestSTMAbortContextThatEndsInTheFunction(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	ctx, cancel := context.WithCancel(t.Context())
+	_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		stm.Put(s.key("z"), stm.Get(s.key("x")))
+		cancel()
+		return nil
+	}, concurrency.WithAbortContext(ctx))
+	require.Equal(t, context.Canceled, err)
+	require.Zero(t, s.faults.Count(fault.Txn))
+}
+
+func TestSTMAbortContextBoundsARead(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	gate := s.faults.Hold(fault.Get, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error {
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			stm.Get(s.key("x"))
+			return errors.New("Get has returned")
+		}, concurrency.WithAbortContext(ctx))
+		return err
 	})
-	t.Run("that ends before, or a client that was closed, sends nothing", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
+	ended(t, gate.Reached(), "the read is under way")
+	require.True(t, call.Running())
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+}
+
+func TestSTMAbortContextThatEndsDuringTheCommit(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	gate := s.faults.HoldAnswer(fault.Txn, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error {
 		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
 			stm.Put(s.key("x"), "1")
-			return s.client.Close()
-		}, concurrency.WithAbortContext(t.Context()))
-		require.Equal(t, context.Canceled, err)
-		require.Zero(t, s.faults.KV())
-		_, err = concurrency.NewSTM(s.client, func(concurrency.STM) error {
-			t.Error("the function was run")
 			return nil
-		}, concurrency.WithAbortContext(t.Context()))
-		require.Equal(t, context.Canceled, err)
+		}, concurrency.WithAbortContext(ctx))
+		return err
 	})
-	t.Run("is needed for a client that was put together by hand", func(t *testing.T) {
-		t.Parallel()
+	ended(t, gate.Reached(), "the commit is answered")
+	cancel()
+	err := call.Wait(t)
+	require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+	require.ErrorIs(t, err, context.Canceled)
+	require.Equal(t, "1", s.value(t, "x"))
+}
+
+// The commit has an error of its own.
+func TestSTMAbortContextIsToldWhateverTheCommitSays(t *testing.T) {
+	t.Parallel()
+	for told, cause := range map[error]error{
+		rpctypes.ErrTimeoutDueToLeaderFail:                         context.Canceled,         // it ends meanwhile
+		status.Error(codes.DeadlineExceeded, "told by the server"): context.DeadlineExceeded, // first
+	} {
 		s := newSpace(t, server(t))
-		_, err := concurrency.NewSTM(&clientv3.Client{KV: s.client.KV}, write([]string{s.key("x")}),
-			concurrency.WithAbortContext(t.Context()))
-		require.NoError(t, err)
-	})
-	t.Run("is the client's by default", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		require.NoError(t, c.Close())
-		_, err := concurrency.NewSTM(c, func(concurrency.STM) error { return nil })
-		require.Equal(t, context.Canceled, err)
-	})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if cause == context.Canceled {
+			s.faults.After(fault.Txn, 1, func(error) { cancel() })
+		}
+		s.faults.LoseAnswer(fault.Txn, 1, told)
+		_, err := concurrency.NewSTM(s.client, write([]string{s.key("x")}), concurrency.WithAbortContext(ctx))
+		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+		require.ErrorIs(t, err, cause)
+		require.ErrorIs(t, err, told)
+	}
+}
+
+// Nothing is sent, nor after the client was closed.
+func TestSTMAbortContextThatEndsBeforeTheCommit(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		stm.Put(s.key("x"), "1")
+		return s.client.Close()
+	}, concurrency.WithAbortContext(t.Context()))
+	require.Equal(t, context.Canceled, err)
+	require.Zero(t, s.faults.KV())
+	_, err = concurrency.NewSTM(s.client, func(concurrency.STM) error {
+		t.Error("the function was run")
+		return nil
+	}, concurrency.WithAbortContext(t.Context()))
+	require.Equal(t, context.Canceled, err)
+}
+
+func TestSTMAbortContextOfAClientMadeByHand(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	_, err := concurrency.NewSTM(&clientv3.Client{KV: s.client.KV}, write([]string{s.key("x")}),
+		concurrency.WithAbortContext(t.Context()))
+	require.NoError(t, err)
+}
+
+func TestSTMAbortContextIsTheClientsByDefault(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	require.NoError(t, c.Close())
+	_, err := concurrency.NewSTM(c, func(concurrency.STM) error { return nil })
+	require.Equal(t, context.Canceled, err)
 }
 
 func TestSTMPrefetch(t *testing.T) {
