@@ -39,7 +39,7 @@ func TestSession(t *testing.T) {
 		t.Parallel()
 		c := client(t)
 		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(2))
+		s := session(t, c, concurrency.WithTTL(5))
 		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > 4 }, "five renewals")
 		require.NoError(t, s.Ctx().Err())
 		require.True(t, lives(t, c, s.Lease()))
