@@ -42,7 +42,8 @@
 //	mutants -under virtual -build 'go test -c -o $BIN ./internal/virtual' \
 //		-command '$BIN -test.run TestWorlds -hours 10 $FLAGS'
 //
-// -every runs it on the others as well, with no flags. Who hunts at random wants that.
+// -every runs it on the others as well, with no flags: who hunts at random wants that. But it
+// leaves out those that have a line "beyond NAME:", which says why the command can't find them.
 //
 // The results are in README.md beside the mutants, and those of -under NAME in NAME.md, in capital
 // letters. A mutant that was not run keeps its last result. The command fails unless all that

@@ -13,11 +13,12 @@ import (
 
 // mutant is a rule taken out of the package.
 type mutant struct {
-	name  string
-	rule  string
-	kills []kill
-	under map[string]string // the other commands that are to find it, with the flags it has for them
-	edits []edit
+	name   string
+	rule   string
+	kills  []kill
+	under  map[string]string // the other commands that are to find it, with the flags it has for them
+	beyond map[string]string // the other commands that can't find it, with the reason
+	edits  []edit
 }
 
 // kill is the tests of a package that are expected to notice.
@@ -56,7 +57,7 @@ func read(dir string) ([]mutant, error) {
 }
 
 var (
-	keyed     = regexp.MustCompile(`^(mutant|rule|kill|in|all in|under [a-z]+):\s*(.*?)\s*$`)
+	keyed     = regexp.MustCompile(`^(mutant|rule|kill|in|all in|(?:under|beyond) [a-z]+):\s*(.*?)\s*$`)
 	mutantIs  = regexp.MustCompile(`^[a-z0-9-]+$`)
 	inPackage = regexp.MustCompile(`^(\./\S*)\s+(\S.*)$`)
 )
@@ -72,7 +73,7 @@ func parse(text string) ([]mutant, error) {
 			if !mutantIs.MatchString(found[2]) {
 				err = fmt.Errorf("%q is no name", found[2])
 			}
-			out = append(out, mutant{name: found[2], under: map[string]string{}})
+			out = append(out, mutant{name: found[2], under: map[string]string{}, beyond: map[string]string{}})
 		case len(out) == 0:
 			err = fmt.Errorf("%q before the first mutant", line)
 		case found != nil:
@@ -88,6 +89,11 @@ func parse(text string) ([]mutant, error) {
 		if m.rule == "" || len(m.kills) == 0 || len(m.edits) == 0 {
 			return nil, fmt.Errorf(" %s has to have a rule, a kill and an edit", m.name)
 		}
+		for name := range m.beyond {
+			if _, both := m.under[name]; both {
+				return nil, fmt.Errorf(" %s is both under and beyond %s", m.name, name)
+			}
+		}
 	}
 	return out, nil
 }
@@ -95,12 +101,15 @@ func parse(text string) ([]mutant, error) {
 // set takes a line with a key.
 func (m *mutant) set(key, value string) error {
 	under, isUnder := strings.CutPrefix(key, "under ")
+	beyond, isBeyond := strings.CutPrefix(key, "beyond ")
 	switch {
 	case isUnder:
 		m.under[under] = value
 		return nil
 	case value == "":
 		return fmt.Errorf("%s of what?", key)
+	case isBeyond:
+		m.beyond[beyond] = value
 	case key == "rule":
 		m.rule = value
 	case key == "kill":

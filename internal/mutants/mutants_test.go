@@ -171,14 +171,14 @@ func TestEditThatDoesNotApply(t *testing.T) {
 
 func TestParse(t *testing.T) {
 	mutants, err := parse("# a theme\n\nmutant: a-1\nrule:  r\nkill: TestA/b c|TestD\nkill: ./internal/x TestE\n" +
-		"under chaos:\nunder virtual: -hours 1\nin: f\n  stays\n-\tgoes\n+ comes\n\nmutant: b\nrule: s\nkill: TestB\nall in: T.m\n- gone\n")
+		"under chaos:\nunder virtual: -hours 1\nin: f\n  stays\n-\tgoes\n+ comes\n\nmutant: b\nrule: s\nkill: TestB\nbeyond chaos: nobody sees\nall in: T.m\n- gone\n")
 	require.NoError(t, err)
 	assert.Equal(t, []mutant{{
 		name: "a-1", rule: "r", kills: []kill{{".", "TestA/b c|TestD"}, {"./internal/x", "TestE"}},
-		under: map[string]string{"chaos": "", "virtual": "-hours 1"},
+		under: map[string]string{"chaos": "", "virtual": "-hours 1"}, beyond: map[string]string{},
 		edits: []edit{{in: "f", find: " stays\n\tgoes\n", replace: " stays\n comes\n"}},
 	}, {
-		name: "b", rule: "s", kills: []kill{{".", "TestB"}}, under: map[string]string{},
+		name: "b", rule: "s", kills: []kill{{".", "TestB"}}, under: map[string]string{}, beyond: map[string]string{"chaos": "nobody sees"},
 		edits: []edit{{in: "T.m", all: true, find: " gone\n"}},
 	}}, mutants)
 
@@ -190,6 +190,8 @@ func TestParse(t *testing.T) {
 		"mutant: a\n- gone\n":               "2: what is",
 		"mutant: a\nkill: (\n":              "2: error parsing regexp",
 		"mutant: a\nrule: r\nkill: TestA\n": "a has to have a rule, a kill and an edit",
+		"mutant: a\nbeyond x:\n":            "2: beyond x of what?",
+		"mutant: a\nrule: r\nkill: TestA\nunder x:\nbeyond x: y\nin: f\n- gone\n": "a is both under and beyond x",
 	} {
 		_, err := parse(text)
 		assert.ErrorContains(t, err, want)
@@ -207,6 +209,7 @@ in: door.enter
 mutant: hangs
 rule: there is an end
 kill: TestFull
+beyond gate: it has no end
 in: full
 - >=
 + <
@@ -277,6 +280,14 @@ func TestRun(t *testing.T) {
 	assert.Contains(t, report("GATE.md"), ": found 1 of 1.\n")
 	assert.Contains(t, report("GATE.md"), "| lives | nobody looks | round 1: flags a* b\\| |")
 	assert.ErrorContains(t, mutate(t.Context(), append(under, "true")), "1 are not killed")
+
+	// Those that it can't find are not looked for.
+	every := append([]string{"-every", "-only", "hangs|lives", "-build", "go test -c -o $BIN ."}, under...)
+	assert.NoError(t, mutate(t.Context(), append(every, gate)))
+	assert.Contains(t, report("GATE.md"), ": found 1 of 4.\n")
+	assert.Contains(t, report("GATE.md"), "\n## Not looked for\n")
+	assert.Contains(t, report("GATE.md"), "\n| hangs | there is an end | it has no end |\n")
+
 	assert.Error(t, mutate(t.Context(), append(under, "exit 3")))
 	assert.Contains(t, report("GATE.md"), "| ERROR: failed otherwise |")
 }

@@ -66,7 +66,8 @@ func isKill(result string) bool {
 	return result != "" && result != "LIVES" && !strings.HasPrefix(result, "ERROR: ")
 }
 
-// report writes the results down. A mutant that was not run keeps the last result.
+// report writes the results down, and why others can't be found. A mutant that was not run keeps
+// the last result.
 func (r *runner) report(all []mutant, results map[string]string) error {
 	file, title, verb := "README.md", "Mutants", "killed"
 	text := "Each mutant takes one rule out of the package: *.txt here. `make mutants` applies them, one at a time,\n" +
@@ -82,9 +83,14 @@ func (r *runner) report(all []mutant, results map[string]string) error {
 		return err
 	}
 	known := rows(string(old))
-	var table strings.Builder
-	killed := 0
+	var table, others strings.Builder
+	killed, wanted := 0, 0
 	for _, m := range all {
+		if why := m.beyond[r.under]; why != "" {
+			fmt.Fprintf(&others, "| %s | %s | %s |\n", m.name, m.rule, why)
+			continue
+		}
+		wanted++
 		result := cmp.Or(strings.ReplaceAll(results[m.name], "|", `\|`), known[m.name], "ERROR: not run")
 		if isKill(result) {
 			killed++
@@ -92,8 +98,12 @@ func (r *runner) report(all []mutant, results map[string]string) error {
 		fmt.Fprintf(&table, "| %s | %s | %s |\n", m.name, m.rule, result)
 	}
 	head := fmt.Sprintf("# %s\n\n%s\n\n%s: %s %d of %d.\n\n| mutant | the rule taken out | %s |\n|---|---|---|\n",
-		title, text, time.Now().UTC().Format(time.DateOnly), verb, killed, len(all),
+		title, text, time.Now().UTC().Format(time.DateOnly), verb, killed, wanted,
 		map[string]string{"killed": "killed by", "found": "found"}[verb])
+	if others.Len() > 0 {
+		table.WriteString("\n## Not looked for\n\n| mutant | the rule taken out | why it can't be found |\n|---|---|---|\n" +
+			others.String())
+	}
 	return os.WriteFile(path, []byte(head+table.String()), 0o644)
 }
 

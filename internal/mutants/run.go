@@ -38,10 +38,9 @@ var complaint = regexp.MustCompile(`(?m)^[^#\n].*`)
 
 // run runs those of the mutants that are wanted, and writes the results down.
 func (r *runner) run(ctx context.Context, all []mutant) error {
-	wanted := slices.Clone(all)
-	if r.only != nil {
-		wanted = slices.DeleteFunc(wanted, func(m mutant) bool { return !r.only.MatchString(m.name) })
-	}
+	wanted := slices.DeleteFunc(slices.Clone(all), func(m mutant) bool {
+		return m.beyond[r.under] != "" || r.only != nil && !r.only.MatchString(m.name)
+	})
 	if r.under == "" {
 		fmt.Println("== the same tests on the tree as it is")
 		if err := r.unmutated(ctx, wanted); err != nil {
