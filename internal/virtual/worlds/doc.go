@@ -15,11 +15,14 @@
 // serializability, lost, doubled, dirty. What is checked here, as it happens:
 //
 //	session   a session was lost that every renewal of a third of its life would have kept
+//	margin    a session with a margin was lost later than the margin before the end of its lease
 //	told      a loss by a stranger was told later than a TTL and a second after it; an error
 //	          says that the lease is gone, and Session.Ctx lives
+//	request   etcd refuses a request that it takes for senseless
 //	handle    a handle whose ownership was lost says that it holds
 //	run       RunLeader runs two functions of one call; NewLocker lets two goroutines in
 //	served    goroutines passed a lock on for longer than they may while another session waited
+//	idle      nobody was given a turn that had come, though nothing was in the way
 //	liveness  a name could not be locked, nobody led, or nobody got through a double barrier, after
 //	          the faults
 //	waiter    a call did not return after the faults, though all who stood before it left

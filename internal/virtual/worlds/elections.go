@@ -88,6 +88,9 @@ func (w *worker) resume(ctx context.Context) {
 	}
 	w.leave(old)
 	old.Orphan()
+	if !ended(w.calm) && w.rnd.IntN(2) == 0 { // less is left of the lease then than of a new one
+		pause(ctx, between(w.rnd, 0, old.ttl))
+	}
 	if w.stay = w.open(ctx, library.SessionOptions{Lease: old.lease}); w.stay == nil {
 		return
 	}

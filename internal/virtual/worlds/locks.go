@@ -30,6 +30,7 @@ type holding struct {
 	belief context.Context // for as long as it lives; nil: for as long as over is open
 	over   <-chan struct{}
 	owner  clientv3.Cmp
+	stay   *stay         // nil: not known
 	by     handle        // is asked after a loss; nil: not
 	ttl    time.Duration // 0: the end of the context is no promise about deletions
 	also   []string      // further names that are held by the same token
@@ -40,7 +41,7 @@ type holding struct {
 func (w *worker) owning(s *stay, name string, token int64, owner clientv3.Cmp, by handle) holding {
 	h := holding{
 		Hold: history.Hold{Who: w.who, Name: name, Token: token, Lease: int64(s.lease)},
-		over: s.Done(), owner: owner, by: by,
+		over: s.Done(), owner: owner, stay: s, by: by,
 	}
 	if w.here() {
 		h.Rev = by.Header().GetRevision() // upstream's is older than the ownership
@@ -65,6 +66,9 @@ func (w *worker) hold(ctx context.Context, h holding) bool {
 		return false
 	}
 	h.Start = w.rec.Now()
+	if h.belief != nil && h.by != nil && h.Passed == 0 { // who releases may believe until the end of the context, and no longer
+		context.AfterFunc(h.belief, func() { w.held(h) })
+	}
 	length := w.duration()
 	timer := time.NewTimer(length)
 	defer timer.Stop()
@@ -90,12 +94,7 @@ func (w *worker) hold(ctx context.Context, h holding) bool {
 			writing.Go(func() { w.guarded(ctx, h.Name, h.owner) })
 		}
 	}
-	h.End = w.rec.Now()
-	for _, name := range append([]string{h.Name}, h.also...) {
-		held := h.Hold
-		held.Name = name
-		w.rec.Add(history.Record{Hold: &held})
-	}
+	h.End = w.held(h)
 	if !ended(h.over) {
 		return true
 	}
@@ -103,9 +102,22 @@ func (w *worker) hold(ctx context.Context, h holding) bool {
 	return false
 }
 
-// askLoss asks how late an ownership that was lost was told so, and what its handle says.
+// held records a holding that has lasted until now.
+func (w *worker) held(h holding) (until time.Duration) {
+	until = w.rec.Now()
+	for _, name := range append([]string{h.Name}, h.also...) {
+		held := h.Hold
+		held.Name, held.End = name, until
+		w.rec.Add(history.Record{Hold: &held})
+	}
+	return until
+}
+
+// askLoss asks whether an ownership was lost that is told so, how late it was told, and what its
+// handle says.
 func (w *worker) askLoss(h holding) {
-	if gone, ok := w.audit.goneAt(h.Token); ok && h.ttl > 0 {
+	gone, ok := w.audit.goneAt(h.Token)
+	if ok && h.ttl > 0 {
 		// The answer that let it hold may have been late, and tells of an earlier time.
 		known := span{max(gone, h.Start), h.End}
 		// The watch was silent from half a round trip after the loss on, and the look that
@@ -118,6 +130,10 @@ func (w *worker) askLoss(h holding) {
 	}
 	// A context also ends with an error that keeps it from looking: that is no loss.
 	lost := h.belief == nil || errors.Is(context.Cause(h.belief), w.lib.ErrSessionExpired)
+	if lost && !ok && h.belief != nil && h.stay != nil && h.stay.Ctx().Err() == nil {
+		w.violate("told", "%v: token %d of %q stands, its session lives, and its context has ended with %v",
+			w.who, h.Token, h.Name, context.Cause(h.belief))
+	}
 	if w.here() && lost && h.by != nil && h.by.Key() != "" {
 		w.violate("handle", "%v: the handle of %q has the key %q after token %d was lost",
 			w.who, h.Name, h.by.Key(), h.Token)
@@ -195,7 +211,7 @@ func (w *worker) siblings(ctx context.Context) {
 		}
 		token := tokenOf(m.IsOwner())
 		h := sibling.owning(s, name, token, m.IsOwner(), m)
-		h.by = nil // a sibling may have unlocked
+		h.by, h.stay = nil, nil // a sibling may have unlocked
 		sibling.hold(ctx, h)
 		w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
 		_ = sibling.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: sibling.patience()}, m.Unlock)

@@ -127,10 +127,20 @@ func NewPlan(seed uint64, o Options) Plan {
 	p.Trips = some(rnd, trips, 0.4)
 	p.Margins = rnd.IntN(3) == 0 && !o.upstream()
 	p.Meeting = 1 + rnd.IntN(crew)
-	if set.Dense {
+	switch {
+	case set.Dense:
 		p.densify(rnd, o)
+	case rnd.IntN(6) == 0:
+		p.clearUp()
 	}
 	return p
+}
+
+// clearUp leaves nothing but round trips, and strangers who disturb no call. What is promised for
+// times without faults is asked in such a world all along.
+func (p *Plan) clearUp() {
+	p.Faults, p.Blows = nil, nil
+	p.Strangers = slices.DeleteFunc(p.Strangers, func(s stranger) bool { return s.disturbs })
 }
 
 // drawFaults draws a few. There are as many refusals as there are codes: they count as two.

@@ -16,7 +16,7 @@ import (
 // package can't do in any of upstream's.
 func TestPlans(t *testing.T) {
 	for _, lib := range []library.Library{library.Here, library.Upstream} {
-		seen := map[string]bool{}
+		seen, clear := map[string]bool{}, 0
 		for seed := range uint64(1000) {
 			p := NewPlan(seed, Options{Library: lib})
 			require.NotEmpty(t, p.Kinds)
@@ -31,6 +31,12 @@ func TestPlans(t *testing.T) {
 			for _, name := range p.Faults {
 				seen[name] = true
 			}
+			if len(p.Faults)+len(p.Blows) == 0 {
+				clear++
+				for _, s := range p.Strangers {
+					require.False(t, s.disturbs, s.name)
+				}
+			}
 			require.Contains(t, p.String(), p.Work)
 		}
 		for _, k := range Kinds {
@@ -39,6 +45,7 @@ func TestPlans(t *testing.T) {
 		for _, r := range Residents {
 			assert.Equal(t, !r.Here || lib.Name == library.Here.Name, seen[r.Name], r.Name)
 		}
+		assert.InDelta(t, 1000./6, clear, 40, "worlds without faults")
 		assert.True(t, seen["request-late"] && seen["refused-PermissionDenied"])
 	}
 }

@@ -177,10 +177,12 @@ func (w *worker) weakRange(ctx context.Context) {
 // it waits for: a watch whose stream has died is silent for 40 s, and a look may take 20 s.
 const patience = 75 * time.Second
 
-// awaitChange waits until a register of a range is no longer what it was, and changes one
-// meanwhile. When the faults are over the wait has no limit: it must end.
+// awaitChange waits until a register of a range, or another one that it has read, is no longer
+// what it was, and changes one meanwhile. When the faults are over the wait has no limit: it must
+// end.
 func (w *worker) awaitChange(ctx context.Context) {
 	from, to := w.bounds()
+	another, several := w.register(), w.rnd.IntN(2) == 0
 	key, delay := registerAt(from+w.rnd.IntN(to-from)), between(w.rnd, 0, 3*time.Second)
 	calm, c := ended(w.calm), call{op: "wait", limit: 15 * time.Second}
 	if calm {
@@ -206,6 +208,9 @@ func (w *worker) awaitChange(ctx context.Context) {
 	before, begun := "", false
 	w.transactAs(ctx, c, w.rnd.IntN(checked), func(s *tracked) {
 		now := strings.Join(s.Range(from, to), " ")
+		if several {
+			now += " " + s.Lookup(another)
+		}
 		switch {
 		case !begun:
 			before, begun = now, true

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/lease"
 
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/history"
@@ -89,6 +91,25 @@ func (w *worker) attend(s *stay) {
 	}
 	if w.here() && !errors.Is(context.Cause(s.Ctx()), concurrency.ErrSessionExpired) {
 		w.violate("told", "%v: a session was lost with the cause %v", w.who, context.Cause(s.Ctx()))
+	}
+	if r.ordered == 0 {
+		w.askMargin(s)
+	}
+}
+
+// askMargin asks whether the lease of a session that has just ended may live for the margin still.
+func (w *worker) askMargin(s *stay) {
+	etcd, margin := w.Server().Etcd(), s.ttl-s.life
+	if etcd == nil || margin == 0 {
+		return
+	}
+	ctx, cancel := bounded()
+	defer cancel()
+	resp, err := etcd.LeaseTimeToLive(ctx, &pb.LeaseTimeToLiveRequest{ID: int64(s.lease)})
+	// In whole seconds, rounded down.
+	if gone := errors.Is(err, lease.ErrLeaseNotFound); gone || err == nil && time.Duration(resp.TTL+1)*time.Second <= margin {
+		w.violate("margin", "%v: a session was lost %v before its lease could end, and has a margin of %v",
+			w.who, time.Duration(resp.GetTTL())*time.Second, margin)
 	}
 }
 

@@ -16,16 +16,17 @@ import (
 // stranger is somebody who does what no participant does, on a client of his own that has
 // no faults. He undoes it before he returns, also when ctx ends meanwhile.
 type stranger struct {
-	name string
-	do   func(w *world, ctx context.Context, rnd *rand.Rand) (on string)
+	name     string
+	disturbs bool // calls that it has nothing to do with
+	do       func(w *world, ctx context.Context, rnd *rand.Rand) (on string)
 }
 
 var strangers = []stranger{
-	{"delete a key", (*world).deleteKey},
-	{"revoke a lease", (*world).revokeLease},
-	{"compact", (*world).compact},
-	{"restart the server", (*world).restart},
-	{"run out of space", (*world).fill},
+	{"delete a key", false, (*world).deleteKey},
+	{"revoke a lease", false, (*world).revokeLease},
+	{"compact", false, (*world).compact},
+	{"restart the server", true, (*world).restart},
+	{"run out of space", true, (*world).fill},
 }
 
 // interfere lets strangers act until ctx ends.

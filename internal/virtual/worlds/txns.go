@@ -213,8 +213,11 @@ func track(s library.STM, steps *atomic.Int64, wrong func(format string, args ..
 func (s *tracked) Get(key string) string {
 	s.steps.Add(1)
 	value := s.STM.Get(key)
-	if _, own := s.writes[key]; !own {
+	switch written, own := s.writes[key]; {
+	case !own:
 		s.reads[key] = value
+	case value != written:
+		s.wrong("%s was written as %q and read as %q", key, written, value)
 	}
 	return value
 }

@@ -81,6 +81,13 @@ func (w *weather) fair(s span, limit time.Duration) bool {
 	return longestFree(s, w.renewals) == s.to-s.from && w.longestTrip(s) <= limit
 }
 
+// undisturbed reports whether nothing has befallen anything in a span.
+func (w *weather) undisturbed(s span) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return longestFree(s, slices.Concat(w.calls, w.renewals)) == s.to-s.from
+}
+
 // calmest is the longest stretch of a span in which nothing befell any call, but for round trips
 // of up to the limit.
 func (w *weather) calmest(s span, limit time.Duration) time.Duration {

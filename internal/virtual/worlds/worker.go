@@ -11,6 +11,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency/internal/history"
 	"example.com/etcd/concurrency/internal/library"
@@ -133,8 +134,12 @@ func (w *world) given(err error) bool {
 	}, func(target error) bool { return errors.Is(err, target) }))
 }
 
-// askErrors asks whether Session.Ctx has ended if the error says that the lease is gone.
+// askErrors asks whether the request had a sense for etcd, and whether Session.Ctx has ended if
+// the error says that the lease is gone.
 func (w *worker) askErrors(c call, err error) {
+	if e := new(rpctypes.EtcdError); errors.As(err, e) && e.Code() == codes.InvalidArgument {
+		w.violate("request", "%v: etcd refuses what %s of %q has sent: %v", w.who, c.op, c.name, err)
+	}
 	s := w.stay
 	if !w.here() || s == nil || c.lease != s.lease || !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return

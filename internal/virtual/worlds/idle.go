@@ -1,0 +1,98 @@
+package worlds
+
+import (
+	"cmp"
+	"slices"
+	"time"
+
+	"example.com/etcd/concurrency/internal/history"
+)
+
+// The longest that a line stands idle, in round trips. At worst a turn comes when a look of a repeated
+// Campaign has just been answered. The rest of the look, the value of the Campaign, the opening of a
+// watch, and a second look are on their way one after the other. etcd's server looks ten times a
+// second for what a watch has missed that was opened meanwhile.
+const (
+	idleTrips = 4
+	idleSync  = 250 * time.Millisecond
+)
+
+// turns tells when the turn of each ticket of a line had come.
+type turns struct {
+	lives []history.Life  // in the order of arrival
+	freed []time.Duration // when all before the one with this index were gone; shorter where one never was
+}
+
+// turnsOf orders the lines by name.
+func turnsOf(h history.History) map[string]*turns {
+	lines := map[string]*turns{}
+	for _, r := range h {
+		if r.Life == nil {
+			continue
+		}
+		if lines[r.Life.Name] == nil {
+			lines[r.Life.Name] = &turns{}
+		}
+		lines[r.Life.Name].lives = append(lines[r.Life.Name].lives, *r.Life)
+	}
+	for _, line := range lines {
+		slices.SortFunc(line.lives, func(a, b history.Life) int { return cmp.Compare(a.Token, b.Token) })
+		freed := time.Duration(0)
+		for _, life := range line.lives {
+			line.freed = append(line.freed, freed)
+			if freed = max(freed, life.Gone); life.Deleted == 0 {
+				break // nobody behind has a turn
+			}
+		}
+	}
+	return lines
+}
+
+// of is when the turn of a ticket came.
+func (t *turns) of(token int64) (at time.Duration, ok bool) {
+	i, found := slices.BinarySearchFunc(t.lives, token, func(l history.Life, token int64) int { return cmp.Compare(l.Token, token) })
+	if !found || i >= len(t.freed) {
+		return 0, false
+	}
+	return max(t.freed[i], t.lives[i].Created), true
+}
+
+// idle finds locks and leaderships that nobody had although the turn of a waiter had come: its Lock
+// or Campaign returned later than the news needs. A fault excuses it, even long before, for as long
+// as a watch may be silent after it.
+func (w *world) idle(h history.History) (found []history.Violation) {
+	type grant struct {
+		name  string
+		lease int64
+		at    time.Duration
+	}
+	tokens := map[grant]int64{}
+	for _, r := range h {
+		if r.Hold != nil {
+			tokens[grant{r.Hold.Name, r.Hold.Lease, r.Hold.Start}] = r.Hold.Token
+		}
+	}
+	lines := turnsOf(h)
+	for _, r := range h {
+		c := r.Call
+		if c == nil || c.Error != "" || c.Op != "Lock" && c.Op != "Campaign" {
+			continue
+		}
+		token, line := tokens[grant{c.Name, c.Lease, c.Return}], lines[c.Name]
+		if token == 0 || line == nil {
+			continue
+		}
+		turn, ok := line.of(token)
+		if !ok {
+			continue
+		}
+		turn = max(turn, c.Call)
+		s, all := w.stations[c.Client], span{max(turn-patience, 0), c.Return}
+		if bound := idleTrips*s.farthest(all) + idleSync; c.Return-turn > bound && s.undisturbed(all) {
+			found = append(found, w.violation("idle", c.Return,
+				"%v: %s of %q with token %d, whose turn came at %v, returned %v later, without a fault and with round trips of up to %v",
+				c.Who, c.Op, c.Name, token, turn, c.Return-turn, s.farthest(all)))
+		}
+	}
+	return found
+}
