@@ -221,6 +221,15 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 bench-quick: ## call counts, raft entries and the hand-over against upstream, in under a minute
 	$(BENCH) -quick
 
+# Another commit of this package stands in a copy of etcd's client module, in the place of upstream's.
+BESIDE := .build/beside
+bench-beside: | .build ## the tables beside another COMMIT of this package, not beside upstream; flags in BENCHFLAGS
+	@[ -n "$(COMMIT)" ] || { echo "COMMIT= names no commit"; exit 2; }
+	go run ./internal/interop/swap -out $(BESIDE)
+	rm $(BESIDE)/client/concurrency/shim.go
+	git archive $(COMMIT) -- ':(glob)*.go' ':(exclude,glob)*_test.go' | tar -x -C $(BESIDE)/client/concurrency
+	go run -modfile=$(BESIDE)/go.mod ./internal/bench $(BENCHFLAGS)
+
 places: ## the table of PERFORMANCE.md by which the number of places in key.go was chosen; PLACESFLAGS
 	go run ./internal/bench/places $(PLACESFLAGS) -update PERFORMANCE.md
 
@@ -235,4 +244,4 @@ peers: | .build ## the same lock in ZooKeeper and Redis beside, into PERFORMANCE
 
 .PHONY: help demo lines test check lint readme api cover others fuzz \
 	interop interop-quick interop-versions $(ETCDS:%=interop-%) services gocron etcd-tests compat cut-offs proxied mutants \
-	chaos chaos-quick chaos-mutants worlds virtual ranges-long virtual-quick virtual-mutants bench bench-quick places peers
+	chaos chaos-quick chaos-mutants worlds virtual ranges-long virtual-quick virtual-mutants bench bench-quick bench-beside places peers
