@@ -53,7 +53,7 @@ func (w *worker) campaign(ctx context.Context) {
 }
 
 func (w *worker) resign(ctx context.Context, name string, e library.Election) {
-	err := w.call(ctx, call{op: "Resign", name: name, lease: w.stay.lease, limit: w.patience()}, e.Resign)
+	err := w.release(ctx, call{op: "Resign", name: name, lease: w.stay.lease}, e.Resign)
 	if err != nil && w.rnd.IntN(2) == 0 {
 		w.shut()
 	}

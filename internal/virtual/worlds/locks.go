@@ -186,7 +186,7 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 	}
 	owner := m.IsOwner()
 	w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m))
-	err := w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.patience()}, m.Unlock)
+	err := w.release(ctx, call{op: "Unlock", name: name, lease: s.lease}, m.Unlock)
 	if w.rnd.IntN(4) == 0 {
 		w.guarded(ctx, name, owner)
 	}
@@ -199,8 +199,22 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 	}
 }
 
+// release gives back what was acquired, or has been lost since: both are no error. A release that
+// failed is repeated now and then.
+func (w *worker) release(ctx context.Context, c call, f func(context.Context) error) (err error) {
+	for again := true; again; again = err != nil && w.rnd.IntN(2) == 0 {
+		c.limit = w.patience()
+		err = w.call(ctx, c, f)
+		if w.here() && (errors.Is(err, w.lib.ErrLockReleased) || errors.Is(err, w.lib.ErrSessionExpired)) {
+			w.violate("handle", "%v: %s of %q after it was acquired: %v", w.who, c.op, c.name, err)
+		}
+	}
+	return err
+}
+
 // siblings are goroutines that use one name of one session by handles of their own. They share
-// the lock: whoever unlocks takes it from the others, as a stranger would.
+// the lock: whoever unlocks takes it from the others. The contexts of their ownerships have ended
+// then. Without such contexts they can't know, as if a stranger had taken it.
 func (w *worker) siblings(ctx context.Context) {
 	s, name := w.stay, w.anyLock()
 	w.beside(2+w.rnd.IntN(2), func(sibling *worker) {
@@ -212,8 +226,14 @@ func (w *worker) siblings(ctx context.Context) {
 		token := tokenOf(m.IsOwner())
 		h := sibling.owning(s, name, token, m.IsOwner(), m)
 		h.by, h.stay = nil, nil // a sibling may have unlocked
+		if o, ok := m.(library.Owned); ok {
+			h.belief = o.Ctx()
+			h.over = h.belief.Done()
+		}
 		sibling.hold(ctx, h)
-		w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
+		if h.belief == nil {
+			w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
+		}
 		_ = sibling.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: sibling.patience()}, m.Unlock)
 	})
 }

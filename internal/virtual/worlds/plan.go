@@ -34,6 +34,7 @@ type Plan struct {
 	Margins   bool
 	Meeting   int // of how many participants a double barrier is
 	Dense     bool
+	Hasty     bool
 }
 
 // Options are what a plan does not leave to the seed.
@@ -51,7 +52,7 @@ type Set struct {
 	Name   string
 	Weight int // 0: it is played only when WORLD names it
 	Kinds  func(k string) bool
-	Dense  bool
+	Shape  func(p *Plan, rnd *rand.Rand, o Options) // what the plans of the set have in common, nil: nothing
 }
 
 // Sets are all of them. "any" draws from all kinds.
@@ -64,7 +65,8 @@ var Sets = []Set{
 	{Name: "contexts", Weight: 2, Kinds: under("context")},
 	{Name: "transactions", Weight: 2, Kinds: under("transaction")},
 	{Name: "ranges", Weight: 2, Kinds: ranged},
-	{Name: "dense ranges", Kinds: ranged, Dense: true},
+	{Name: "dense ranges", Kinds: ranged, Shape: (*Plan).densify},
+	{Name: "haste", Weight: 1, Kinds: hasty, Shape: (*Plan).hurry},
 }
 
 // ranged selects what transactions over ranges meet.
@@ -128,8 +130,8 @@ func NewPlan(seed uint64, o Options) Plan {
 	p.Margins = rnd.IntN(3) == 0 && !o.upstream()
 	p.Meeting = 1 + rnd.IntN(crew)
 	switch {
-	case set.Dense:
-		p.densify(rnd, o)
+	case set.Shape != nil:
+		set.Shape(&p, rnd, o)
 	case rnd.IntN(6) == 0:
 		p.clearUp()
 	}

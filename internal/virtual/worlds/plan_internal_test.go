@@ -91,6 +91,24 @@ func TestWeather(t *testing.T) {
 	assert.Zero(t, w.calmest(span{32, 35}, 5))
 }
 
+// A hasty world has one lock, calls that take a while, and no worker but one on each client.
+func TestAHastyPlan(t *testing.T) {
+	for _, lib := range []library.Library{library.Here, library.Upstream} {
+		o := Options{Library: lib, Work: "haste"}
+		require.NoError(t, Playable(o))
+		for seed := range uint64(100) {
+			p := NewPlan(seed, o)
+			require.True(t, p.Hasty)
+			require.NotEmpty(t, p.Kinds)
+			require.NotEmpty(t, p.Trips)
+			require.Equal(t, 1, p.Locks)
+			for _, trip := range p.Trips {
+				require.GreaterOrEqual(t, trip.max, 10, trip.name)
+			}
+		}
+	}
+}
+
 // A dense world is played only if it is asked for. It has the work of ranges, and no faults.
 func TestADensePlan(t *testing.T) {
 	o := Options{Library: library.Here}

@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -107,9 +108,11 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	})
 	doing := &stint{c.op, c.name, r.Call, r.Due}
 	w.begin(doing)
+	lost := w.hearOfLoss(c)
 	err := f(ctx)
 	w.finish(doing)
 	r.Return = w.rec.Now()
+	w.askEnd(c, r, lost())
 	switch {
 	case !detach():
 		<-noted
@@ -124,6 +127,35 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	w.rec.Add(history.Record{Call: &r})
 	w.askErrors(c, err)
 	return err
+}
+
+// hearOfLoss is told when the session of a call is lost. What it returns tells the moment, 0: it was
+// not lost. A session that its owner leaves is not asked about.
+func (w *worker) hearOfLoss(c call) (told func() time.Duration) {
+	s := w.stay
+	if s == nil || c.lease == 0 || c.lease != s.lease {
+		return func() time.Duration { return 0 }
+	}
+	var at atomic.Int64
+	detach := context.AfterFunc(s.Ctx(), func() { at.Store(int64(w.rec.Now())) })
+	return func() time.Duration {
+		if detach() || ended(s.left) {
+			return 0
+		}
+		return time.Duration(at.Load())
+	}
+}
+
+// askEnd asks whether a call to acquire has returned when its session was lost. It may ask for the
+// lease first, and clean up for a moment.
+func (w *worker) askEnd(c call, r history.Call, lost time.Duration) {
+	if !w.here() || lost == 0 || c.op != "Lock" && c.op != "Campaign" {
+		return
+	}
+	all := span{max(lost-patience, 0), r.Return}
+	if late := r.Return - lost; late > time.Second+2*w.farthest(all) && w.undisturbed(all) {
+		w.violate("wait", "%v: %s of %q returned %v after the loss of its session", w.who, c.op, c.name, late)
+	}
 }
 
 // given reports whether the error is one that the network or a stranger puts into the calls
@@ -167,6 +199,8 @@ func (w *worker) patience() time.Duration {
 	switch {
 	case ended(w.calm):
 		return 0
+	case w.plan.Hasty && w.rnd.IntN(4) != 0:
+		return w.hastily()
 	case w.rnd.IntN(3) == 0:
 		return between(w.rnd, time.Millisecond, w.station.ttl()/2)
 	}
@@ -178,7 +212,7 @@ const brief = 50 * time.Millisecond
 
 // duration is how long to hold: mostly short, sometimes long enough for a fault to end it.
 func (w *worker) duration() time.Duration {
-	if !ended(w.calm) && w.rnd.IntN(4) == 0 {
+	if !ended(w.calm) && !w.plan.Hasty && w.rnd.IntN(4) == 0 {
 		return between(w.rnd, brief, 3*w.station.ttl())
 	}
 	return between(w.rnd, 0, brief)
