@@ -57,14 +57,8 @@ func (t *turns) of(token int64) (at time.Duration, ok bool) {
 	return max(t.freed[i], t.lives[i].Created), true
 }
 
-// waited reports whether others stood ahead of a ticket when it was drawn.
-func (t *turns) waited(token int64) bool {
-	at, _ := t.of(token)
-	return slices.ContainsFunc(t.lives, func(l history.Life) bool { return l.Token == token && l.Created < at })
-}
-
 // idle finds locks and leaderships that nobody had although the turn of a waiter had come: its Lock
-// or Campaign returned later than the news needs. TryLock is not to wait at all. A fault excuses it, even long before, for as long
+// or Campaign returned later than the news needs. A fault excuses it, even long before, for as long
 // as a watch may be silent after it.
 func (w *world) idle(h history.History) (found []history.Violation) {
 	type grant struct {
@@ -81,7 +75,7 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 	lines := turnsOf(h)
 	for _, r := range h {
 		c := r.Call
-		if c == nil || c.Error != "" || c.Op != "Lock" && c.Op != "TryLock" && c.Op != "Campaign" {
+		if c == nil || c.Error != "" || c.Op != "Lock" && c.Op != "Campaign" {
 			continue
 		}
 		token, line := tokens[grant{c.Name, c.Lease, c.Return}], lines[c.Name]
@@ -92,13 +86,8 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 		if !ok {
 			continue
 		}
-		s, all := w.stations[c.Client], span{max(c.Call-patience, 0), c.Return}
-		if c.Op == "TryLock" && line.waited(token) && s.undisturbed(all) {
-			found = append(found, w.violation("idle", c.Return,
-				"%v: TryLock of %q with token %d has waited for its turn, which came at %v", c.Who, c.Name, token, turn))
-		}
 		turn = max(turn, c.Call)
-		all.from = max(turn-patience, 0)
+		s, all := w.stations[c.Client], span{max(turn-patience, 0), c.Return}
 		if bound := idleTrips*s.farthest(all) + idleSync; c.Return-turn > bound && s.undisturbed(all) {
 			found = append(found, w.violation("idle", c.Return,
 				"%v: %s of %q with token %d, whose turn came at %v, returned %v later, without a fault and with round trips of up to %v",
