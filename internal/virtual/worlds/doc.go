@@ -17,7 +17,8 @@
 //	session   a session was lost that every renewal of a third of its life would have kept
 //	margin    a session with a margin was lost later than the margin before the end of its lease
 //	told      a loss by a stranger was told later than a TTL and a second after it; an error
-//	          says that the lease is gone, and Session.Ctx lives
+//	          says that the lease is gone, and Session.Ctx lives; a context tells of a loss
+//	          that was none
 //	request   etcd refuses a request that it takes for senseless
 //	handle    a handle whose ownership was lost says that it holds
 //	run       RunLeader runs two functions of one call; NewLocker lets two goroutines in

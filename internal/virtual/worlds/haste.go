@@ -17,12 +17,7 @@ func hasty(k string) bool {
 // hurry makes a plan hasty.
 func (p *Plan) hurry(rnd *rand.Rand, o Options) {
 	p.Hasty = true
-	p.Kinds = nil
-	for _, k := range Kinds {
-		if hasty(k.Name) && !(k.Here && o.upstream()) {
-			p.Kinds = append(p.Kinds, k)
-		}
-	}
+	p.Kinds = kindsOf(o, Set{Kinds: hasty})
 	p.Locks, p.Workers = 1, 1
 	p.TTLs = []int{1 + rnd.IntN(4)}
 	p.Think = between(rnd, 50*time.Millisecond, 500*time.Millisecond)

@@ -227,8 +227,7 @@ func (w *worker) siblings(ctx context.Context) {
 		h := sibling.owning(s, name, token, m.IsOwner(), m)
 		h.by, h.stay = nil, nil // a sibling may have unlocked
 		if o, ok := m.(library.Owned); ok {
-			h.belief = o.Ctx()
-			h.over = h.belief.Done()
+			h = h.within(o.Ctx(), s.ttl)
 		}
 		sibling.hold(ctx, h)
 		if h.belief == nil {

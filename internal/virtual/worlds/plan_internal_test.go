@@ -102,6 +102,7 @@ func TestAHastyPlan(t *testing.T) {
 			require.NotEmpty(t, p.Kinds)
 			require.NotEmpty(t, p.Trips)
 			require.Equal(t, 1, p.Locks)
+			require.Equal(t, 1, p.Workers)
 			for _, trip := range p.Trips {
 				require.GreaterOrEqual(t, trip.max, 10, trip.name)
 			}

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -95,31 +94,19 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	if c.due > 0 && w.here() {
 		r.Due = r.Call + c.due
 	}
-	var ended time.Duration // when the context did
 	if c.limit > 0 {
 		bound, cancel := context.WithTimeout(ctx, c.limit)
 		defer cancel()
 		ctx = bound
 	}
-	noted := make(chan struct{})
-	detach := context.AfterFunc(ctx, func() {
-		ended = w.rec.Now()
-		close(noted)
-	})
+	over, lost := w.endOf(ctx), w.lossOf(c)
 	doing := &stint{c.op, c.name, r.Call, r.Due}
 	w.begin(doing)
-	lost := w.hearOfLoss(c)
 	err := f(ctx)
 	w.finish(doing)
 	r.Return = w.rec.Now()
+	r.Ended = over()
 	w.askEnd(c, r, lost())
-	switch {
-	case !detach():
-		<-noted
-		r.Ended = max(ended, 1)
-	case ctx.Err() != nil: // in this instant, before its function has run
-		r.Ended = r.Return
-	}
 	if err != nil {
 		r.Error = err.Error()
 		r.Given = w.given(err)
@@ -129,20 +116,39 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	return err
 }
 
-// hearOfLoss is told when the session of a call is lost. What it returns tells the moment, 0: it was
-// not lost. A session that its owner leaves is not asked about.
-func (w *worker) hearOfLoss(c call) (told func() time.Duration) {
+// endOf notes when a context ends. What it returns tells the moment, 0: the context lives.
+func (w *world) endOf(ctx context.Context) (told func() time.Duration) {
+	var at time.Duration
+	noted := make(chan struct{})
+	detach := context.AfterFunc(ctx, func() {
+		at = w.rec.Now()
+		close(noted)
+	})
+	return func() time.Duration {
+		switch {
+		case !detach():
+			<-noted
+			return max(at, 1)
+		case ctx.Err() != nil: // in this instant, before its function has run
+			return w.rec.Now()
+		}
+		return 0
+	}
+}
+
+// lossOf is endOf for the session of a call. A session that its owner leaves is not asked about.
+func (w *worker) lossOf(c call) (told func() time.Duration) {
 	s := w.stay
 	if s == nil || c.lease == 0 || c.lease != s.lease {
 		return func() time.Duration { return 0 }
 	}
-	var at atomic.Int64
-	detach := context.AfterFunc(s.Ctx(), func() { at.Store(int64(w.rec.Now())) })
+	over := w.endOf(s.Ctx())
 	return func() time.Duration {
-		if detach() || ended(s.left) {
+		at := over()
+		if ended(s.left) {
 			return 0
 		}
-		return time.Duration(at.Load())
+		return at
 	}
 }
 
