@@ -33,8 +33,10 @@ demo: ## the demo program; flags in DEMOFLAGS, a cluster of yours in ENDPOINTS
 lines: ## who owns the locks NAME='a b' of the etcd at ENDPOINTS, who waits, and for whom; FOLLOW=1 to go on
 	@go run ./internal/lines $(if $(FOLLOW),-f) $(NAME)
 
-test: ## all tests, with the race detector, in random order
-	$(GOTEST) ./...
+# Most tests wait, so several packages run at a time, those first that take longest. The race
+# detector runs along in check, and would take as much of the processors again. lint runs vet.
+test: ## all tests, in random order; make check has them run with the race detector
+	go test -p 5 -vet=off -ldflags=-w -shuffle=on -timeout=20m $(CONTRACT) ./...
 
 check: export FUZZTIME := 10s
 check: ## everything that has to hold before a merge, with the seconds each part took

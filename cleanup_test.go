@@ -159,7 +159,7 @@ func TestCleanUpLeavesALaterAcquisitionAlone(t *testing.T) {
 	cancel()
 	ended(t, removal.Reached(), "the clean-up")
 	require.Equal(t, context.Canceled, call.Wait(t))
-	begun := watchBegins(l.faults)
+	begun := watchBegins(l.faults, 1)
 	again := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
 	ended(t, begun, "it waits")
 	removal.Open()

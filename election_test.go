@@ -368,7 +368,7 @@ func TestElectionCosts(t *testing.T) {
 	leader := b.rival(t)
 	b.wins(t, leader, "leader")
 	costs("Campaign that waited for one leader", 1, func() error {
-		begun := watchBegins(b.faults)
+		begun := watchBegins(b.faults, 1)
 		call := b.waits(t, ctx, b.election, "v", 2)
 		ended(t, begun, "the watch")
 		require.NoError(t, leader.Resign(ctx))

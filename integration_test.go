@@ -32,7 +32,7 @@ func TestMain(m *testing.M) {
 	// once than there are processors. It can be overruled from outside.
 	fuzzing := flag.Lookup("test.fuzz").Value.String() != "" // each worker has a server of its own
 	if parallel := flag.Lookup("test.parallel"); !fuzzing && parallel.Value.String() == parallel.DefValue {
-		parallel.Value.Set("8")
+		parallel.Value.Set("12")
 	}
 	goleak.VerifyTestMain(suite{m}, etcdtest.IgnoreServer()...)
 }
@@ -426,17 +426,17 @@ func (l *line) waits(tb testing.TB, n int, call func() error) *etcdtest.Call {
 // waiting starts a Lock and returns when it waits, on a watch that has begun.
 func (l *line) waiting(tb testing.TB, ctx context.Context, m *concurrency.Mutex, n int) *etcdtest.Call {
 	tb.Helper()
-	begun := watchBegins(l.faults)
+	begun := watchBegins(l.faults, 1)
 	call := etcdtest.Go(func() error { return m.Lock(ctx) })
 	l.stand(tb, n)
 	ended(tb, begun, "the watch")
 	return call
 }
 
-// watchBegins is closed when a server has answered the next watch.
-func watchBegins(f *fault.Faults) <-chan struct{} {
+// watchBegins is closed when a server has answered the nth watch from now.
+func watchBegins(f *fault.Faults, nth int) <-chan struct{} {
 	begun := make(chan struct{})
-	f.After(fault.Watch, 1, func(error) { close(begun) })
+	f.After(fault.Watch, nth, func(error) { close(begun) })
 	return begun
 }
 

@@ -27,10 +27,10 @@ func farBack(tb testing.TB, n int) (l *line, locks []*concurrency.Mutex, calls [
 		l.stand(tb, len(locks))
 	}
 	l.faults.Reset()
-	begun := make(chan struct{})
-	l.faults.After(fault.Watch, 2, func(error) { close(begun) })
+	own, far := watchBegins(l.faults, 1), watchBegins(l.faults, 2) // in any order
 	last = etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-	ended(tb, begun, "two watches")
+	ended(tb, own, "a watch")
+	ended(tb, far, "another watch")
 	return l, locks, calls, last
 }
 
@@ -77,7 +77,7 @@ func TestAWaitFarBack(t *testing.T) {
 		require.NoError(t, calls[n].Wait(t))
 		if n == 16 { // behind the key that is watched there are 3 more
 			require.Equal(t, "Txn 1, Watch 2", l.calls())
-			near := watchBegins(l.faults)
+			near := watchBegins(l.faults, 1)
 			require.NoError(t, m.Unlock(t.Context()))
 			ended(t, near, "the watch of the line")
 			continue

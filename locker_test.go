@@ -123,7 +123,7 @@ func TestNewLocker(t *testing.T) {
 	})
 	t.Run("a lock that is lost is told by Done alone", func(t *testing.T) {
 		t.Parallel()
-		l := newLine(t)
+		l := newLine(t, concurrency.WithTTL(6))
 		lock := concurrency.NewLocker(l.session, l.name)
 		lock.Lock()
 		revoke(t, l.outside, l.session)

@@ -274,7 +274,7 @@ func TestLockBehindOneHolderOnAQuietStore(t *testing.T) {
 	m := concurrency.NewMutex(session(t, c), "lock")
 	require.NoError(t, held.Lock(ctx))
 	f.Reset()
-	begun := watchBegins(f)
+	begun := watchBegins(f, 1)
 	call := etcdtest.Go(func() error { return m.Lock(ctx) })
 	ended(t, begun, "the watch")
 	require.NoError(t, held.Unlock(ctx))
@@ -455,7 +455,7 @@ func TestLockWhoseLeaseIsLost(t *testing.T) {
 func TestLockWhoseLeaseIsFoundLostWhenTheTurnComes(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	l := newLine(t)
+	l := newLine(t, concurrency.WithTTL(6))
 	l.faults.After(fault.Txn, 1, func(error) {
 		_, err := l.outside.Revoke(ctx, l.session.Lease())
 		assert.NoError(t, err)

@@ -509,7 +509,7 @@ func TestALostOwnershipIsToldByTheHandle(t *testing.T) {
 		}
 		t.Run("the lease was revoked", func(t *testing.T) {
 			t.Parallel()
-			l, h := taken(t, kind)
+			l, h := taken(t, kind, concurrency.WithTTL(6))
 			revoke(t, l.outside, l.session)
 			ended(t, l.session.Done(), "the session")
 			require.Empty(t, h.Key())

@@ -86,7 +86,7 @@ func TestSemaphoreCalls(t *testing.T) {
 	// A wait for one of several holders, on a store where nobody else writes.
 	l.faults.Reset()
 	behind := l.permit(2)
-	begun := watchBegins(l.faults)
+	begun := watchBegins(l.faults, 1)
 	call := l.waits(t, 3, func() error { return behind.Acquire(ctx) })
 	ended(t, begun, "the watch")
 	require.NoError(t, s.Release(ctx))

@@ -32,8 +32,8 @@ type pool struct {
 // The pools are small, because a machine that runs many clusters has none that is in time.
 var (
 	single = newPool(3, func(tb testing.TB) *etcdtest.Cluster { return started(tb) })
-	triple = newPool(2, func(tb testing.TB) *etcdtest.Cluster { return started(tb, etcdtest.Members(3)) })
-	secret = newPool(2, func(tb testing.TB) *etcdtest.Cluster {
+	triple = newPool(6, func(tb testing.TB) *etcdtest.Cluster { return started(tb, etcdtest.Members(3)) })
+	secret = newPool(4, func(tb testing.TB) *etcdtest.Cluster {
 		c := started(tb, etcdtest.Config(func(_ int, cfg *embed.Config) {
 			cfg.AuthTokenTTL, cfg.BcryptCost = tokenTTL, 4 // the least
 		}))

@@ -268,7 +268,7 @@ func saysLost(e *env) error {
 }
 
 func saysLostLeadership(e *env) error {
-	p := e.party(partyOptions{})
+	p := e.party(partyOptions{ttl: 6})
 	election := p.session.NewElection(e.name)
 	e.must(election.Campaign(e.Context(), "value"))
 	p.revoke()

@@ -453,8 +453,8 @@ func TestTable(t *testing.T) {
 	}
 }
 
-// parallel is how many cases run at the same time: they mostly wait.
-const parallel = 24
+// parallel is how many cases run at the same time: they mostly wait, many of them for a cluster.
+const parallel = 40
 
 // TestMain lets more cases run at the same time than there are processors.
 func TestMain(m *testing.M) {
