@@ -47,7 +47,6 @@ type renewals struct {
 
 	streams []*stream // the one in use and those beside it, see another; the oldest first
 	sent    int       // renewals
-	heard   time.Time // when a stream has last answered
 	broken  int       // streams that broke in a row
 	trouble error     // the reason of the last one that did
 	again   time.Time // no stream is opened before
@@ -68,10 +67,10 @@ func (k keeper) keep() {
 	// The first lease of the client starts the timer, and the last one stops it.
 	if len(r.kept) == 0 {
 		r.kept, r.running = map[*renewal]struct{}{}, &sync.WaitGroup{}
-		r.heard = time.Now().Add(-k.interval) // no stream has answered yet
 		r.wake = k.due
 		r.timer = time.AfterFunc(time.Until(k.due), r.send)
 	}
+	k.heard = k.due.Add(-k.interval) // the servers were asked for the lease, and have answered
 	r.kept[k.renewal] = struct{}{}
 	r.schedule(k.due)
 }
@@ -161,23 +160,10 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 		for _, s := range r.streams {
 			s.add(sending{k, now, r.sent})
 		}
-		k.due = now.Add(r.step(k, now))
+		k.due = now.Add(k.step(now))
 	default:
 		k.due = r.again
 	}
-}
-
-// step is the time between two renewals of k on streams. It is the interval, or half of it
-// while no member answers anything. A step less means that more members are asked while the
-// lease lives.
-//
-// A member that answers is last heard just after the renewal before this one was sent, which is
-// an interval ago. A member that has not answered that renewal was last heard two intervals ago.
-func (r *renewals) step(k *renewal, now time.Time) time.Duration {
-	if now.Sub(r.heard) < k.interval*3/2 {
-		return k.interval
-	}
-	return k.interval / 2
 }
 
 // choose opens a stream if k needs one, and reports whether there is a stream.
@@ -189,7 +175,7 @@ func (r *renewals) choose(k *renewal, now time.Time) bool {
 	if now.Before(r.again) {
 		return len(r.streams) > 0
 	}
-	step, inUse := r.step(k, now), len(r.streams) > 0
+	step, inUse := k.step(now), len(r.streams) > 0
 	open, instead := another(r.streams, k, step, now)
 	if instead != nil {
 		r.drop(instead)
@@ -282,7 +268,7 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 		r.mu.Unlock()
 		return
 	}
-	r.heard, r.broken, r.trouble, x.of.suspect = time.Now(), 0, nil, false
+	r.broken, r.trouble, x.of.heard, x.of.suspect = 0, nil, time.Now(), false
 	if x.at.After(x.of.proven) {
 		x.of.proven = x.at
 	}
@@ -357,7 +343,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 			r.schedule(again)
 		}
 	} else {
-		k.failures, r.trouble = 0, nil
+		k.failures, k.heard, r.trouble = 0, time.Now(), nil
 		k.succeeds(sent)
 		k.alone = !own
 	}

@@ -133,9 +133,9 @@ func six(k *renewal, since ...float64) (streams []*stream) {
 // While no member answers anything, members are asked in quicker succession.
 func TestStepsInSilence(t *testing.T) {
 	k := kept(1)
-	r := &renewals{heard: at(0)}
-	require.Equal(t, k.interval, r.step(k, at(1)), "the renewal before this one was answered at once")
-	require.Equal(t, k.interval/2, r.step(k, at(2)), "the renewal before this one was not answered")
+	k.heard = at(0)
+	require.Equal(t, k.interval, k.step(at(1)), "the renewal before this one was answered at once")
+	require.Equal(t, k.interval/2, k.step(at(2)), "the renewal before this one was not answered")
 	two := []*stream{streamOf(k, 0, 1), streamOf(k, 1)}
 	require.False(t, first(another(two, k, k.interval, at(1.5))))
 	require.True(t, first(another(two, k, k.interval/2, at(1.5))))
@@ -188,7 +188,7 @@ func TestARenewalIsSentWhetherTheOneBeforeWasAnsweredOrNot(t *testing.T) {
 	one, two := streamOf(k), streamOf(k)
 	r := &renewals{streams: []*stream{one, two}, again: at(100)} // no other is opened
 	for n := range 4 {
-		r.heard = at(float64(n)) // the members answer other leases
+		k.heard = at(float64(n)) // of another renewal
 		r.renew(k, at(float64(n)))
 		require.Equal(t, at(float64(n+1)), k.due)
 		require.Len(t, one.owed[1], n+1)

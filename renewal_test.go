@@ -297,6 +297,29 @@ func TestAMemberThatFallsSilentBesideWatches(t *testing.T) {
 	}
 }
 
+// What other sessions of the client have heard, just before the silence, tells nothing of it.
+func TestAMemberThatFallsSilentBesideOtherSessions(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		phase := b.Rand("phases")
+		n.SetRoundTrip(virtual.RoundTrip{Min: 500 * time.Millisecond, Max: 500 * time.Millisecond})
+		for range 30 {
+			var all []*concurrency.Session
+			for range 4 {
+				b.Sleep(time.Duration(phase.Int64N(int64(3 * time.Second))))
+				all = append(all, session(t, c, concurrency.WithTTL(6)))
+			}
+			b.Sleep(time.Duration(phase.Int64N(int64(6 * time.Second))))
+			n.Silence(12 * time.Second)
+			survives(t, all[0], 3)
+			for _, s := range all {
+				require.NoError(t, s.Ctx().Err())
+				require.NoError(t, s.Close())
+			}
+		}
+	})
+}
+
 // A lease that has just expired is not renewed before it is revoked. Who goes on with it does not
 // hold up the other sessions of the client.
 func TestALeaseThatHasExpiredHoldsNobodyUp(t *testing.T) {

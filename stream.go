@@ -26,6 +26,7 @@ type renewal struct {
 	alone    bool // by calls of its own, and not on a stream
 	due      time.Time
 	proven   time.Time // when the newest renewal was sent that was answered
+	heard    time.Time // when the last answer came
 	pending  time.Time // when the newest one was sent; zero: it was answered, or has failed
 	failures int       // calls that failed in a row
 	suspect  bool      // the first that a stream had not answered when it broke
@@ -42,6 +43,19 @@ func (k *renewal) soon() time.Time {
 		return k.due
 	}
 	return k.due.Add(-k.interval / 10)
+}
+
+// step is the time between two renewals of k on streams. It is the interval, or half of it
+// while no member answers k. A step less means that more members are asked while the lease lives.
+//
+// A member that answers is last heard just after the renewal before this one was sent, which is
+// an interval ago. A member that has not answered that renewal was last heard two intervals ago.
+// What other leases have heard between tells nothing: the member may have fallen silent since.
+func (k *renewal) step(now time.Time) time.Duration {
+	if now.Sub(k.heard) < k.interval*3/2 {
+		return k.interval
+	}
+	return k.interval / 2
 }
 
 // sends notes that a renewal is sent, and that the one before has no answer yet if so.
@@ -179,7 +193,7 @@ const mostStreams = 6
 
 // another says whether k needs another stream, and which one is to be closed for it.
 //
-// A stream that owes k an answer for a step, see renewals.step, may be slow or dead. Nobody
+// A stream that owes k an answer for a step, see renewal.step, may be slow or dead. Nobody
 // can tell. So it stays, and another stream is opened beside it, for which gRPC picks the
 // next member. All renewals are then sent on all streams, until one is quicker, see
 // [slower].

@@ -88,11 +88,19 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 		}
 		turn = max(turn, c.Call)
 		s, all := w.stations[c.Client], span{max(turn-patience, 0), c.Return}
-		if bound := idleTrips*s.farthest(all) + idleSync; c.Return-turn > bound && s.undisturbed(all) {
+		if bound := idleTrips*s.farthest(all) + idleSync + w.patienceIn(s, all); c.Return-turn > bound && s.undisturbed(all) {
 			found = append(found, w.violation("idle", c.Return,
 				"%v: %s of %q with token %d, whose turn came at %v, returned %v later, without a fault and with round trips of up to %v",
 				c.Who, c.Op, c.Name, token, turn, c.Return-turn, s.farthest(all)))
 		}
 	}
 	return found
+}
+
+// patienceIn is how long a call waits for a silent link in a span, before it has asked by the other.
+func (w *world) patienceIn(s *station, all span) time.Duration {
+	if s.hushed(all) {
+		return w.longest()
+	}
+	return 0
 }

@@ -123,7 +123,7 @@ func (w *worker) askLoss(h holding) {
 		// The watch was silent from half a round trip after the loss on, and the look that
 		// followed took a whole one. A fault may have befallen the look.
 		bound := h.ttl + time.Second + w.weather.farthest(known)*3/2
-		if calm := w.calmest(known, 1<<60); calm > bound {
+		if calm := w.clearest(known); calm > bound {
 			w.violate("told", "%v: token %d of %q was gone for %v before its context ended, %v of them without a fault",
 				w.who, h.Token, h.Name, known.to-known.from, calm)
 		}

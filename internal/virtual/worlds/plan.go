@@ -35,6 +35,7 @@ type Plan struct {
 	Meeting   int // of how many participants a double barrier is
 	Dense     bool
 	Hasty     bool
+	Mild      bool
 }
 
 // Options are what a plan does not leave to the seed.
@@ -67,6 +68,7 @@ var Sets = []Set{
 	{Name: "ranges", Weight: 2, Kinds: ranged},
 	{Name: "dense ranges", Kinds: ranged, Shape: (*Plan).densify},
 	{Name: "haste", Weight: 1, Kinds: hasty, Shape: (*Plan).hurry},
+	{Name: "mild", Weight: 1, Kinds: func(string) bool { return true }, Shape: (*Plan).soften},
 }
 
 // ranged selects what transactions over ranges meet.
@@ -164,7 +166,7 @@ func drawFaults(rnd *rand.Rand) (drawn []string) {
 
 // refusals reports whether clients may be told errors that nobody is to ride out.
 func (p Plan) refusals() bool {
-	return slices.ContainsFunc(p.Faults, func(f string) bool {
+	return p.Mild || slices.ContainsFunc(p.Faults, func(f string) bool {
 		return f == "refusing" || strings.HasPrefix(f, "refused-")
 	})
 }

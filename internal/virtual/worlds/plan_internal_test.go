@@ -31,7 +31,7 @@ func TestPlans(t *testing.T) {
 			for _, name := range p.Faults {
 				seen[name] = true
 			}
-			if len(p.Faults)+len(p.Blows) == 0 {
+			if len(p.Faults)+len(p.Blows) == 0 && !p.Mild {
 				clear++
 				for _, s := range p.Strangers {
 					require.False(t, s.disturbs, s.name)
@@ -85,6 +85,17 @@ func TestWeather(t *testing.T) {
 	assert.True(t, w.fair(span{21, 55}, 5))
 	assert.True(t, w.fair(span{61, 99}, 0))
 
+	assert.EqualValues(t, 10, w.clearest(span{20, 40}), "other calls are hit")
+	assert.EqualValues(t, 39, w.clearest(span{41, 80}), "round trips are no harm")
+	w.hush(span{80, 90})
+	assert.True(t, w.fair(span{61, 99}, 0), "the other link is there")
+	assert.True(t, w.undisturbed(span{61, 99}))
+	assert.EqualValues(t, 38, w.clearest(span{61, 99}))
+	assert.EqualValues(t, 19, w.calmest(span{61, 99}, 5))
+	assert.True(t, w.hushed(span{61, 99}))
+	assert.False(t, w.hushed(span{61, 79}))
+	w.silences = nil
+
 	assert.EqualValues(t, 20, w.calmest(span{10, 35}, 5))
 	assert.EqualValues(t, 60, w.calmest(span{0, 100}, 5), "from 40 on")
 	assert.EqualValues(t, 35, w.calmest(span{0, 100}, 4), "from 65 on, when what was under way has arrived")
@@ -106,6 +117,23 @@ func TestAHastyPlan(t *testing.T) {
 			for _, trip := range p.Trips {
 				require.GreaterOrEqual(t, trip.max, 10, trip.name)
 			}
+		}
+	}
+}
+
+// A mild world has room for a renewal that is made again, and strangers who disturb nobody.
+func TestAMildPlan(t *testing.T) {
+	o := Options{Library: library.Here, Work: "mild"}
+	for seed := range uint64(100) {
+		p := NewPlan(seed, o)
+		require.True(t, p.Mild)
+		require.True(t, p.refusals())
+		require.Empty(t, p.Faults)
+		require.Empty(t, p.Blows)
+		require.NotEmpty(t, p.Trips)
+		require.GreaterOrEqual(t, p.TTLs[0], 3)
+		for _, trip := range p.Trips {
+			require.LessOrEqual(t, trip.max, 10, trip.name)
 		}
 	}
 }

@@ -47,6 +47,7 @@ type weather struct {
 	mu       sync.Mutex // guards the fields below
 	renewals []span     // in which they may have failed
 	calls    []span     // in which others may have failed
+	silences []span     // of one of two links, in mild worlds
 	trips    []tripped
 }
 
@@ -73,6 +74,20 @@ func (w *weather) disturbAll(s span) {
 	w.disturb(s, true)
 }
 
+// hush notes that one of the two links is silent in a span.
+func (w *weather) hush(s span) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.silences = append(w.silences, s)
+}
+
+// hushed reports whether a link was silent at some time of a span.
+func (w *weather) hushed(s span) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return longestFree(s, w.silences) < s.to-s.from
+}
+
 // fair reports whether nothing in a span has kept a renewal from being answered within a round
 // trip that is not longer than the limit.
 func (w *weather) fair(s span, limit time.Duration) bool {
@@ -81,11 +96,19 @@ func (w *weather) fair(s span, limit time.Duration) bool {
 	return longestFree(s, w.renewals) == s.to-s.from && w.longestTrip(s) <= limit
 }
 
-// undisturbed reports whether nothing has befallen anything in a span.
+// undisturbed reports whether nothing has befallen anything in a span, but for a silent link.
 func (w *weather) undisturbed(s span) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return longestFree(s, slices.Concat(w.calls, w.renewals)) == s.to-s.from
+}
+
+// clearest is the longest stretch of a span in which nothing befell any call, but for round trips
+// and a silent link.
+func (w *weather) clearest(s span) time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return longestFree(s, w.calls)
 }
 
 // calmest is the longest stretch of a span in which nothing befell any call, but for round trips
@@ -93,7 +116,7 @@ func (w *weather) undisturbed(s span) bool {
 func (w *weather) calmest(s span, limit time.Duration) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	taken := slices.Clone(w.calls)
+	taken := slices.Concat(w.calls, w.silences)
 	for i, t := range w.trips {
 		until := s.to
 		if i+1 < len(w.trips) {
@@ -148,6 +171,10 @@ func (s *station) torment(ctx context.Context, rnd *rand.Rand) {
 
 // draw makes a weather, and lets it last.
 func (s *station) draw(ctx context.Context, rnd *rand.Rand) {
+	if s.plan.Mild {
+		s.bother(ctx, rnd)
+		return
+	}
 	length := between(rnd, time.Second, 30*time.Second)
 	if rnd.IntN(2) == 0 {
 		s.change(pick(rnd, s.plan.Trips), rnd)

@@ -159,7 +159,7 @@ func (w *worker) askEnd(c call, r history.Call, lost time.Duration) {
 		return
 	}
 	all := span{max(lost-patience, 0), r.Return}
-	if late := r.Return - lost; late > time.Second+2*w.farthest(all) && w.undisturbed(all) {
+	if late := r.Return - lost; late > time.Second+2*w.farthest(all)+w.patienceIn(w.station, all) && w.undisturbed(all) {
 		w.violate("wait", "%v: %s of %q returned %v after the loss of its session", w.who, c.op, c.name, late)
 	}
 }
