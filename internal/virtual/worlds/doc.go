@@ -17,7 +17,8 @@
 //	session   a session was lost that every renewal of a third of its life would have kept, or
 //	          while one of two links was silent, or after a refusal that passed (mild.go)
 //	margin    a session with a margin was lost later than the margin before the end of its lease
-//	told      a loss by a stranger was told later than a TTL and a second after it; an error
+//	told      a loss by a stranger was told later than a TTL and a second after it, or without
+//	          a fault later than a few round trips; an error
 //	          says that the lease is gone, and Session.Ctx lives; a context tells of a loss
 //	          that was none
 //	request   etcd refuses a request that it takes for senseless

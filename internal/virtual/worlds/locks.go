@@ -127,6 +127,7 @@ func (w *worker) askLoss(h holding) {
 			w.violate("told", "%v: token %d of %q was gone for %v before its context ended, %v of them without a fault",
 				w.who, h.Token, h.Name, known.to-known.from, calm)
 		}
+		w.askNews(h, known)
 	}
 	// A context also ends with an error that keeps it from looking: that is no loss.
 	lost := h.belief == nil || errors.Is(context.Cause(h.belief), w.lib.ErrSessionExpired)
@@ -137,6 +138,17 @@ func (w *worker) askLoss(h holding) {
 	if w.here() && lost && h.by != nil && h.by.Key() != "" {
 		w.violate("handle", "%v: the handle of %q has the key %q after token %d was lost",
 			w.who, h.Name, h.by.Key(), h.Token)
+	}
+}
+
+// askNews asks whether a loss was told as soon as the news need, in a span in which it was known to
+// the servers. What befell a watch before may keep it silent.
+func (w *worker) askNews(h holding, known span) {
+	all := span{max(known.from-patience, 0), known.to}
+	bound := idleTrips*w.farthest(all) + idleSync + w.patienceIn(w.station, all)
+	if late := known.to - known.from; late > bound && w.undisturbed(all) {
+		w.violate("told", "%v: token %d of %q was gone for %v before its context ended, without a fault and with round trips of up to %v",
+			w.who, h.Token, h.Name, late, w.farthest(all))
 	}
 }
 
