@@ -26,6 +26,7 @@
 //	run       RunLeader runs two functions of one call; NewLocker lets two goroutines in
 //	served    goroutines passed a lock on for longer than they may while another session waited
 //	idle      nobody was given a turn that had come, though nothing was in the way
+//	stale     an observer had not told of a leader who led since a while, though nothing was in the way
 //	liveness  a name could not be locked, nobody led, or nobody got through a double barrier, after
 //	          the faults
 //	waiter    a call did not return after the faults, though all who stood before it left

@@ -200,7 +200,7 @@ func (w *worker) follow(
 				cancel()
 			}
 		})
-		stream := w.streams.Add(1)
+		stream, since := w.streams.Add(1), w.rec.Now()
 		err := read(bound, stream, w.stay.NewElection(name), last)
 		mayEnd := w.given(err) || err == nil && w.plan.refusals() // Observe doesn't tell why it ends
 		if w.here() && bound.Err() == nil && w.client.Ctx().Err() == nil && !mayEnd {
@@ -208,8 +208,15 @@ func (w *worker) follow(
 		}
 		over.Stop()
 		cancel()
+		w.followedBy(followed{w.station, name, how, stream, span{since, w.rec.Now()}})
 	}
 	w.shut()
+}
+
+func (w *world) followedBy(f followed) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.followed = append(w.followed, f)
 }
 
 func (s *station) watched(l *latest) {

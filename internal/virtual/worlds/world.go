@@ -46,6 +46,7 @@ type world struct {
 	revoked    map[int64]revocation // by strangers
 	violations []history.Violation
 	endings    []ending
+	followed   []followed
 	shared     map[int64]time.Duration // by token, since when there is the handle that passes it on
 
 	// Written by trace, which the networks call one at a time.
