@@ -34,7 +34,8 @@ func (w *worker) holdBarrier(ctx context.Context) {
 	if w.rnd.IntN(2) == 0 {
 		c.op, hold = "Barrier.HoldWith", func(ctx context.Context) error { return b.HoldWith(ctx, bare(w.stay)) }
 	}
-	_ = w.call(ctx, c, hold)
+	err := w.call(ctx, c, hold)
+	w.askErrors(call{op: c.op, name: name, lease: w.stay.lease}, err)
 	_ = w.call(ctx, call{op: "keep", name: name}, func(ctx context.Context) error {
 		pause(ctx, w.duration())
 		return nil

@@ -235,7 +235,8 @@ func (w *worker) runLeader(ctx context.Context) {
 			opts = append(opts, concurrency.WithSafetyMargin(time.Duration(ttl)*time.Second/4))
 		}
 		limit := between(w.rnd, 2*time.Second, time.Minute)
-		_ = w.call(ctx, call{op: "RunLeader", name: runElection, limit: limit}, func(ctx context.Context) error {
+		over := false // when the function returned last
+		err := w.call(ctx, call{op: "RunLeader", name: runElection, limit: limit}, func(ctx context.Context) error {
 			running := make(chan struct{}, 1)
 			return concurrency.RunLeader(ctx, w.client, runElection, value, func(ctx context.Context, e *concurrency.Election) error {
 				select {
@@ -246,9 +247,13 @@ func (w *worker) runLeader(ctx context.Context) {
 				defer func() { <-running }()
 				w.led.Add(1)
 				w.run(ctx, e, time.Duration(ttl)*time.Second)
+				over = ctx.Err() != nil
 				return nil
 			}, opts...)
 		})
+		if err == nil && over {
+			w.violate("run", "%v: RunLeader returned nil, though its function did not lead any more", w.who)
+		}
 	}
 }
 

@@ -81,9 +81,14 @@ func (w *worker) attend(s *stay) {
 	switch {
 	case !w.here():
 	case r.done != 0:
-		if late := now - max(r.done, s.since) - s.ttl; late > 0 {
-			w.violate("told", "%v: a session of %v was lost %v after its lease was revoked",
-				w.who, s.ttl, now-r.done)
+		known := span{max(r.done, s.since), now}
+		all, bound := span{max(known.from-patience, 0), now}, s.ttl
+		if w.undisturbed(all) { // the next renewal tells
+			bound = min(bound, s.life/3+idleTrips*w.farthest(all)+w.patienceIn(w.station, all))
+		}
+		if late := known.to - known.from; late > bound {
+			w.violate("told", "%v: a session of %v was lost %v after its lease was revoked, and %v after it was opened",
+				w.who, s.ttl, now-r.done, now-s.since)
 		}
 	case r.ordered != 0: // and perhaps carried out
 	case now-s.since > s.life:
