@@ -326,7 +326,7 @@ func TestALeaseThatHasExpiredHoldsNobodyUp(t *testing.T) {
 	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
 		t, c, n := remote(b)
 		other, _ := b.Client("other")
-		n.SetRoundTrip(virtual.RoundTrip{Min: 500 * time.Millisecond, Max: 500 * time.Millisecond})
+		n.SetRoundTrip(virtual.RoundTrip{Min: 530 * time.Millisecond, Max: 530 * time.Millisecond})
 		s := session(t, c, concurrency.WithTTL(1))
 		resumed, expired := 0, 0
 		for i := range 400 {
