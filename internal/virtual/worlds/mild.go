@@ -27,36 +27,39 @@ func (p *Plan) soften(rnd *rand.Rand, _ Options) {
 	}
 }
 
-// bother troubles the station, or changes its round trips.
+// bother changes the round trips of the station, and troubles it for a while.
 func (s *station) bother(ctx context.Context, rnd *rand.Rand) {
 	s.change(pick(rnd, s.plan.Trips), rnd)
 	if !pause(ctx, 2*s.longest()) {
 		return
 	}
-	f := history.Fault{What: "silent link", On: s.name, From: s.rec.Now()}
-	length := between(rnd, 100*time.Millisecond, 2*s.longest())
-	refusal := ""
-	if rnd.IntN(3) == 0 {
-		// A third of a life is left at the least, for an attempt that is refused late, a pause of
-		// half a second, and another attempt.
-		length = between(rnd, 0, s.ttl()/4)
-		refusal = refusalOf(rnd)
-		f.What = "cut, then " + refusal
-	}
-	if refusal == "" {
-		s.hush(span{f.From, f.From + length})
-		s.net.Silence(length)
-	} else {
-		s.disturb(span{f.From, f.From + length + s.longest()}, false)
-		s.net.Set(refusal, 1)
-		s.net.Cut()
-	}
+	from := s.rec.Now()
+	trouble := pick(rnd, []func(*rand.Rand) (string, time.Duration, func()){s.silence, s.silence, s.refuse})
+	what, length, end := trouble(rnd)
 	pause(ctx, length)
-	if refusal != "" {
-		s.net.Set(refusal, 0)
-	}
-	f.To = s.rec.Now()
-	s.rec.Add(history.Record{Fault: &f})
+	end()
+	s.rec.Add(history.Record{Fault: &history.Fault{What: what, On: s.name, From: from, To: s.rec.Now()}})
+}
+
+// silence lets one of the two links fall silent for a while. That ends by itself.
+func (s *station) silence(rnd *rand.Rand) (what string, length time.Duration, end func()) {
+	length = between(rnd, 100*time.Millisecond, 2*s.longest())
+	now := s.rec.Now()
+	s.hush(span{now, now + length})
+	s.net.Silence(length)
+	return "silent link", length, func() {}
+}
+
+// refuse breaks all connections, and has every call refused with one code until end. Of a life
+// enough is left for an attempt that is refused late, a pause of half a second, and another attempt.
+func (s *station) refuse(rnd *rand.Rand) (what string, length time.Duration, end func()) {
+	code := refusalOf(rnd)
+	length = between(rnd, 0, s.ttl()/4)
+	now := s.rec.Now()
+	s.disturb(span{now, now + length + s.longest()}, false)
+	s.net.Set(code, 1)
+	s.net.Cut()
+	return "cut, then " + code, length, func() { s.net.Set(code, 0) }
 }
 
 // refusalOf is a refusal with any code.
