@@ -130,7 +130,7 @@ func six(k *renewal, since ...float64) (streams []*stream) {
 	return streams
 }
 
-// While no member answers anything, members are asked in quicker succession.
+// While no member answers a lease, members are asked in quicker succession.
 func TestStepsInSilence(t *testing.T) {
 	k := kept(1)
 	k.heard = at(0)

@@ -29,7 +29,7 @@ type pool struct {
 	free []*etcdtest.Cluster
 }
 
-// The pools are small, because a machine that runs many clusters has none that is in time.
+// The pools are bounded, because a machine that runs many clusters has none that is in time.
 var (
 	single = newPool(3, func(tb testing.TB) *etcdtest.Cluster { return started(tb) })
 	triple = newPool(6, func(tb testing.TB) *etcdtest.Cluster { return started(tb, etcdtest.Members(3)) })

@@ -2,6 +2,7 @@ package worlds
 
 import (
 	"math/rand/v2"
+	"slices"
 	"time"
 )
 
@@ -21,12 +22,8 @@ func (p *Plan) hurry(rnd *rand.Rand, o Options) {
 	p.Locks, p.Workers = 1, 1
 	p.TTLs = []int{1 + rnd.IntN(4)}
 	p.Think = between(rnd, 50*time.Millisecond, 500*time.Millisecond)
-	p.Trips = nil
-	for _, t := range trips {
-		if t.max >= 10 { // an answer takes a while
-			p.Trips = append(p.Trips, t)
-		}
-	}
+	// An answer takes a while.
+	p.Trips = slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return t.max < 10 })
 }
 
 // hastily is the time after which a hasty call gives up: about that of one to three round trips.

@@ -87,20 +87,29 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 			continue
 		}
 		turn = max(turn, c.Call)
-		s, all := w.stations[c.Client], span{max(turn-patience, 0), c.Return}
-		if bound := idleTrips*s.farthest(all) + idleSync + w.patienceIn(s, all); c.Return-turn > bound && s.undisturbed(all) {
+		if bound, trip, ok := w.stations[c.Client].newsIn(span{turn, c.Return}); ok && c.Return-turn > bound {
 			found = append(found, w.violation("idle", c.Return,
 				"%v: %s of %q with token %d, whose turn came at %v, returned %v later, without a fault and with round trips of up to %v",
-				c.Who, c.Op, c.Name, token, turn, c.Return-turn, s.farthest(all)))
+				c.Who, c.Op, c.Name, token, turn, c.Return-turn, trip))
 		}
 	}
 	return found
 }
 
-// patienceIn is how long a call waits for a silent link in a span, before it has asked by the other.
-func (w *world) patienceIn(s *station, all span) time.Duration {
+// newsIn is the longest that news of something may take in a span, and the longest round trip. For
+// ok see untroubled.
+func (s *station) newsIn(during span) (bound, trip time.Duration, ok bool) {
+	trip, silent, ok := s.untroubled(during)
+	return idleTrips*trip + idleSync + silent, trip, ok
+}
+
+// untroubled reports whether nothing befell a client in a span, nor before for as long as a watch may
+// be silent after a fault. It tells the longest round trip, and how long a call waited for a silent
+// link at the longest before it asked by the other one.
+func (s *station) untroubled(during span) (trip, silent time.Duration, ok bool) {
+	all := span{max(during.from-patience, 0), during.to}
 	if s.hushed(all) {
-		return w.longest()
+		silent = s.longest()
 	}
-	return 0
+	return s.farthest(all), silent, s.undisturbed(all)
 }

@@ -142,13 +142,12 @@ func (w *worker) askLoss(h holding) {
 }
 
 // askNews asks whether a loss was told as soon as the news need, in a span in which it was known to
-// the servers. What befell a watch before may keep it silent.
+// the servers.
 func (w *worker) askNews(h holding, known span) {
-	all := span{max(known.from-patience, 0), known.to}
-	bound := idleTrips*w.farthest(all) + idleSync + w.patienceIn(w.station, all)
-	if late := known.to - known.from; late > bound && w.undisturbed(all) {
+	bound, trip, ok := w.newsIn(known)
+	if late := known.to - known.from; ok && late > bound {
 		w.violate("told", "%v: token %d of %q was gone for %v before its context ended, without a fault and with round trips of up to %v",
-			w.who, h.Token, h.Name, late, w.farthest(all))
+			w.who, h.Token, h.Name, late, trip)
 	}
 }
 

@@ -3,11 +3,10 @@ package worlds
 import (
 	"context"
 	"math/rand/v2"
-	"strings"
+	"slices"
 	"time"
 
 	"example.com/etcd/concurrency/internal/history"
-	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // A mild world has troubles that cost nobody a session: one of the two links of a client falls
@@ -19,12 +18,8 @@ func (p *Plan) soften(rnd *rand.Rand, _ Options) {
 	p.clearUp()
 	p.Mild, p.Margins = true, false
 	p.TTLs = []int{3 + rnd.IntN(8)}
-	p.Trips = nil
-	for _, t := range trips {
-		if t.max <= 10 { // a renewal may need several in a row
-			p.Trips = append(p.Trips, t)
-		}
-	}
+	// A renewal may need several round trips in a row.
+	p.Trips = slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return t.max > 10 })
 }
 
 // bother changes the round trips of the station, and troubles it for a while.
@@ -53,22 +48,12 @@ func (s *station) silence(rnd *rand.Rand) (what string, length time.Duration, en
 // refuse breaks all connections, and has every call refused with one code until end. Of a life
 // enough is left for an attempt that is refused late, a pause of half a second, and another attempt.
 func (s *station) refuse(rnd *rand.Rand) (what string, length time.Duration, end func()) {
-	code := refusalOf(rnd)
+	_, refusals := faultNames()
+	code := pick(rnd, refusals)
 	length = between(rnd, 0, s.ttl()/4)
 	now := s.rec.Now()
 	s.disturb(span{now, now + length + s.longest()}, false)
 	s.net.Set(code, 1)
 	s.net.Cut()
 	return "cut, then " + code, length, func() { s.net.Set(code, 0) }
-}
-
-// refusalOf is a refusal with any code.
-func refusalOf(rnd *rand.Rand) string {
-	var names []string
-	for _, f := range virtual.Table() {
-		if strings.HasPrefix(f.Name, "refused-") {
-			names = append(names, f.Name)
-		}
-	}
-	return pick(rnd, names)
 }

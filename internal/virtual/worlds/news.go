@@ -35,15 +35,14 @@ func (w *world) stale(h history.History) (found []history.Violation) {
 			if life.Deleted != 0 {
 				led.to = min(led.to, life.Gone)
 			}
-			all := span{max(led.from-patience, 0), led.to}
-			bound := idleTrips*f.farthest(all) + idleSync + w.patienceIn(f.station, all)
-			if led.to-led.from <= bound || !f.undisturbed(all) {
+			bound, trip, ok := f.newsIn(led)
+			if !ok || led.to-led.from <= bound {
 				continue
 			}
 			if last, ok := latestAt(told[f.stream], led.from+bound); !ok || last.Token != life.Token {
 				found = append(found, w.violation("stale", led.from+bound,
 					"%v: %s of %q had not told of token %d, which led since %v, %v later, without a fault and with round trips of up to %v",
-					f.who, f.how, f.name, life.Token, led.from, bound, f.farthest(all)))
+					f.who, f.how, f.name, life.Token, led.from, bound, trip))
 			}
 		}
 	}

@@ -149,7 +149,16 @@ func (p *Plan) clearUp() {
 
 // drawFaults draws a few. There are as many refusals as there are codes: they count as two.
 func drawFaults(rnd *rand.Rand) (drawn []string) {
-	var harm, refusals []string
+	harm, refusals := faultNames()
+	drawn = few(rnd, harm, 0.2)
+	if rnd.IntN(3) == 0 {
+		drawn = append(drawn, pick(rnd, refusals), pick(rnd, refusals))
+	}
+	return drawn
+}
+
+// faultNames are those of internal/virtual: refusals with one code, and the others.
+func faultNames() (harm, refusals []string) {
 	for _, f := range virtual.Table() {
 		if strings.HasPrefix(f.Name, "refused-") {
 			refusals = append(refusals, f.Name)
@@ -157,11 +166,7 @@ func drawFaults(rnd *rand.Rand) (drawn []string) {
 			harm = append(harm, f.Name)
 		}
 	}
-	drawn = few(rnd, harm, 0.2)
-	if rnd.IntN(3) == 0 {
-		drawn = append(drawn, pick(rnd, refusals), pick(rnd, refusals))
-	}
-	return drawn
+	return harm, refusals
 }
 
 // refusals reports whether clients may be told errors that nobody is to ride out.

@@ -82,9 +82,9 @@ func (w *worker) attend(s *stay) {
 	case !w.here():
 	case r.done != 0:
 		known := span{max(r.done, s.since), now}
-		all, bound := span{max(known.from-patience, 0), now}, s.ttl
-		if w.undisturbed(all) { // the next renewal tells
-			bound = min(bound, s.life/3+idleTrips*w.farthest(all)+w.patienceIn(w.station, all))
+		bound := s.ttl
+		if trip, silent, ok := w.untroubled(known); ok { // the next renewal tells
+			bound = min(bound, s.life/3+idleTrips*trip+silent)
 		}
 		if late := known.to - known.from; late > bound {
 			w.violate("told", "%v: a session of %v was lost %v after its lease was revoked, and %v after it was opened",

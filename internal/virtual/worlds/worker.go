@@ -158,8 +158,8 @@ func (w *worker) askEnd(c call, r history.Call, lost time.Duration) {
 	if !w.here() || lost == 0 || c.op != "Lock" && c.op != "Campaign" {
 		return
 	}
-	all := span{max(lost-patience, 0), r.Return}
-	if late := r.Return - lost; late > time.Second+2*w.farthest(all)+w.patienceIn(w.station, all) && w.undisturbed(all) {
+	trip, silent, ok := w.untroubled(span{lost, r.Return})
+	if late := r.Return - lost; ok && late > time.Second+2*trip+silent {
 		w.violate("wait", "%v: %s of %q returned %v after the loss of its session", w.who, c.op, c.name, late)
 	}
 }
