@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// A key that no handle wants keeps everybody behind it out for as long as the lease lives. This file
+// has the one loop that takes such keys away. When it has to look is decided in seat.go.
+
 // cleanUpWait is how long a call that has failed waits for its own clean-up. A caller who
 // gives up then usually leaves no key behind when the call returns. The call still returns
 // within a second.
@@ -41,6 +44,8 @@ func (q queue) exit(join joinTxn, t ticket, err error) {
 	if !dirty {
 		return
 	}
+	// After a success there may be something to clean away too, of an earlier call that failed. It
+	// needs no wait.
 	if cleaned := q.clean(ticket{join.key, t.rev}); err != nil {
 		select {
 		case <-cleaned:
@@ -58,6 +63,7 @@ func (q queue) exit(join joinTxn, t ticket, err error) {
 // The channel is closed when a look, and the deletion after it, have met no error. The work
 // has a context of its own, because the caller's has usually ended.
 func (q queue) clean(t ticket) <-chan struct{} {
+	// The channel also names this clean-up: the seat lets one of them look at a time.
 	l, tidied := q.lease(), make(chan struct{})
 	tell := sync.OnceFunc(func() { close(tidied) })
 	ended := l.background(func(ctx context.Context) {
@@ -83,6 +89,8 @@ func (q queue) clean(t ticket) <-chan struct{} {
 				left = true
 				q.tellLeftBehind(t, err)
 			}
+			// At first a join may land soon. Later only a member that was stopped for long can carry it
+			// out, so a look every few seconds is enough, or every TTL if that is shorter.
 			sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
 			// The ticket that stands next time may be a later one, of a join that was not
 			// answered.

@@ -6,6 +6,9 @@ import (
 	"time"
 )
 
+// A session owns until its deadline at the latest. The servers end the lease no earlier, because they
+// count the TTL from a later moment than extend does. That takes clocks that run at about one rate.
+
 // clock says until when a session may live: the margin before its lease could end.
 type clock struct {
 	ttl, margin time.Duration // ttl as granted
@@ -36,6 +39,7 @@ func (c *clock) extend(sent time.Time, ttl time.Duration) {
 		return
 	}
 	if c.timer != nil {
+		// Somebody may have been told already that the session has ended.
 		if !time.Now().Before(c.deadline) {
 			return
 		}

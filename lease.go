@@ -12,6 +12,8 @@ import (
 )
 
 // lease is a lease that a session keeps alive. All copies of a Session share it.
+// The files above this one ask loss before they act. What has to go on after their call has
+// returned runs in the background of the lease.
 type lease struct {
 	client *v3.Client
 	id     v3.LeaseID
@@ -60,6 +62,7 @@ func (l *lease) finish(e ending) {
 		close(l.done)
 		l.trace.ended(context.Cause(l.ctx))
 	}
+	// What is owned on the lease is lost with it. An orphaned session loses nothing.
 	if e.lost && l.trace != nil {
 		l.seats.lost(e.cause)
 	}
@@ -82,6 +85,7 @@ func (l *lease) expire() {
 func (l *lease) use() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// The client's context keeps an entry, and with it the lease, until detach is called.
 	if l.users++; l.users == 1 {
 		l.detach = context.AfterFunc(l.client.Ctx(), func() { l.finish(clientClosed) })
 	}
@@ -117,6 +121,7 @@ func (l *lease) loss() error {
 	// The closing of the client is no loss, and comes first.
 	case l.client.Ctx().Err() != nil:
 		return context.Canceled
+	// The cause of lost is not returned: the errors of calls are bare, see [ErrSessionExpired].
 	case l.lost.Err() != nil:
 		return ErrSessionExpired
 	}
@@ -125,6 +130,7 @@ func (l *lease) loss() error {
 
 // answered notes that a renewal was answered that was sent at this time.
 func (l *lease) answered(sent time.Time, ttl time.Duration) {
+	// etcd answers the renewal of a lease that it does not have with a TTL of zero.
 	if ttl <= 0 {
 		l.gone()
 		return
@@ -152,6 +158,7 @@ func (l *lease) revoke() error {
 	// From here on nothing new begins in the background. What runs ends with lost.
 	l.closed = true
 	l.mu.Unlock()
+	// No handle owns from here on, so a rival may be let in.
 	l.finish(closed)
 	l.wait()
 	l.work.Wait()
@@ -166,6 +173,7 @@ func (l *lease) revoke() error {
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
 	defer cancel()
+	// ask would not do here: it makes no call for a session that has ended.
 	_, err := repeat(ctx, forever, l.timeToLive(), l.trace, func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
 		return leasesOnce(l.client).Revoke(ctx, l.id)
 	})
@@ -187,6 +195,7 @@ func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	done := make(chan struct{})
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	// The work is not run. Whoever waits for it must not wait for ever.
 	if l.closed {
 		close(done)
 		return done

@@ -15,9 +15,14 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// This file names the keys of a participant, and has its calls that read, delete and ask. What the
+// answers mean is decided in key.go. Who may join, own and delete is decided in seat.go. queue.go puts
+// the calls in their order.
+
 // queue is the line under a prefix as one participant stands in it. A participant may stand
 // in several lines, and then wants to own in all of them at once. A session has one place in
 // the lines, whichever handles use it, unless the place has a number. See [seat].
+// A queue is a value: its methods change nothing in it. What changes lies in the seats of the lease.
 type queue struct {
 	session *Session
 	prefix  string
@@ -62,6 +67,7 @@ func (q queue) key() string {
 // made panics for the queue of a zero value.
 func (q queue) made() {
 	if q.session == nil {
+		// Without this, the program would meet a nil pointer deep in the package.
 		panic("concurrency: a lock or an election that its constructor did not return")
 	}
 }
@@ -69,6 +75,7 @@ func (q queue) made() {
 // keys are those of the place in all its lines. key is the first of them.
 func (q queue) keys(key string) []string {
 	all := []string{key}
+	// What follows the prefix is the same in all lines, so one key names the place in each of them.
 	for _, prefix := range q.also.all() {
 		all = append(all, prefix+strings.TrimPrefix(key, q.prefix))
 	}
@@ -93,6 +100,8 @@ func (q queue) deciding(own []string) (parts []part) {
 				within++
 			}
 		}
+		// So many of the newest keys may be the participant's own. They must not take the room of those
+		// that stand ahead.
 		parts = append(parts, q.rule.deciding(prefix, within)...)
 	}
 	return parts
@@ -101,6 +110,7 @@ func (q queue) deciding(own []string) (parts []part) {
 // joinTxn is the transaction by which the participant joins its lines.
 func (q queue) joinTxn(value string) joinTxn {
 	q.made()
+	// The parts take the own keys into account, because the transaction puts them before it reads.
 	own := q.keys(q.key())
 	return newJoin(own, q.prefix, value, q.session.id, q.rule, q.deciding(own))
 }
@@ -109,6 +119,8 @@ func (q queue) joinTxn(value string) joinTxn {
 // comparison without a key.
 func (q queue) never() v3.Cmp {
 	q.made()
+	// It stands for the guard of a handle that owns nothing. Whoever uses it gets a refusal of the
+	// write, and not an error.
 	return v3.Compare(v3.CreateRevision(q.key()), "<", 0)
 }
 
@@ -123,6 +135,7 @@ func (q queue) lockTxn() joinTxn {
 func (q queue) lease() *lease {
 	q.made()
 	if q.session.lease == nil {
+		// Such a session has an ID at most. Constructors take it, because they make no call.
 		panic("concurrency: a session that NewSession did not return")
 	}
 	return q.session.lease
@@ -131,6 +144,7 @@ func (q queue) lease() *lease {
 // gone is [lease.loss] for who has not begun yet. It says of a lost lease what etcd would say.
 func (q queue) gone() error {
 	err := q.lease().loss()
+	// The caller has not joined yet, so no key of it can be gone.
 	if err == ErrSessionExpired {
 		err = rpctypes.ErrLeaseNotFound
 	}
@@ -148,6 +162,7 @@ func need(ctx context.Context) {
 // answer when ctx, the client or the lease has ended. It then returns ctx's error or the
 // error of [lease.loss]. If the answer is that the lease is gone, the session has ended.
 func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
+	// The patience is the TTL. A call that reaches a member later than that is of no use.
 	answer, err := repeat(ctx, l.lost, l.timeToLive(), l.trace, call)
 	switch {
 	case err == nil:
@@ -156,6 +171,7 @@ func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, er
 	// The loss is told, and not the error that the call has met because of it.
 	case l.loss() != nil:
 		err = l.loss()
+	// The server has answered a put or a question about the lease.
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
 		l.gone()
 	}
@@ -181,6 +197,7 @@ func (q queue) read(ctx context.Context, parts []part, upTo int64) ([][]*mvccpb.
 		return [][]*mvccpb.KeyValue{resp.Kvs}, resp.Header, nil
 	}
 	l := q.lease()
+	// Several parts are read in one transaction, so that all are of one revision.
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		return l.client.Txn(ctx).Then(reads(parts, upTo)...).Commit()
 	})
@@ -201,6 +218,7 @@ func (q queue) own(key string) (parts []part) {
 // among reports whether the ticket stands among the keys that were read, in all its lines.
 func (q queue) among(t ticket, read [][]*mvccpb.KeyValue) bool {
 	kvs := slices.Concat(read...)
+	// A place in several lines stands only while all its keys do. A stranger may delete one of them.
 	for _, t := range q.tickets(t) {
 		if !t.among(kvs) {
 			return false
@@ -213,6 +231,7 @@ func (q queue) among(t ticket, read [][]*mvccpb.KeyValue) bool {
 // stands only in some of its lines.
 func (q queue) find(ctx context.Context, key string) (ticket, error) {
 	read, _, err := q.read(ctx, q.own(key), 0)
+	// The keys that one transaction has put have one number. So any of them tells the ticket.
 	if kvs := slices.Concat(read...); err == nil && len(kvs) > 0 {
 		return ticket{key, kvs[0].CreateRevision}, nil
 	}
@@ -236,6 +255,7 @@ func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error)
 	switch {
 	case err != nil:
 		return nil, err
+	// Nothing else that was sent could have deleted the ticket, so it was gone before.
 	case !resp.Succeeded && calls.Load() == 1:
 		return resp.Header, ErrSessionExpired
 	}
@@ -248,6 +268,8 @@ func (q queue) removal(t ticket) (stand []v3.Cmp, then, els []v3.Op) {
 	for _, t := range q.tickets(t) {
 		stand = append(stand, t.stands())
 		then = append(then, v3.OpDelete(t.key))
+		// Of several keys some may be gone. Each of the others is deleted for itself, and is compared
+		// with its own ticket again.
 		if q.also != nil {
 			els = append(els, v3.OpTxn([]v3.Cmp{t.stands()}, []v3.Op{v3.OpDelete(t.key)}, nil))
 		}
@@ -260,6 +282,7 @@ func (q queue) removal(t ticket) (stand []v3.Cmp, then, els []v3.Op) {
 // returns ctx's error if ctx ends before the answer comes.
 func (q queue) askForLease(ctx context.Context) error {
 	l := q.lease()
+	// The loss is known already, so no call is needed.
 	if l.loss() != nil {
 		return ErrSessionExpired
 	}

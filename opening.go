@@ -12,6 +12,9 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// A session is opened in one call, and the deadline counts from before that call. Only if the call
+// was slow does the session wait for a renewal as well, because the next answer may be as slow.
+
 // sessionOptions are what a session is opened with.
 type sessionOptions struct {
 	ttl      int
@@ -29,6 +32,8 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 	if o.margin < 0 || o.leaseID == v3.NoLease && o.margin >= asked {
 		return nil, marginError(o.margin, asked)
 	}
+	// What finish touches has to be set before the first renewal, because its answer may end the
+	// session while it is being opened.
 	l := &lease{client: client, id: o.leaseID, parent: o.ctx, trace: tracingOf(o.trace, o.leaseID)}
 	l.done = make(chan struct{})
 	l.clock.ttl, l.clock.margin = asked, o.margin
@@ -80,6 +85,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	l.known()
 	// The server has granted the lease, or told what is left of it, after begun.
 	l.clock.deadline = begun.Add(left - l.clock.margin)
+	// Until the clock is started, the deadline may be in the past, and answers may still move it.
 	took := time.Since(begun)
 	renewed := make(chan struct{}, 1)
 	// The channel has room for one answer: only whether there was one since the last look
@@ -107,6 +113,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	// The lease can't be kept alive. What renews it ends before the lease is given back.
 	l.renewal.leave()
 	l.renewal.wait()
+	// A lease that the caller brought is not ours to revoke.
 	if given {
 		return err
 	}
@@ -132,6 +139,7 @@ func (l *lease) known() {
 
 // firstRenewal waits for the first answer to a renewal that comes in time.
 func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error {
+	// A lease that was not renewed for its whole TTL is gone, so a longer wait is in vain.
 	bound, cancel := context.WithTimeout(ctx, l.clock.ttl)
 	defer cancel()
 	for {
@@ -142,6 +150,7 @@ func (l *lease) firstRenewal(ctx context.Context, renewed <-chan struct{}) error
 			if time.Now().Before(l.clock.until()) {
 				return nil
 			}
+		// A renewal was answered that the lease is gone, or the program or the client has ended it.
 		case <-l.ctx.Done():
 			return rpctypes.ErrLeaseNotFound // or the end of a context, which is told instead
 		// A member answers, but no renewal. What the last renewal met is told along.
@@ -182,6 +191,7 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 		return 0, err
 	}
 	// The server may have granted more than was asked for.
+	// The call is not made again here, because each Grant that arrives grants another lease.
 	l.id, l.clock.ttl = resp.ID, seconds(resp.TTL)
 	if err := ctx.Err(); err != nil {
 		l.giveBack()
@@ -217,6 +227,7 @@ func (l *lease) giveBack() {
 	// a call obeys its context.
 	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
 	defer cancel()
+	// If it fails too, the lease ends after its TTL. No key hangs on it.
 	_, _ = l.client.Revoke(ctx, l.id)
 }
 

@@ -9,6 +9,10 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// A handle holds a grant until it has given the grant back, also when the ownership is lost long
+// before. So Unlock after a loss finds what to release, and IsOwner goes by owns and not by held.
+// The term is the context of that ownership. A release ends the term before it sends anything.
+
 // ownership is what a Mutex and an Election have in common: a place in a line, and the
 // grant by which the handle owns.
 type ownership struct {
@@ -25,6 +29,8 @@ type ownership struct {
 // resume makes the handle own by a ticket that the lease was granted before, unless key or rev
 // is none.
 func (o *ownership) resume(key string, rev int64) {
+	// grant refuses a ticket whose deletion this process has decided. Whether the ticket stands is
+	// not known, see [ResumeMutex].
 	if key != "" && rev != 0 {
 		o.queue.lease().seats.at(key, func(s *seat) { o.held = s.grant(ticket{key, rev}) })
 	}
@@ -52,6 +58,8 @@ func (o *ownership) acquireIn(ctx context.Context, q queue, join joinTxn) (*gran
 		defer o.mu.Unlock()
 		o.replace(g)
 		o.header = header
+	// Somebody else is in line or owns, or the session has lost its key. Either way the handle does
+	// not own by the earlier grant any more. Other errors tell nothing about it.
 	case ErrLocked, ErrSessionExpired:
 		o.lose(before) // and not what another call has acquired meanwhile
 	}
@@ -66,11 +74,13 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 	// over.
 	o.end(held)
 	header, err := o.queue.leave(ctx, held.ticket)
+	// The key was gone, so the trace is told of a loss and not of a release.
 	if err == ErrSessionExpired {
 		held.holding.lose(o.queue.lossOf())
 	} else {
 		held.holding.release(err)
 	}
+	// After any other error the handle still holds the grant, so that the release can be repeated.
 	if err == nil || err == ErrSessionExpired {
 		o.drop(held)
 	}
@@ -81,6 +91,7 @@ func (o *ownership) release(ctx context.Context, held *grant) (*pb.ResponseHeade
 // no release.
 func (o *ownership) unlock(ctx context.Context, q queue) error {
 	held, _ := o.state()
+	// A handle of two places, such as an RWMutex, holds by one of them at most.
 	if held == nil || held.key != q.key() {
 		return ErrLockReleased
 	}
@@ -112,6 +123,7 @@ func (o *ownership) drop(held *grant) {
 // replace sets the grant. If the term was of another grant, it has ended. The caller has
 // mu.
 func (o *ownership) replace(held *grant) {
+	// The caller of context has been given the old term, and must learn that it is over.
 	if o.held != held && o.term != nil {
 		o.term.end(o.queue.lossOf())
 	}
@@ -208,11 +220,13 @@ func (t *term) cause() error { return context.Cause(t.ctx) }
 // of the session is known before it is sent.
 func (q queue) follow(g *grant, rev int64) *term {
 	l := q.lease()
+	// As a child of the session's context, the term ends with the session and has its cause.
 	ctx, cancel := context.WithCancelCause(q.session.ctx)
 	detach := context.AfterFunc(g.over, func() { cancel(q.lossOf()) })
 	// After Close nothing is watched. The context has ended with the session then.
 	l.background(func(life context.Context) {
 		defer detach()
+		// The watch may outlive the caller of context, but not the session or the release.
 		err := q.standing(ctx, g.ticket, rev)
 		if err != ErrSessionExpired {
 			// A key that can't be read for a permanent reason ends the term as well.
@@ -232,6 +246,7 @@ func (q queue) follow(g *grant, rev int64) *term {
 			cancel(q.lossOf())
 		}
 	}
+	// Err looks by itself, because the goroutine above may run late, see punctual.
 	return &term{&punctual{ctx, look}, cancel}
 }
 
@@ -256,6 +271,8 @@ func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
 			w.stop()
 		}
 	}()
+	// Without a watch of the line, a look comes first: it gives the revision from which on the own
+	// keys are watched.
 	for stale := w == nil; ; {
 		if stale {
 			read, header, err := q.read(ctx, q.own(t.key), 0)
@@ -275,6 +292,8 @@ func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
+		// All events of one answer are compared with the revision before it, because several can be of
+		// one revision.
 		seen := rev
 		for _, ev := range news.Events {
 			switch {

@@ -9,8 +9,12 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// acquire joins the line and waits for the turn. A read at the revision of the header has
-// proven the grant that it returns. An acquisition that fails leaves the line, unless other
+// The way of a ticket has one function for each step: join draws it, wait follows it to the head,
+// stand has it granted, leave deletes it. participate is around these steps, and leaves no key behind
+// whose acquisition has failed.
+
+// acquire joins the line and waits for the turn. A read or a watch has proven the grant that it
+// returns, at the revision of the header. An acquisition that fails leaves the line, unless other
 // handles of the session stand there with the same ticket or were granted it.
 //
 // Its errors are
@@ -50,6 +54,7 @@ func (q queue) participate(ctx context.Context, join joinTxn, stand func() (view
 	// takes care of the key.
 	v, err := stand()
 	if err == nil {
+		// The turn may have come when the lease was already lost. The clock has the last word.
 		err = l.loss()
 	}
 	if err == ErrSessionExpired && q.also == nil {
@@ -74,6 +79,8 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 		}
 		doomed := false
 		q.lease().seats.at(join.key, func(s *seat) {
+			// The question and the grant are one step under the mutex of the seats. No sibling can decide
+			// the deletion in between.
 			if doomed = v.mine.rev <= s.doomed; err == nil {
 				g = s.grant(v.mine)
 				q.tellGranted(g)
@@ -183,6 +190,7 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 		if v.turn() {
 			v.header = resp.Header // at which the ticket owned, too; of those ahead it tells nothing
 		}
+		// The key has the value now, although found still has the old one.
 		if resp.Succeeded {
 			break
 		}
@@ -249,11 +257,13 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	for told := (ticket{}); !v.turn(); {
 		told = q.tellWaiting(v, told)
 		switch {
+		// It is near now, if it was far. One watch of the line takes the place of the other two.
 		case v.follows() && line == nil:
 			own.stop()
 			far.stop()
 			line, _ = q.watchLine(v.header.Revision)
 			own, far = nil, nil
+		// It begins to wait from afar, or the ticket that it waited for has gone.
 		case !v.follows() && (far == nil || far.key != v.awaited().key):
 			if own == nil {
 				own = q.watchOwn(ctx, v.mine, v.header.Revision)
@@ -329,6 +339,7 @@ func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) 
 	l := q.lease()
 	l.use()
 	defer l.unuse()
+	// The decision comes before the call: from here on no sibling is granted the ticket.
 	l.seats.at(t.key, func(s *seat) { s.doom(t) })
 	header, err := q.remove(ctx, t)
 	dirty := false

@@ -37,6 +37,8 @@ import (
 
 // renewals are those of all sessions of one client. They share one stream, which costs the
 // servers and the client a twentieth of a call for each renewal.
+// One timer serves all leases. When the first of them is due, send renews every lease that is
+// soon due.
 type renewals struct {
 	client *v3.Client
 
@@ -83,6 +85,7 @@ func (k keeper) leave() {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// A session that ends in two ways, such as Orphan and then Close, leaves twice.
 	if k.over {
 		return
 	}
@@ -124,6 +127,8 @@ func (r *renewals) send() {
 	r.wake = now.Add(time.Hour)
 	r.timer.Reset(time.Hour)
 	var suspects []*renewal
+	// A member may refuse the renewal of a suspect by breaking the stream. Sent last, it breaks the
+	// stream after the answers to the others.
 	for k := range r.kept {
 		if !now.Before(k.soon()) {
 			if k.suspect {
@@ -143,8 +148,11 @@ func (r *renewals) send() {
 // renew sends one renewal, on all streams that are open.
 func (r *renewals) renew(k *renewal, now time.Time) {
 	r.sent++
+	// The interval counts from now, and not from when k was due. A process that was stopped thus
+	// does not send all that it has missed.
 	k.due = now.Add(k.interval)
 	switch {
+	// The number of calls follows [repeat]: the second reaches another member than the first.
 	case k.alone:
 		calls := 1
 		// In silence there are two, see choose. For a short interval, two would be too often.
@@ -160,8 +168,10 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 		for _, s := range r.streams {
 			s.add(sending{k, now, r.sent})
 		}
+		// In silence the next one comes after half the interval, so that it may open further streams.
 		k.due = now.Add(k.step(now))
 	default:
+		// There is no stream, and the pause before the next opening is not over.
 		k.due = r.again
 	}
 }
@@ -172,6 +182,7 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 // another member than the silent one, whatever calls have come in between since the last
 // stream. See [repeat], which makes calls in pairs for that reason.
 func (r *renewals) choose(k *renewal, now time.Time) bool {
+	// Until the pause is over, the streams that are open have to do.
 	if now.Before(r.again) {
 		return len(r.streams) > 0
 	}
@@ -183,6 +194,7 @@ func (r *renewals) choose(k *renewal, now time.Time) bool {
 	if open {
 		r.open(now)
 	}
+	// Where no stream was in use, there is no silent member to get away from.
 	if open && inUse && step < k.interval && len(r.streams) < mostStreams {
 		r.open(now)
 	}
@@ -212,6 +224,7 @@ func (r *renewals) open(now time.Time) {
 		opened: r.sent, owed: map[v3.LeaseID][]sending{},
 		wake: make(chan struct{}, 1), cancel: cancel,
 	}
+	// Whether this opening succeeds or not, the next one waits for the pause.
 	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
 	service := pb.NewLeaseClient(r.client.ActiveConnection())
 	r.running.Go(func() {
@@ -264,10 +277,12 @@ func (r *renewals) next(s *stream) v3.LeaseID {
 func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 	r.mu.Lock()
 	x, ok := s.answered(id)
+	// The answer was not asked for, or the session has ended meanwhile.
 	if !ok || x.of.over {
 		r.mu.Unlock()
 		return
 	}
+	// Any answer shows that a stream works. The suspicion of a lease ends with its own answer only.
 	r.broken, r.trouble, x.of.heard, x.of.suspect = 0, nil, time.Now(), false
 	if x.at.After(x.of.proven) {
 		x.of.proven = x.at
@@ -277,6 +292,7 @@ func (r *renewals) answered(s *stream, id v3.LeaseID, ttl time.Duration) {
 		r.drop(other)
 	}
 	r.mu.Unlock()
+	// The session ends here if the lease is gone, and then leaves the renewals, which locks.
 	x.of.answer(x.at, ttl)
 }
 
@@ -297,6 +313,7 @@ func (r *renewals) broke(s *stream, reason error) {
 		k.suspect = true
 	}
 	for _, sent := range s.owed {
+		// Of the older ones the trace was told when the next one was sent, see sends.
 		newest := sent[len(sent)-1]
 		newest.of.fails(newest.at, reason)
 	}
@@ -309,6 +326,8 @@ func (r *renewals) drop(s *stream) {
 	r.streams = slices.DeleteFunc(r.streams, func(other *stream) bool { return other == s })
 	now := time.Now()
 	for id, sent := range s.owed {
+		// A stream that owes the lease an answer may still give it. If none does, to wait until the
+		// lease is due would cost it a third of its life.
 		last := sent[len(sent)-1]
 		if !slices.ContainsFunc(r.streams, func(other *stream) bool { return other.owes(id, now) }) {
 			last.of.due = now
@@ -324,6 +343,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(3*k.interval))
 	defer cancel()
 	once, own := &impatient{Context: ctx, cancel: cancel}, ownLease(r.client)
+	// A failure of the first try ends the call. The pause before the next one is made below.
 	if own { // nobody but the client asks
 		once.asked.Store(mostAsked)
 	}
@@ -334,6 +354,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	}
 	r.mu.Lock()
 	if err != nil {
+		// A failed call is the news of the member that refused. Other calls of k may still succeed.
 		k.failures++
 		r.trouble = err
 		k.fails(sent, err)
@@ -345,8 +366,11 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 	} else {
 		k.failures, k.heard, r.trouble = 0, time.Now(), nil
 		k.succeeds(sent)
+		// The answer shows that the lease has not expired, so it may share a stream, see newRenewal. A
+		// Lease that a program has put in the client's place has no stream.
 		k.alone = !own
 	}
+	// A call is called off by the end of the session, but its answer may be there already.
 	over := k.over
 	r.mu.Unlock()
 	if err == nil && !over {

@@ -61,6 +61,7 @@ func (s *seats) at(key string, f func(*seat)) {
 		p = &seat{}
 		s.of[key] = p
 	}
+	// No seat leaves this function, so nobody can look at one without the mutex.
 	f(p)
 	if p.idle() {
 		delete(s.of, key)
@@ -87,6 +88,7 @@ func (s *seat) idle() bool {
 // was granted, so that t is gone.
 func (s *seat) grant(t ticket) *grant {
 	switch {
+	// A session has one key in the line. So a newer ticket of it means that t was deleted.
 	case t.rev <= s.doomed || s.granted != nil && s.granted.rev > t.rev:
 		return nil
 	case s.granted == nil || s.granted.rev < t.rev:
@@ -111,6 +113,7 @@ func (s *seat) doomUnwanted(t ticket) bool {
 	if s.granted != nil && s.granted.rev >= t.rev {
 		return false
 	}
+	// A handle that waits may be granted t at any moment. It cleans up itself if it fails.
 	if s.waiting == 0 {
 		s.doom(t)
 	}
@@ -164,6 +167,8 @@ func (s *seat) dirty() bool { return !s.unsure.IsZero() && s.waiting == 0 }
 // cleanAgain takes in that a clean-up has looked since it began, with what error. It
 // reports whether the clean-up has to look again. One at a time does so for all.
 func (s *seat) cleanAgain(cleaner <-chan struct{}, began time.Time, err error) bool {
+	// A look counts only if it began when no join could land any more. While a handle waits, the
+	// look has left the ticket alone, so it does not count either.
 	if err == nil && s.dirty() && !began.Before(s.unsure) {
 		s.unsure = time.Time{}
 	}

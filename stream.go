@@ -9,6 +9,9 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// This file decides by the times that it is given. It reads no clock and makes no call, so a test
+// can try any order of sendings, answers and breaks. renewal.go does what is decided here.
+
 // renewal is one lease that is kept alive.
 type renewal struct {
 	id       v3.LeaseID
@@ -39,6 +42,7 @@ type renewal struct {
 // soon is when k may be sent together with others, a tenth of its interval before it is
 // due.
 func (k *renewal) soon() time.Time {
+	// Only calls of its own count failures. After a break of a stream, renewals.again makes the pause.
 	if k.failures > 0 { // the pause is not to be cut short
 		return k.due
 	}
@@ -116,6 +120,7 @@ type sending struct {
 func (s *stream) add(x sending) {
 	s.queue = append(s.queue, x)
 	s.owed[x.of.id] = append(s.owed[x.of.id], x)
+	// One token is enough, because the sender empties the queue each time that it wakes.
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -130,6 +135,7 @@ func (s *stream) next() v3.LeaseID {
 		if s.queue = s.queue[1:]; len(s.queue) == 0 {
 			s.queue = nil
 		}
+		// If the session has ended, its renewal would keep the lease and its keys for another TTL.
 		if !x.of.over {
 			return x.of.id
 		}
@@ -168,6 +174,7 @@ func (s *stream) owes(id v3.LeaseID, at time.Time) bool {
 func (s *stream) owesAlone(other *stream) bool {
 	for _, sent := range s.owed {
 		for _, x := range sent {
+			// An answer to a renewal before the proven one moves no deadline, so nobody misses it.
 			if x.nth < other.opened && x.at.After(x.of.proven) {
 				return true
 			}
@@ -231,6 +238,7 @@ func slower(streams []*stream, s *stream, x sending) []*stream {
 	}
 	var slow []*stream
 	for _, other := range streams {
+		// A stream that was opened after x owes no answer to x. Nothing is known of its speed yet.
 		owes := slices.ContainsFunc(other.owed[x.of.id], func(y sending) bool { return y.nth == x.nth })
 		if owes && !other.owesAlone(s) {
 			slow = append(slow, other)

@@ -58,6 +58,7 @@ func (s *watches) watchInto(
 	key string, from int64, opts ...v3.OpOption,
 ) *watcher {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(ctx))
+	// The goroutine ends with ctx alone. So stop cancels ctx, and nobody else has to be told.
 	w := &watcher{key: key, news: news, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(w.done)
@@ -68,6 +69,7 @@ func (s *watches) watchInto(
 		}
 		for breaks := 0; ; breaks++ {
 			begun, stream := time.Now(), s.stream.Load()
+			// Every attempt looks at the number anew. Another watch may have found the stream dead.
 			on := metadata.AppendToOutgoingContext(ctx, streamKey, strconv.FormatInt(stream, 10))
 			if w.forward(on, client, silence(patience), append(start, opts...)) {
 				// The stream may be dead. Others may have left it before.
@@ -185,6 +187,7 @@ func (k *keptWatch) keep(w *watcher, rev int64) {
 	defer k.mu.Unlock()
 	older := k.watch
 	defer func() { older.stop() }()
+	// The deferred call stops whichever of the two watches is not kept.
 	if k.closed || !w.begun.Load() {
 		older = w
 		return
