@@ -18,157 +18,165 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 )
 
-func TestDo(t *testing.T) {
+func TestDoRunsTheWorkWhileItIsHeld(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
-		t.Run("runs the work while it is held", func(t *testing.T) {
-			t.Parallel()
-			type key struct{}
-			l := newLine(t)
-			h := kind(l.session, l.name)
-			outer := context.WithValue(t.Context(), key{}, "of the caller")
-			runs := 0
-			require.NoError(t, h.during(outer, func(ctx context.Context) error {
-				runs++
-				require.NoError(t, ctx.Err())
-				require.Equal(t, "of the caller", ctx.Value(key{}))
-				require.NoError(t, h.Ctx().Err())
-				kvs := etcdtest.Keys(t, l.outside, l.name+"/")
-				require.Len(t, kvs, 1)
-				require.Equal(t, kvs[0].CreateRevision, h.Rev())
-				return nil
-			}))
-			require.Equal(t, 1, runs)
-			require.Empty(t, etcdtest.Keys(t, l.outside, l.name+"/"))
-			require.Empty(t, h.Key())
-			require.Error(t, h.Ctx().Err())
-		})
-		t.Run("after its turn has come, again and again", func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			var running, runs atomic.Int64
-			var wg sync.WaitGroup
-			for range 4 {
-				h := kind(session(t, l.outside), l.name)
-				wg.Go(func() {
-					for range 5 {
-						assert.NoError(t, h.during(t.Context(), func(context.Context) error {
-							assert.Equal(t, int64(1), running.Add(1))
-							runs.Add(1)
-							running.Add(-1)
-							return nil
-						}))
-					}
-				})
-			}
-			wg.Wait()
-			require.Equal(t, int64(20), runs.Load())
-			l.stand(t, 0)
-		})
-		t.Run("the work's context ends before the deletion is sent", func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			h := kind(l.session, l.name)
-			var inner context.Context
-			var sent *fault.Gate
-			call := etcdtest.Go(func() error {
-				return h.during(t.Context(), func(ctx context.Context) error {
-					inner, sent = ctx, l.faults.Hold(fault.Txn, 1)
-					return nil
-				})
-			})
-			etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Txn) == 2 }, "the deletion")
-			ended(t, sent.Reached(), "the deletion is about to be sent")
-			l.stand(t, 1)
-			// Done comes first, because Err looks at the ownership and closes it.
-			told := false
-			select {
-			case <-inner.Done():
-				told = true
-			default:
-			}
-			err := inner.Err()
-			sent.Open()
-			require.NoError(t, call.Wait(t))
-			require.True(t, told, "a goroutine that the work has left behind waits for the end")
-			require.Error(t, err, "a goroutine that the work has left behind believes that it is held")
-		})
-		t.Run("never released under the work, whatever ends its context", func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			h := kind(l.session, l.name)
-			bound, cancel := context.WithCancel(t.Context())
-			working, stopping, stopped := make(chan struct{}), make(chan struct{}), make(chan struct{})
-			call := etcdtest.Go(func() error {
-				return h.during(bound, func(ctx context.Context) error {
-					close(working)
-					<-ctx.Done()
-					close(stopping)
-					<-stopped
-					return nil
-				})
-			})
-			ended(t, working, "the work runs") // its key stands a moment earlier
-			l.stand(t, 1)
-			rival := kind(session(t, l.outside), l.name)
-			next := etcdtest.Go(func() error { return rival.take(t.Context()) })
-			l.stand(t, 2)
-			cancel()
-			ended(t, stopping, "the work is told")
-			require.True(t, next.Running())
-			l.stand(t, 2)
-			close(stopped)
-			require.NoError(t, call.Wait(t))
-			require.NoError(t, next.Wait(t))
-			l.stand(t, 1)
-		})
+		type key struct{}
+		l := newLine(t)
+		h := kind(l.session, l.name)
+		outer := context.WithValue(t.Context(), key{}, "of the caller")
+		runs := 0
+		require.NoError(t, h.during(outer, func(ctx context.Context) error {
+			runs++
+			require.NoError(t, ctx.Err())
+			require.Equal(t, "of the caller", ctx.Value(key{}))
+			require.NoError(t, h.Ctx().Err())
+			kvs := etcdtest.Keys(t, l.outside, l.name+"/")
+			require.Len(t, kvs, 1)
+			require.Equal(t, kvs[0].CreateRevision, h.Rev())
+			return nil
+		}))
+		require.Equal(t, 1, runs)
+		require.Empty(t, etcdtest.Keys(t, l.outside, l.name+"/"))
+		require.Empty(t, h.Key())
+		require.Error(t, h.Ctx().Err())
 	})
 }
 
-func TestDoErrors(t *testing.T) {
-	type outcome struct {
-		how    string
-		work   func(t *testing.T, l *line, h holder) func(context.Context) error
-		single error   // nil: several, or none
-		all    []error // of which each is reached by errors.Is
-	}
-	lose := func(t *testing.T, l *line, h holder, ctx context.Context) {
-		l.delete(t, h.Key())
-		require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
-	}
-	refuse := func(l *line) {
-		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
-	}
-	outcomes := []outcome{
-		{"the work's own, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(context.Context) error { return errWork }
-		}, errWork, nil},
-		{"the loss, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(ctx context.Context) error { lose(t, l, h, ctx); return nil }
-		}, concurrency.ErrKeyDeleted, nil},
-		{"the loss that the work tells, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(ctx context.Context) error { lose(t, l, h, ctx); return context.Cause(ctx) }
-		}, concurrency.ErrKeyDeleted, nil},
-		{"the loss that the work tells in fewer words, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(ctx context.Context) error { lose(t, l, h, ctx); return concurrency.ErrSessionExpired }
-		}, concurrency.ErrKeyDeleted, nil},
-		{"the release's, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(context.Context) error { refuse(l); return nil }
-		}, rpctypes.ErrPermissionDenied, nil},
-		{"the work's and the loss", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(ctx context.Context) error { lose(t, l, h, ctx); return errWork }
-		}, nil, []error{errWork, concurrency.ErrSessionExpired}},
-		{"the context's and the loss", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(ctx context.Context) error { lose(t, l, h, ctx); return ctx.Err() }
-		}, nil, []error{context.Canceled, concurrency.ErrSessionExpired}},
-		{"the work's and the release's", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(ctx context.Context) error { refuse(l); return errWork }
-		}, nil, []error{errWork, rpctypes.ErrPermissionDenied}},
-		{"all three", func(t *testing.T, l *line, h holder) func(context.Context) error {
-			return func(ctx context.Context) error { lose(t, l, h, ctx); refuse(l); return errWork }
-		}, nil, []error{errWork, concurrency.ErrSessionExpired, rpctypes.ErrPermissionDenied}},
-	}
+func TestDoRunsTheWorkAfterItsTurnHasComeAgainAndAgain(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
-		for _, o := range outcomes {
+		l := newLine(t)
+		var running, runs atomic.Int64
+		var wg sync.WaitGroup
+		for range 4 {
+			h := kind(session(t, l.outside), l.name)
+			wg.Go(func() {
+				for range 5 {
+					assert.NoError(t, h.during(t.Context(), func(context.Context) error {
+						assert.Equal(t, int64(1), running.Add(1))
+						runs.Add(1)
+						running.Add(-1)
+						return nil
+					}))
+				}
+			})
+		}
+		wg.Wait()
+		require.Equal(t, int64(20), runs.Load())
+		l.stand(t, 0)
+	})
+}
+
+func TestDoEndsTheWorksContextBeforeTheDeletionIsSent(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l := newLine(t)
+		h := kind(l.session, l.name)
+		var inner context.Context
+		var sent *fault.Gate
+		call := etcdtest.Go(func() error {
+			return h.during(t.Context(), func(ctx context.Context) error {
+				inner, sent = ctx, l.faults.Hold(fault.Txn, 1)
+				return nil
+			})
+		})
+		etcdtest.Eventually(t, func() bool { return l.faults.Count(fault.Txn) == 2 }, "the deletion")
+		ended(t, sent.Reached(), "the deletion is about to be sent")
+		l.stand(t, 1)
+		// Done comes first, because Err looks at the ownership and closes it.
+		told := false
+		select {
+		case <-inner.Done():
+			told = true
+		default:
+		}
+		err := inner.Err()
+		sent.Open()
+		require.NoError(t, call.Wait(t))
+		require.True(t, told, "a goroutine that the work has left behind waits for the end")
+		require.Error(t, err, "a goroutine that the work has left behind believes that it is held")
+	})
+}
+
+func TestDoNeverReleasesUnderTheWorkWhateverEndsItsContext(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l := newLine(t)
+		h := kind(l.session, l.name)
+		bound, cancel := context.WithCancel(t.Context())
+		working, stopping, stopped := make(chan struct{}), make(chan struct{}), make(chan struct{})
+		call := etcdtest.Go(func() error {
+			return h.during(bound, func(ctx context.Context) error {
+				close(working)
+				<-ctx.Done()
+				close(stopping)
+				<-stopped
+				return nil
+			})
+		})
+		ended(t, working, "the work runs") // its key stands a moment earlier
+		l.stand(t, 1)
+		rival := kind(session(t, l.outside), l.name)
+		next := etcdtest.Go(func() error { return rival.take(t.Context()) })
+		l.stand(t, 2)
+		cancel()
+		ended(t, stopping, "the work is told")
+		require.True(t, next.Running())
+		l.stand(t, 2)
+		close(stopped)
+		require.NoError(t, call.Wait(t))
+		require.NoError(t, next.Wait(t))
+		l.stand(t, 1)
+	})
+}
+
+// doOutcomes are the errors of Do, and the work that it returns them for.
+var doOutcomes = []struct {
+	how    string
+	work   func(t *testing.T, l *line, h holder) func(context.Context) error
+	single error   // nil: several, or none
+	all    []error // of which each is reached by errors.Is
+}{
+	{"the work's own, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(context.Context) error { return errWork }
+	}, errWork, nil},
+	{"the loss, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(ctx context.Context) error { loseOwnership(t, l, h, ctx); return nil }
+	}, concurrency.ErrKeyDeleted, nil},
+	{"the loss that the work tells, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(ctx context.Context) error { loseOwnership(t, l, h, ctx); return context.Cause(ctx) }
+	}, concurrency.ErrKeyDeleted, nil},
+	{"the loss that the work tells in fewer words, once", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(ctx context.Context) error { loseOwnership(t, l, h, ctx); return concurrency.ErrSessionExpired }
+	}, concurrency.ErrKeyDeleted, nil},
+	{"the release's, as it is", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(context.Context) error { refuseRelease(l); return nil }
+	}, rpctypes.ErrPermissionDenied, nil},
+	{"the work's and the loss", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(ctx context.Context) error { loseOwnership(t, l, h, ctx); return errWork }
+	}, nil, []error{errWork, concurrency.ErrSessionExpired}},
+	{"the context's and the loss", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(ctx context.Context) error { loseOwnership(t, l, h, ctx); return ctx.Err() }
+	}, nil, []error{context.Canceled, concurrency.ErrSessionExpired}},
+	{"the work's and the release's", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(ctx context.Context) error { refuseRelease(l); return errWork }
+	}, nil, []error{errWork, rpctypes.ErrPermissionDenied}},
+	{"all three", func(t *testing.T, l *line, h holder) func(context.Context) error {
+		return func(ctx context.Context) error { loseOwnership(t, l, h, ctx); refuseRelease(l); return errWork }
+	}, nil, []error{errWork, concurrency.ErrSessionExpired, rpctypes.ErrPermissionDenied}},
+}
+
+// loseOwnership loses what h owns, and waits for the end of the work's context.
+func loseOwnership(t *testing.T, l *line, h holder, ctx context.Context) {
+	l.delete(t, h.Key())
+	require.ErrorIs(t, cause(t, ctx), concurrency.ErrSessionExpired)
+}
+
+// refuseRelease has the next release refused.
+func refuseRelease(l *line) {
+	l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+}
+
+func TestDoErrors(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		for _, o := range doOutcomes {
 			t.Run(o.how, func(t *testing.T) {
 				t.Parallel()
 				l := newLine(t)
@@ -182,40 +190,47 @@ func TestDoErrors(t *testing.T) {
 				}
 			})
 		}
-		t.Run("a release that failed can be repeated", func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			h := kind(l.session, l.name)
-			require.Equal(t, rpctypes.ErrPermissionDenied, h.during(t.Context(), func(context.Context) error {
-				refuse(l)
-				l.faults.Hold(fault.Txn, 2) // that of the clean-up
-				return nil
-			}))
-			l.stand(t, 1)
-			require.NoError(t, h.giveBack(t.Context()))
-			l.stand(t, 0)
-			require.NoError(t, h.during(t.Context(), func(context.Context) error { return nil }))
-		})
-		t.Run("that of the acquisition, with which the work was not run", func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			h := kind(l.session, l.name)
-			require.Equal(t, context.Canceled, h.during(cancelled(), none(t)))
-			l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
-			require.Equal(t, rpctypes.ErrPermissionDenied, h.during(t.Context(), none(t)))
-			l.stand(t, 0)
-			revoke(t, l.outside, l.session)
-			require.Equal(t, rpctypes.ErrLeaseNotFound, h.during(t.Context(), none(t)))
-		})
-		t.Run("that of the context which ends a wait", func(t *testing.T) {
-			t.Parallel()
-			l := newLine(t)
-			l.held(t)
-			bound, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-			defer cancel()
-			require.Equal(t, context.DeadlineExceeded, kind(l.session, l.name).during(bound, none(t)))
-			l.stand(t, 1)
-		})
+	})
+}
+
+func TestDoWhoseReleaseFailedCanBeRepeated(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l := newLine(t)
+		h := kind(l.session, l.name)
+		require.Equal(t, rpctypes.ErrPermissionDenied, h.during(t.Context(), func(context.Context) error {
+			refuseRelease(l)
+			l.faults.Hold(fault.Txn, 2) // that of the clean-up
+			return nil
+		}))
+		l.stand(t, 1)
+		require.NoError(t, h.giveBack(t.Context()))
+		l.stand(t, 0)
+		require.NoError(t, h.during(t.Context(), func(context.Context) error { return nil }))
+	})
+}
+
+// An acquisition that failed runs no work.
+func TestDoReturnsTheErrorOfTheAcquisition(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l := newLine(t)
+		h := kind(l.session, l.name)
+		require.Equal(t, context.Canceled, h.during(cancelled(), none(t)))
+		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		require.Equal(t, rpctypes.ErrPermissionDenied, h.during(t.Context(), none(t)))
+		l.stand(t, 0)
+		revoke(t, l.outside, l.session)
+		require.Equal(t, rpctypes.ErrLeaseNotFound, h.during(t.Context(), none(t)))
+	})
+}
+
+func TestDoReturnsTheErrorOfTheContextThatEndsAWait(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l := newLine(t)
+		l.held(t)
+		bound, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		require.Equal(t, context.DeadlineExceeded, kind(l.session, l.name).during(bound, none(t)))
+		l.stand(t, 1)
 	})
 }
 

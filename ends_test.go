@@ -71,77 +71,79 @@ func TestTheClosingOfTheClientEndsAnIdleSession(t *testing.T) {
 	require.Equal(t, concurrency.ErrClientClosed, context.Cause(s.Ctx()))
 }
 
-func TestSessionDone(t *testing.T) {
+func TestSessionDoneWhenTheServerSaysSo(t *testing.T) {
 	t.Parallel()
-	t.Run("when the server says so", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		s := session(t, c, concurrency.WithTTL(3))
-		revoke(t, client(t), s)
-		ended(t, s.Done(), "the next renewal is refused")
-		require.NoError(t, s.Close())
-	})
-	t.Run("before anybody else can be given what the lease guards", func(t *testing.T) {
-		t.Parallel()
-		ctx, name, other := t.Context(), prefix(t), client(t)
-		p, c := proxied(t, server(t))
-		s := session(t, c, concurrency.WithTTL(2))
-		require.NoError(t, concurrency.NewMutex(s, name).Lock(ctx))
-		rival := concurrency.NewMutex(session(t, other), name)
-		call := etcdtest.Go(func() error { return rival.Lock(ctx) })
-		etcdtest.WaitKeys(t, other, name, 2)
-		p.Stall()
-		ended(t, s.Done(), "the lease may have expired")
-		require.True(t, call.Running())
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("counted from when a renewal was sent", func(t *testing.T) {
-		t.Parallel()
-		// The answer is kept back for most of the TTL: what counts is the time of
-		// sending, after which the lease is not renewed any more.
-		c := client(t)
-		f := counted(t, c)
-		f.Refuse(fault.KeepAliveOnce, 1000, codes.Unavailable, "away")
-		began := time.Now()
-		s := session(t, c, concurrency.WithTTL(2))
-		ended(t, s.Done(), "the TTL has passed since the grant")
-		require.Less(t, time.Since(began), 4*time.Second)
-		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
-	})
-	t.Run("not by faults that pass", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(5))
-		f.Refuse(fault.KeepAliveOnce, 2, codes.Unavailable, "away")
-		p.Cut()
-		n := f.Count(fault.KeepAliveOnce)
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > n+4 }, "renewed again")
-		require.NoError(t, s.Ctx().Err())
-	})
-	t.Run("nor by a server that is away for less than the TTL", func(t *testing.T) {
-		t.Parallel()
-		own := etcdtest.New(t)
-		c := own.Client(t)
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(6))
-		own.Stop(0)
-		n := f.Count(fault.KeepAliveOnce)
-		require.NoError(t, own.Restart(0))
-		etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > n+1 }, "renewed again")
-		require.NoError(t, s.Ctx().Err())
-	})
-	t.Run("by a server that stays away", func(t *testing.T) {
-		t.Parallel()
-		p, c := proxied(t, server(t))
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithTTL(2))
-		p.Refuse()
-		p.Cut()
-		ended(t, s.Done(), "the TTL has passed")
-		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
-		require.Less(t, f.Count(fault.KeepAliveOnce), 100, "no busy loop")
-	})
+	c := client(t)
+	s := session(t, c, concurrency.WithTTL(3))
+	revoke(t, client(t), s)
+	ended(t, s.Done(), "the next renewal is refused")
+	require.NoError(t, s.Close())
+}
+
+func TestSessionDoneBeforeAnybodyElseIsGivenWhatTheLeaseGuards(t *testing.T) {
+	t.Parallel()
+	ctx, name, other := t.Context(), prefix(t), client(t)
+	p, c := proxied(t, server(t))
+	s := session(t, c, concurrency.WithTTL(2))
+	require.NoError(t, concurrency.NewMutex(s, name).Lock(ctx))
+	rival := concurrency.NewMutex(session(t, other), name)
+	call := etcdtest.Go(func() error { return rival.Lock(ctx) })
+	etcdtest.WaitKeys(t, other, name, 2)
+	p.Stall()
+	ended(t, s.Done(), "the lease may have expired")
+	require.True(t, call.Running())
+	require.NoError(t, call.Wait(t))
+}
+
+func TestSessionDoneIsCountedFromWhenARenewalWasSent(t *testing.T) {
+	t.Parallel()
+	// The answer is kept back for most of the TTL: what counts is the time of
+	// sending, after which the lease is not renewed any more.
+	c := client(t)
+	f := counted(t, c)
+	f.Refuse(fault.KeepAliveOnce, 1000, codes.Unavailable, "away")
+	began := time.Now()
+	s := session(t, c, concurrency.WithTTL(2))
+	ended(t, s.Done(), "the TTL has passed since the grant")
+	require.Less(t, time.Since(began), 4*time.Second)
+	require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
+}
+
+func TestSessionDoneIsNotClosedByFaultsThatPass(t *testing.T) {
+	t.Parallel()
+	p, c := proxied(t, server(t))
+	f := counted(t, c)
+	s := session(t, c, concurrency.WithTTL(5))
+	f.Refuse(fault.KeepAliveOnce, 2, codes.Unavailable, "away")
+	p.Cut()
+	n := f.Count(fault.KeepAliveOnce)
+	etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > n+4 }, "renewed again")
+	require.NoError(t, s.Ctx().Err())
+}
+
+func TestSessionDoneIsNotClosedByAServerThatIsAwayForLessThanTheTTL(t *testing.T) {
+	t.Parallel()
+	own := etcdtest.New(t)
+	c := own.Client(t)
+	f := counted(t, c)
+	s := session(t, c, concurrency.WithTTL(6))
+	own.Stop(0)
+	n := f.Count(fault.KeepAliveOnce)
+	require.NoError(t, own.Restart(0))
+	etcdtest.Eventually(t, func() bool { return f.Count(fault.KeepAliveOnce) > n+1 }, "renewed again")
+	require.NoError(t, s.Ctx().Err())
+}
+
+func TestSessionDoneIsClosedByAServerThatStaysAway(t *testing.T) {
+	t.Parallel()
+	p, c := proxied(t, server(t))
+	f := counted(t, c)
+	s := session(t, c, concurrency.WithTTL(2))
+	p.Refuse()
+	p.Cut()
+	ended(t, s.Done(), "the TTL has passed")
+	require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
+	require.Less(t, f.Count(fault.KeepAliveOnce), 100, "no busy loop")
 }
 
 func TestRevokedLeaseEndsTheSessionBeforeItsDeadline(t *testing.T) {

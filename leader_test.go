@@ -237,94 +237,103 @@ func TestRunLeaderStartsAgainAfterTheServerDoes(t *testing.T) {
 	require.Equal(t, context.Canceled, r.call.Wait(t))
 }
 
-func TestRunLeaderUntilItsContextEnds(t *testing.T) {
+func TestRunLeaderWhoseContextEndsReturnsWhenWorkHasAndTheNextIsIn(t *testing.T) {
 	t.Parallel()
-	t.Run("work has returned, and the next is in", func(t *testing.T) {
-		t.Parallel()
-		r := runs(t, client(t), client(t))
-		stopping, stopped := make(chan struct{}), make(chan struct{})
-		result := func(ctx context.Context) error {
-			<-ctx.Done()
-			close(stopping)
-			<-stopped
-			return nil
-		}
-		r.result.Store(&result)
-		r.term(t)
-		_, lease := r.head(t)
-		next := concurrency.NewElection(session(t, r.outside), r.name)
-		campaign := etcdtest.Go(func() error { return next.Campaign(t.Context(), "next") })
-		etcdtest.WaitKeys(t, r.outside, r.name+"/", 2)
-		r.cancel()
-		ended(t, stopping, "the work is told")
-		require.True(t, r.call.Running())
-		require.True(t, campaign.Running())
-		etcdtest.WaitKeys(t, r.outside, r.name+"/", 2)
-		close(stopped)
-		require.Equal(t, context.Canceled, r.call.Wait(t))
-		require.NoError(t, campaign.Wait(t))
-		require.False(t, lives(t, r.outside, lease))
+	r := runs(t, client(t), client(t))
+	stopping, stopped := make(chan struct{}), make(chan struct{})
+	result := func(ctx context.Context) error {
+		<-ctx.Done()
+		close(stopping)
+		<-stopped
+		return nil
+	}
+	r.result.Store(&result)
+	r.term(t)
+	_, lease := r.head(t)
+	next := concurrency.NewElection(session(t, r.outside), r.name)
+	campaign := etcdtest.Go(func() error { return next.Campaign(t.Context(), "next") })
+	etcdtest.WaitKeys(t, r.outside, r.name+"/", 2)
+	r.cancel()
+	ended(t, stopping, "the work is told")
+	require.True(t, r.call.Running())
+	require.True(t, campaign.Running())
+	etcdtest.WaitKeys(t, r.outside, r.name+"/", 2)
+	close(stopped)
+	require.Equal(t, context.Canceled, r.call.Wait(t))
+	require.NoError(t, campaign.Wait(t))
+	require.False(t, lives(t, r.outside, lease))
+}
+
+func TestRunLeaderUntilItsDeadline(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", func(ctx context.Context, _ *concurrency.Election) error {
+		<-ctx.Done()
+		return ctx.Err()
 	})
-	t.Run("its deadline", func(t *testing.T) {
-		t.Parallel()
-		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
-		defer cancel()
-		err := concurrency.RunLeader(ctx, client(t), prefix(t), "value", func(ctx context.Context, _ *concurrency.Election) error {
-			<-ctx.Done()
-			return ctx.Err()
-		})
-		require.Equal(t, context.DeadlineExceeded, err)
+	require.Equal(t, context.DeadlineExceeded, err)
+}
+
+func TestRunLeaderWhoseContextEndsReturnsWorksOwnErrorFirst(t *testing.T) {
+	t.Parallel()
+	r := runs(t, client(t), client(t))
+	result := func(ctx context.Context) error { <-ctx.Done(); return errWork }
+	r.result.Store(&result)
+	r.term(t)
+	r.cancel()
+	require.Equal(t, errWork, r.call.Wait(t))
+}
+
+func TestRunLeaderThatCampaignsEndsWithItsContext(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.held(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error {
+		return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t))
 	})
-	t.Run("work's own error comes first", func(t *testing.T) {
-		t.Parallel()
-		r := runs(t, client(t), client(t))
-		result := func(ctx context.Context) error { <-ctx.Done(); return errWork }
-		r.result.Store(&result)
-		r.term(t)
-		r.cancel()
-		require.Equal(t, errWork, r.call.Wait(t))
-	})
-	t.Run("while it campaigns", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.held(t)
+	l.stand(t, 2)
+	lease := etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	l.stand(t, 1)
+	require.False(t, lives(t, l.outside, clientv3.LeaseID(lease)))
+}
+
+func TestRunLeaderWithAnEndedContextLeavesNoLease(t *testing.T) {
+	t.Parallel()
+	own := etcdtest.New(t)
+	c := own.Client(t)
+	for range 50 {
+		require.Equal(t, context.Canceled, concurrency.RunLeader(cancelled(), c, prefix(t), "value", unled(t)))
+	}
+	etcdtest.WaitLeases(t, c, 0)
+}
+
+func TestRunLeaderWhoseContextEndsWhileItOpensTheSessionLeavesNoLease(t *testing.T) {
+	t.Parallel()
+	own := etcdtest.New(t)
+	c := own.Client(t)
+	f := counted(t, c)
+	for range 20 {
 		ctx, cancel := context.WithCancel(t.Context())
-		call := etcdtest.Go(func() error {
-			return concurrency.RunLeader(ctx, l.client, l.name, "value", unled(t))
-		})
-		l.stand(t, 2)
-		lease := etcdtest.Keys(t, l.outside, l.name+"/")[1].Lease
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		l.stand(t, 1)
-		require.False(t, lives(t, l.outside, clientv3.LeaseID(lease)))
-	})
-	t.Run("before it began: no lease is left", func(t *testing.T) {
-		t.Parallel()
-		own := etcdtest.New(t)
-		c := own.Client(t)
-		for range 50 {
-			require.Equal(t, context.Canceled, concurrency.RunLeader(cancelled(), c, prefix(t), "value", unled(t)))
-		}
-		etcdtest.WaitLeases(t, c, 0)
-	})
-	t.Run("while it opens the session: no lease is left", func(t *testing.T) {
-		t.Parallel()
-		own := etcdtest.New(t)
-		c := own.Client(t)
-		f := counted(t, c)
-		for range 20 {
-			ctx, cancel := context.WithCancel(t.Context())
-			f.After(fault.Grant, 1, func(error) { cancel() })
-			require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, c, prefix(t), "value", unled(t)))
-		}
-		etcdtest.WaitLeases(t, c, 0)
-	})
-	for how, opts := range map[string][]concurrency.LeaderOption{
-		"":                               nil,
-		", with a context of the caller": {concurrency.WithContext(context.Background())},
-	} {
-		t.Run("within a second if no server can be reached, when it opens"+how, func(t *testing.T) {
+		f.After(fault.Grant, 1, func(error) { cancel() })
+		require.Equal(t, context.Canceled, concurrency.RunLeader(ctx, c, prefix(t), "value", unled(t)))
+	}
+	etcdtest.WaitLeases(t, c, 0)
+}
+
+// callersContext are options of RunLeader with and without a context of the caller's.
+var callersContext = map[string][]concurrency.LeaderOption{
+	"by itself":                    nil,
+	"with a context of the caller": {concurrency.WithContext(context.Background())},
+}
+
+func TestRunLeaderThatOpensEndsWithinASecondThoughNoServerAnswers(t *testing.T) {
+	t.Parallel()
+	for how, opts := range callersContext {
+		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			_, c := stalled(t)
 			f := counted(t, c)
@@ -336,7 +345,13 @@ func TestRunLeaderUntilItsContextEnds(t *testing.T) {
 			cancel()
 			require.Equal(t, context.Canceled, soon(t, call))
 		})
-		t.Run("within a second if no server can be reached, when it leads"+how, func(t *testing.T) {
+	}
+}
+
+func TestRunLeaderThatLeadsEndsWithinASecondThoughNoServerAnswers(t *testing.T) {
+	t.Parallel()
+	for how, opts := range callersContext {
+		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			p, c := proxied(t, server(t))
 			r := runs(t, c, client(t), append(opts, concurrency.WithTTL(20))...)

@@ -29,120 +29,126 @@ func panicOf(tb testing.TB, call func()) (err error) {
 	return nil
 }
 
-func TestNewLocker(t *testing.T) {
+func TestLockerExcludesOtherSessions(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("excludes other sessions", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		lock := concurrency.NewLocker(l.session, l.name)
-		held := l.held(t)
-		call := etcdtest.Go(func() error { lock.Lock(); return nil })
-		l.stand(t, 2)
-		require.True(t, call.Running())
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-		require.Equal(t, concurrency.ErrLocked, held.TryLock(ctx))
-		lock.Unlock()
-		require.NoError(t, held.TryLock(ctx))
-	})
-	t.Run("and the goroutines that share it", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		mine := concurrency.NewLocker(l.session, l.name)
-		theirs := concurrency.NewLocker(session(t, l.outside), l.name)
-		inside, passed := 0, 0 // guarded by the lock alone: the race detector looks on
-		var wg sync.WaitGroup
-		for _, lock := range []sync.Locker{mine, theirs} {
-			for range 4 {
-				wg.Go(func() {
-					for range 5 {
-						lock.Lock()
-						inside++
-						assert.Equal(t, 1, inside)
-						passed++
-						inside--
-						lock.Unlock()
-					}
-				})
-			}
+	l := newLine(t)
+	lock := concurrency.NewLocker(l.session, l.name)
+	held := l.held(t)
+	call := etcdtest.Go(func() error { lock.Lock(); return nil })
+	l.stand(t, 2)
+	require.True(t, call.Running())
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+	require.Equal(t, concurrency.ErrLocked, held.TryLock(ctx))
+	lock.Unlock()
+	require.NoError(t, held.TryLock(ctx))
+}
+
+func TestLockerExcludesTheGoroutinesThatShareIt(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	mine := concurrency.NewLocker(l.session, l.name)
+	theirs := concurrency.NewLocker(session(t, l.outside), l.name)
+	inside, passed := 0, 0 // guarded by the lock alone: the race detector looks on
+	var wg sync.WaitGroup
+	for _, lock := range []sync.Locker{mine, theirs} {
+		for range 4 {
+			wg.Go(func() {
+				for range 5 {
+					lock.Lock()
+					inside++
+					assert.Equal(t, 1, inside)
+					passed++
+					inside--
+					lock.Unlock()
+				}
+			})
 		}
-		wg.Wait()
-		require.Equal(t, 40, passed)
-		l.stand(t, 0)
+	}
+	wg.Wait()
+	require.Equal(t, 40, passed)
+	l.stand(t, 0)
+}
+
+func TestLockersOfOneSessionDoNotExcludeEachOther(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	one, two := concurrency.NewLocker(l.session, l.name), concurrency.NewLocker(l.session, l.name)
+	one.Lock()
+	two.Lock()
+	one.Unlock()
+	two.Unlock()
+	l.stand(t, 0)
+}
+
+func TestLockerLockPanicsWhenTheSessionHasExpiredAndLeavesItUnlocked(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	lock := concurrency.NewLocker(l.session, l.name)
+	l.held(t)
+	call := etcdtest.Go(func() error { return panicOf(t, lock.Lock) })
+	l.stand(t, 2)
+	require.NoError(t, l.session.Close())
+	require.ErrorIs(t, call.Wait(t), concurrency.ErrSessionExpired)
+	require.Error(t, panicOf(t, lock.Lock), "and does not block")
+}
+
+func TestLockerPanicsWhenTheClientIsClosed(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	revokedAtEnd(t, l.outside, l.session.Lease())
+	lock := concurrency.NewLocker(l.session, l.name)
+	lock.Lock()
+	l.client.Close()
+	require.ErrorIs(t, panicOf(t, lock.Unlock), context.Canceled)
+	require.ErrorIs(t, panicOf(t, lock.Lock), context.Canceled)
+}
+
+func TestLockerUnlockPanicsWhenItIsNotLocked(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	lock := concurrency.NewLocker(l.session, l.name)
+	require.ErrorIs(t, panicOf(t, lock.Unlock), concurrency.ErrLockReleased)
+	lockAndUnlock(lock)
+	require.ErrorIs(t, panicOf(t, lock.Unlock), concurrency.ErrLockReleased)
+	lock.Lock()
+}
+
+func TestLockerUnlockThatFailedLeavesItUnlocked(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	lock := concurrency.NewLocker(l.session, l.name)
+	lock.Lock()
+	l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	require.Error(t, panicOf(t, lock.Unlock))
+	lockAndUnlock(lock)
+	l.stand(t, 0)
+}
+
+func TestLockerThatIsLostIsToldByDoneAlone(t *testing.T) {
+	t.Parallel()
+	l := newLine(t, concurrency.WithTTL(6))
+	lock := concurrency.NewLocker(l.session, l.name)
+	lock.Lock()
+	revoke(t, l.outside, l.session)
+	ended(t, l.session.Done(), "the session")
+	lock.Unlock()
+}
+
+func TestNewLockerPanicsIfTheSessionIsNil(t *testing.T) {
+	t.Parallel()
+	require.PanicsWithValue(t, "concurrency: nil session", func() {
+		concurrency.NewLocker(nil, "name")
 	})
-	t.Run("two Lockers of one session don't exclude each other", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		one, two := concurrency.NewLocker(l.session, l.name), concurrency.NewLocker(l.session, l.name)
-		one.Lock()
-		two.Lock()
-		one.Unlock()
-		two.Unlock()
-		l.stand(t, 0)
-	})
-	t.Run("Lock panics when the session has expired, and leaves the Locker unlocked", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		lock := concurrency.NewLocker(l.session, l.name)
-		l.held(t)
-		call := etcdtest.Go(func() error { return panicOf(t, lock.Lock) })
-		l.stand(t, 2)
-		require.NoError(t, l.session.Close())
-		require.ErrorIs(t, call.Wait(t), concurrency.ErrSessionExpired)
-		require.Error(t, panicOf(t, lock.Lock), "and does not block")
-	})
-	t.Run("or the client is closed", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		revokedAtEnd(t, l.outside, l.session.Lease())
-		lock := concurrency.NewLocker(l.session, l.name)
-		lock.Lock()
-		l.client.Close()
-		require.ErrorIs(t, panicOf(t, lock.Unlock), context.Canceled)
-		require.ErrorIs(t, panicOf(t, lock.Lock), context.Canceled)
-	})
-	t.Run("Unlock panics when the lock is not locked", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		lock := concurrency.NewLocker(l.session, l.name)
-		require.ErrorIs(t, panicOf(t, lock.Unlock), concurrency.ErrLockReleased)
-		lockAndUnlock(lock)
-		require.ErrorIs(t, panicOf(t, lock.Unlock), concurrency.ErrLockReleased)
-		lock.Lock()
-	})
-	t.Run("an Unlock that failed leaves the Locker unlocked", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		lock := concurrency.NewLocker(l.session, l.name)
-		lock.Lock()
-		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		require.Error(t, panicOf(t, lock.Unlock))
-		lockAndUnlock(lock)
-		l.stand(t, 0)
-	})
-	t.Run("a lock that is lost is told by Done alone", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t, concurrency.WithTTL(6))
-		lock := concurrency.NewLocker(l.session, l.name)
-		lock.Lock()
-		revoke(t, l.outside, l.session)
-		ended(t, l.session.Done(), "the session")
-		lock.Unlock()
-	})
-	t.Run("panics if s is nil", func(t *testing.T) {
-		t.Parallel()
-		require.PanicsWithValue(t, "concurrency: nil session", func() {
-			concurrency.NewLocker(nil, "name")
-		})
-	})
-	t.Run("the zero session cannot be used", func(t *testing.T) {
-		t.Parallel()
-		lock := concurrency.NewLocker(&concurrency.Session{}, "name")
-		requireOurPanic(t, lock.Lock)
-		requireOurPanic(t, lock.Lock) // and does not block
-		requireOurPanic(t, lock.Unlock)
-	})
+}
+
+func TestLockerOnTheZeroSessionCannotBeUsed(t *testing.T) {
+	t.Parallel()
+	lock := concurrency.NewLocker(&concurrency.Session{}, "name")
+	requireOurPanic(t, lock.Lock)
+	requireOurPanic(t, lock.Lock) // and does not block
+	requireOurPanic(t, lock.Unlock)
 }
 
 // Who has the lock makes a call under it: time for others to come in, if they could.

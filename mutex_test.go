@@ -63,195 +63,207 @@ func TestNewMutex(t *testing.T) {
 	})
 }
 
-func TestMutex(t *testing.T) {
+func TestMutexIsTakenInTurnFirstComeFirstServed(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("sessions take it in turn, first come, first served", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		var waiting []*concurrency.Mutex
-		var calls []*etcdtest.Call
-		for i := range 3 {
-			m := l.rival(t)
-			waiting = append(waiting, m)
-			calls = append(calls, etcdtest.Go(func() error { return m.Lock(ctx) }))
-			l.stand(t, 2+i)
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	var waiting []*concurrency.Mutex
+	var calls []*etcdtest.Call
+	for i := range 3 {
+		m := l.rival(t)
+		waiting = append(waiting, m)
+		calls = append(calls, etcdtest.Go(func() error { return m.Lock(ctx) }))
+		l.stand(t, 2+i)
+	}
+	before := l.mutex
+	for i, m := range waiting {
+		for _, call := range calls[i:] {
+			require.True(t, call.Running())
 		}
-		before := l.mutex
-		for i, m := range waiting {
-			for _, call := range calls[i:] {
-				require.True(t, call.Running())
-			}
-			require.NoError(t, before.Unlock(ctx))
-			require.NoError(t, calls[i].Wait(t))
-			before = m
-		}
-	})
-	t.Run("two handles of one session share it", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		second := l.handle()
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.NoError(t, second.Lock(ctx))
-		require.Equal(t, l.mutex.Key(), second.Key())
-		l.stand(t, 1)
-		require.NoError(t, l.mutex.Unlock(ctx))
-		require.False(t, l.owns(t, second), "shared means released for both")
-		require.NoError(t, second.Unlock(ctx))
-	})
-	t.Run("methods may be called from any goroutine", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		rival := l.rival(t)
-		var wg sync.WaitGroup
-		for _, m := range []*concurrency.Mutex{l.mutex, rival} {
-			for range 3 {
-				wg.Go(func() {
-					for range 5 {
-						if assert.NoError(t, m.Lock(ctx)) {
-							m.IsOwner()
-							m.Key()
-							m.Header()
-							m.Unlock(ctx)
-						}
-					}
-				})
-			}
-		}
-		wg.Wait()
-		l.stand(t, 0)
-	})
-	t.Run("one winner in a line of many", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		inside, passed := 0, 0 // guarded by the lock alone: the race detector looks on
-		var wg sync.WaitGroup
-		for range 6 {
-			m := l.rival(t)
+		require.NoError(t, before.Unlock(ctx))
+		require.NoError(t, calls[i].Wait(t))
+		before = m
+	}
+}
+
+func TestMutexIsSharedByTwoHandlesOfOneSession(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	second := l.handle()
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.NoError(t, second.Lock(ctx))
+	require.Equal(t, l.mutex.Key(), second.Key())
+	l.stand(t, 1)
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.False(t, l.owns(t, second), "shared means released for both")
+	require.NoError(t, second.Unlock(ctx))
+}
+
+func TestMutexMethodsFromAnyGoroutine(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	rival := l.rival(t)
+	var wg sync.WaitGroup
+	for _, m := range []*concurrency.Mutex{l.mutex, rival} {
+		for range 3 {
 			wg.Go(func() {
 				for range 5 {
-					if !assert.NoError(t, m.Lock(ctx)) {
-						return
+					if assert.NoError(t, m.Lock(ctx)) {
+						m.IsOwner()
+						m.Key()
+						m.Header()
+						m.Unlock(ctx)
 					}
-					inside++
-					assert.Equal(t, 1, inside)
-					passed++
-					inside--
-					assert.NoError(t, m.Unlock(ctx))
 				}
 			})
 		}
-		wg.Wait()
-		require.Equal(t, 30, passed)
-	})
+	}
+	wg.Wait()
+	l.stand(t, 0)
 }
 
-func TestTryLock(t *testing.T) {
+func TestMutexHasOneWinnerInALineOfMany(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("takes the lock if nobody holds it, in one call", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.faults.Reset()
-		require.NoError(t, l.mutex.TryLock(ctx))
-		require.Equal(t, "Txn 1", l.faults.String())
-		require.True(t, l.owns(t, l.mutex))
-	})
-	t.Run("returns ErrLocked otherwise, having changed nothing, in one call", func(t *testing.T) {
-		t.Parallel()
-		// The store's revision takes a server that nobody else writes to.
-		c := etcdtest.New(t).Client(t)
-		f := counted(t, c)
-		held := concurrency.NewMutex(session(t, c), "lock")
-		require.NoError(t, held.Lock(ctx))
-		m := concurrency.NewMutex(session(t, c), "lock")
-		f.Reset()
-		require.Equal(t, concurrency.ErrLocked, m.TryLock(ctx))
-		require.Equal(t, "Txn 1", f.String())
-		now, err := c.Get(ctx, "lock")
-		require.NoError(t, err)
-		require.Equal(t, held.Header().Revision, now.Header.Revision)
-		require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
-		require.Empty(t, m.Key())
-		require.Nil(t, m.Header())
-	})
-	t.Run("or stands in line for it", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		held, behind := l.held(t), l.rival(t)
-		call := etcdtest.Go(func() error { return behind.Lock(ctx) })
-		l.stand(t, 2)
-		require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("succeeds if the session holds the lock", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		require.NoError(t, l.mutex.TryLock(ctx))
-		require.NoError(t, l.handle().TryLock(ctx))
-		l.stand(t, 1)
-	})
-	t.Run("of many at once one wins", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		var calls []*etcdtest.Call
-		for range 6 {
-			m := l.rival(t)
-			calls = append(calls, etcdtest.Go(func() error { return m.TryLock(ctx) }))
-		}
-		won := 0
-		for _, call := range calls {
-			if err := call.Wait(t); err == nil {
-				won++
-			} else {
-				require.Equal(t, concurrency.ErrLocked, err)
+	l := newLine(t)
+	inside, passed := 0, 0 // guarded by the lock alone: the race detector looks on
+	var wg sync.WaitGroup
+	for range 6 {
+		m := l.rival(t)
+		wg.Go(func() {
+			for range 5 {
+				if !assert.NoError(t, m.Lock(ctx)) {
+					return
+				}
+				inside++
+				assert.Equal(t, 1, inside)
+				passed++
+				inside--
+				assert.NoError(t, m.Unlock(ctx))
 			}
+		})
+	}
+	wg.Wait()
+	require.Equal(t, 30, passed)
+}
+
+func TestTryLockTakesAFreeLockInOneCall(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.faults.Reset()
+	require.NoError(t, l.mutex.TryLock(t.Context()))
+	require.Equal(t, "Txn 1", l.faults.String())
+	require.True(t, l.owns(t, l.mutex))
+}
+
+func TestTryLockReturnsErrLockedInOneCallHavingChangedNothing(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	// The store's revision takes a server that nobody else writes to.
+	c := etcdtest.New(t).Client(t)
+	f := counted(t, c)
+	held := concurrency.NewMutex(session(t, c), "lock")
+	require.NoError(t, held.Lock(ctx))
+	m := concurrency.NewMutex(session(t, c), "lock")
+	f.Reset()
+	require.Equal(t, concurrency.ErrLocked, m.TryLock(ctx))
+	require.Equal(t, "Txn 1", f.String())
+	now, err := c.Get(ctx, "lock")
+	require.NoError(t, err)
+	require.Equal(t, held.Header().Revision, now.Header.Revision)
+	require.Equal(t, concurrency.ErrLockReleased, m.Unlock(ctx))
+	require.Empty(t, m.Key())
+	require.Nil(t, m.Header())
+}
+
+func TestTryLockReturnsErrLockedIfOthersStandInLine(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	held, behind := l.held(t), l.rival(t)
+	call := etcdtest.Go(func() error { return behind.Lock(ctx) })
+	l.stand(t, 2)
+	require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
+func TestTryLockSucceedsIfTheSessionHoldsTheLock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.NoError(t, l.mutex.TryLock(ctx))
+	require.NoError(t, l.handle().TryLock(ctx))
+	l.stand(t, 1)
+}
+
+func TestTryLockOfManyAtOnceIsWonByOne(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	var calls []*etcdtest.Call
+	for range 6 {
+		m := l.rival(t)
+		calls = append(calls, etcdtest.Go(func() error { return m.TryLock(t.Context()) }))
+	}
+	won := 0
+	for _, call := range calls {
+		if err := call.Wait(t); err == nil {
+			won++
+		} else {
+			require.Equal(t, concurrency.ErrLocked, err)
 		}
-		require.Equal(t, 1, won)
-		l.stand(t, 1)
-	})
-	t.Run("leaves a sibling's wait alone", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		held := l.held(t)
-		call := l.waiting(t, ctx, l.mutex, 2)
-		require.Equal(t, concurrency.ErrLocked, l.handle().TryLock(ctx))
-		l.stand(t, 2)
-		require.NoError(t, held.Unlock(ctx))
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("repeated over transient faults, a lost answer too", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		l.faults.LoseAnswer(fault.Txn, 1, nil)
-		l.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: leader changed")
-		require.NoError(t, l.mutex.TryLock(ctx))
-		require.True(t, l.owns(t, l.mutex))
-	})
-	t.Run("until ctx ends, which leaves no key", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		join := l.faults.HoldAnswer(fault.Txn, 1)
-		giveUp, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return l.mutex.TryLock(giveUp) })
-		ended(t, join.Reached(), "the join")
-		l.stand(t, 1)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		l.stand(t, 0)
-	})
-	t.Run("a loss is noticed", func(t *testing.T) {
-		t.Parallel()
-		l := newLine(t)
-		require.NoError(t, l.mutex.Lock(ctx))
-		l.delete(t, l.mutex.Key())
-		l.held(t)
-		require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
-		require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
-	})
+	}
+	require.Equal(t, 1, won)
+	l.stand(t, 1)
+}
+
+func TestTryLockLeavesASiblingsWaitAlone(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	held := l.held(t)
+	call := l.waiting(t, ctx, l.mutex, 2)
+	require.Equal(t, concurrency.ErrLocked, l.handle().TryLock(ctx))
+	l.stand(t, 2)
+	require.NoError(t, held.Unlock(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
+func TestTryLockRepeatsOverTransientFaultsALostAnswerToo(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	l.faults.LoseAnswer(fault.Txn, 1, nil)
+	l.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: leader changed")
+	require.NoError(t, l.mutex.TryLock(t.Context()))
+	require.True(t, l.owns(t, l.mutex))
+}
+
+func TestTryLockEndsWithItsContextAndLeavesNoKey(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	join := l.faults.HoldAnswer(fault.Txn, 1)
+	giveUp, cancel := context.WithCancel(t.Context())
+	call := etcdtest.Go(func() error { return l.mutex.TryLock(giveUp) })
+	ended(t, join.Reached(), "the join")
+	l.stand(t, 1)
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	l.stand(t, 0)
+}
+
+func TestTryLockNoticesALoss(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(ctx))
+	l.delete(t, l.mutex.Key())
+	l.held(t)
+	require.Equal(t, concurrency.ErrLocked, l.mutex.TryLock(ctx))
+	require.Equal(t, concurrency.ErrLockReleased, l.mutex.Unlock(ctx))
 }
 
 func TestLockOfAFreeLockIsOneCall(t *testing.T) {

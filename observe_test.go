@@ -80,93 +80,97 @@ func (b *ballot) until(tb testing.TB, observed <-chan *clientv3.GetResponse, val
 	}
 }
 
-func TestElectionObserve(t *testing.T) {
+func TestElectionObserveTellsThePresentLeaderThenEachChangeInOrder(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("the present leader first, then each change in order", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "0")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "0"))
-		for i := 1; i < 10; i++ {
-			require.NoError(t, b.election.Proclaim(ctx, strconv.Itoa(i)))
-			require.Empty(t, b.until(t, observed, strconv.Itoa(i)))
-		}
-		rival := b.rival(t)
-		call := b.waits(t, ctx, rival, "rival", 2)
-		require.NoError(t, b.election.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		require.Empty(t, b.until(t, observed, "rival"))
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "0")
+	observed := observe(t, b.election)
+	require.Empty(t, b.until(t, observed, "0"))
+	for i := 1; i < 10; i++ {
+		require.NoError(t, b.election.Proclaim(ctx, strconv.Itoa(i)))
+		require.Empty(t, b.until(t, observed, strconv.Itoa(i)))
+	}
+	rival := b.rival(t)
+	call := b.waits(t, ctx, rival, "rival", 2)
+	require.NoError(t, b.election.Resign(ctx))
+	require.NoError(t, call.Wait(t))
+	require.Empty(t, b.until(t, observed, "rival"))
+}
+
+func TestElectionObserveWaitsForALeader(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	observed := observe(t, b.election)
+	etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Watch) == 1 }, "it watches")
+	b.wins(t, b.election, "first")
+	require.Empty(t, b.until(t, observed, "first"))
+	require.NoError(t, b.election.Resign(t.Context()))
+	b.wins(t, b.election, "second") // the same key, another life
+	require.Empty(t, b.until(t, observed, "second"), "that nobody leads is not told")
+}
+
+func TestElectionObserveDeliversNoCandidates(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "leader")
+	observed := observe(t, b.election)
+	require.Empty(t, b.until(t, observed, "leader"))
+	s := session(t, b.outside)
+	call := b.waits(t, ctx, concurrency.NewElection(s, b.name), "candidate", 2)
+	again := etcdtest.Go(func() error {
+		return concurrency.NewElection(s, b.name).Campaign(ctx, "candidate again")
 	})
-	t.Run("when nobody leads, waits for a leader", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		observed := observe(t, b.election)
-		etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Watch) == 1 }, "it watches")
-		b.wins(t, b.election, "first")
-		require.Empty(t, b.until(t, observed, "first"))
-		require.NoError(t, b.election.Resign(ctx))
-		b.wins(t, b.election, "second") // the same key, another life
-		require.Empty(t, b.until(t, observed, "second"), "that nobody leads is not told")
-	})
-	t.Run("candidates are not delivered", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		s := session(t, b.outside)
-		call := b.waits(t, ctx, concurrency.NewElection(s, b.name), "candidate", 2)
-		again := etcdtest.Go(func() error {
-			return concurrency.NewElection(s, b.name).Campaign(ctx, "candidate again")
-		})
-		etcdtest.Eventually(t, func() bool {
-			return string(b.stand(t, 2)[1].Value) == "candidate again"
-		}, "a candidate's new value")
-		require.NoError(t, b.election.Proclaim(ctx, "still leader"))
-		require.Empty(t, b.until(t, observed, "still leader"))
-		require.NoError(t, b.election.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		require.NoError(t, again.Wait(t))
-		require.Empty(t, b.until(t, observed, "candidate again"))
-	})
-	t.Run("the next one when a leader is deleted by hand", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		rival := b.rival(t)
-		call := b.waits(t, ctx, rival, "rival", 2)
-		b.delete(t, b.election.Key())
-		require.Empty(t, b.until(t, observed, "rival"))
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("a leader whose key was deleted and put again between two looks", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		observed := observe(t, b.election)
-		require.Empty(t, b.until(t, observed, "leader"))
-		b.delete(t, b.election.Key())
-		b.wins(t, b.handle(), "again")
-		require.Empty(t, b.until(t, observed, "again"))
-	})
-	t.Run("a slow reader misses some, never the latest", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "leader")
-		slow, quick := observe(t, b.election), observe(t, b.election)
-		require.Empty(t, b.until(t, slow, "leader"))
-		const changes = 50
-		for i := range changes {
-			require.NoError(t, b.election.Proclaim(ctx, strconv.Itoa(i)))
-		}
-		last := strconv.Itoa(changes - 1)
-		b.until(t, quick, last) // so that the changes have arrived
-		require.Less(t, len(b.until(t, slow, last)), changes/2)
-	})
+	etcdtest.Eventually(t, func() bool {
+		return string(b.stand(t, 2)[1].Value) == "candidate again"
+	}, "a candidate's new value")
+	require.NoError(t, b.election.Proclaim(ctx, "still leader"))
+	require.Empty(t, b.until(t, observed, "still leader"))
+	require.NoError(t, b.election.Resign(ctx))
+	require.NoError(t, call.Wait(t))
+	require.NoError(t, again.Wait(t))
+	require.Empty(t, b.until(t, observed, "candidate again"))
+}
+
+func TestElectionObserveTellsTheNextWhenALeaderIsDeletedByHand(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "leader")
+	observed := observe(t, b.election)
+	require.Empty(t, b.until(t, observed, "leader"))
+	rival := b.rival(t)
+	call := b.waits(t, t.Context(), rival, "rival", 2)
+	b.delete(t, b.election.Key())
+	require.Empty(t, b.until(t, observed, "rival"))
+	require.NoError(t, call.Wait(t))
+}
+
+// The deletion and the put come between two looks.
+func TestElectionObserveTellsALeaderWhoseKeyWasDeletedAndPutAgain(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "leader")
+	observed := observe(t, b.election)
+	require.Empty(t, b.until(t, observed, "leader"))
+	b.delete(t, b.election.Key())
+	b.wins(t, b.handle(), "again")
+	require.Empty(t, b.until(t, observed, "again"))
+}
+
+func TestElectionObserveOfASlowReaderMissesSomeNeverTheLatest(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "leader")
+	slow, quick := observe(t, b.election), observe(t, b.election)
+	require.Empty(t, b.until(t, slow, "leader"))
+	const changes = 50
+	for i := range changes {
+		require.NoError(t, b.election.Proclaim(t.Context(), strconv.Itoa(i)))
+	}
+	last := strconv.Itoa(changes - 1)
+	b.until(t, quick, last) // so that the changes have arrived
+	require.Less(t, len(b.until(t, slow, last)), changes/2)
 }
 
 func TestElectionObserveFaults(t *testing.T) {
@@ -453,7 +457,8 @@ func (l *leaders) tells(tb testing.TB, e *concurrency.Election, value string) {
 	l.holds(tb, got)
 }
 
-// holds checks that the leader led at its revision, which is later than the last.
+// holds checks that the leader led at its revision, which is later than the last. What was is
+// looked up: nothing of it may have been compacted.
 func (l *leaders) holds(tb testing.TB, got concurrency.Leader) {
 	tb.Helper()
 	require.Greater(tb, got.Revision, l.rev)
@@ -475,110 +480,110 @@ func (l *leaders) ends(tb testing.TB, want error) {
 	require.False(tb, ok, "there are no more")
 }
 
-func TestLeaders(t *testing.T) {
+func TestLeadersTellsEveryChangeInOrderBeginningWithThePresent(t *testing.T) {
 	t.Parallel()
-	own := etcdtest.New(t) // of which nothing is compacted: what was is looked up
-	t.Run("every change, in order, beginning with the present", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, own)
-		l := b.leaders(t, t.Context(), b.election)
-		l.tells(t, nil, "")
-		b.wins(t, b.election, "first")
-		l.tells(t, b.election, "first")
-		late := b.leaders(t, t.Context(), b.rival(t))
-		late.tells(t, b.election, "first")
-		require.NoError(t, b.election.Proclaim(t.Context(), "second"))
-		l.tells(t, b.election, "second")
-		late.tells(t, b.election, "second")
-		rival := b.rival(t)
-		call := b.waits(t, t.Context(), rival, "third", 2)
+	b := newBallot(t, server(t))
+	l := b.leaders(t, t.Context(), b.election)
+	l.tells(t, nil, "")
+	b.wins(t, b.election, "first")
+	l.tells(t, b.election, "first")
+	late := b.leaders(t, t.Context(), b.rival(t))
+	late.tells(t, b.election, "first")
+	require.NoError(t, b.election.Proclaim(t.Context(), "second"))
+	l.tells(t, b.election, "second")
+	late.tells(t, b.election, "second")
+	rival := b.rival(t)
+	call := b.waits(t, t.Context(), rival, "third", 2)
+	require.NoError(t, b.election.Resign(t.Context()))
+	require.NoError(t, call.Wait(t))
+	l.tells(t, rival, "third")
+	b.delete(t, rival.Key())
+	l.tells(t, nil, "")
+	b.wins(t, b.election, "fourth")
+	l.tells(t, b.election, "fourth")
+	revoke(t, b.outside, b.session)
+	l.tells(t, nil, "")
+}
+
+func TestLeadersBeginsAfreshWithEveryLoop(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	changes := b.election.Leaders(t.Context())
+	for _, value := range []string{"one", "two"} {
+		b.wins(t, b.election, value)
+		for leader, err := range changes {
+			require.NoError(t, err)
+			require.Equal(t, value, leader.Value)
+			break
+		}
+	}
+}
+
+func TestLeadersOfASlowLoopMissesSomeNeverTheLatest(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "0")
+	const changes = 50
+	seen, last := 0, &leaders{b: b}
+	for leader, err := range b.election.Leaders(t.Context()) {
+		require.NoError(t, err)
+		last.holds(t, leader)
+		if seen == 0 {
+			for i := range changes {
+				require.NoError(t, b.election.Proclaim(t.Context(), strconv.Itoa(i+1)))
+			}
+		}
+		if seen++; leader.Value == strconv.Itoa(changes) {
+			break
+		}
+	}
+	require.Less(t, seen, changes/2, "they were queued")
+}
+
+func TestLeadersTellsAlsoOfAVacancyThatItWasTooSlowFor(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	l := b.leaders(t, t.Context(), b.election)
+	l.tells(t, nil, "")
+	for range 5 {
+		b.wins(t, b.election, "value")
 		require.NoError(t, b.election.Resign(t.Context()))
-		require.NoError(t, call.Wait(t))
-		l.tells(t, rival, "third")
-		b.delete(t, rival.Key())
+	}
+	b.wins(t, b.election, "last")
+	for {
+		got, err, ok := l.next()
+		require.True(t, ok)
+		require.NoError(t, err)
+		if got.Value == "last" {
+			break
+		}
+	}
+}
+
+func TestLeadersGoesOnThroughCutsAndCompactions(t *testing.T) {
+	t.Parallel()
+	own := etcdtest.New(t)
+	b := newBallot(t, own)
+	p, c := proxied(t, own)
+	l := b.leaders(t, t.Context(), concurrency.NewElection(session(t, c), b.name))
+	l.tells(t, nil, "")
+	for range 2 {
+		p.Refuse()
+		p.Cut()
+		b.wins(t, b.election, "cut")
+		compacted(t, b.outside, b.name+"-noise", 20)
+		p.Accept()
+		l.tells(t, b.election, "cut")
+		p.Cut()
+		require.NoError(t, b.election.Proclaim(t.Context(), "again"))
+		l.tells(t, b.election, "again")
+		p.Refuse()
+		p.Cut()
+		require.NoError(t, b.election.Resign(t.Context()))
+		compacted(t, b.outside, b.name+"-noise", 20)
+		p.Accept()
 		l.tells(t, nil, "")
-		b.wins(t, b.election, "fourth")
-		l.tells(t, b.election, "fourth")
-		revoke(t, b.outside, b.session)
-		l.tells(t, nil, "")
-	})
-	t.Run("begins afresh with every loop", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, own)
-		changes := b.election.Leaders(t.Context())
-		for _, value := range []string{"one", "two"} {
-			b.wins(t, b.election, value)
-			for leader, err := range changes {
-				require.NoError(t, err)
-				require.Equal(t, value, leader.Value)
-				break
-			}
-		}
-	})
-	t.Run("a slow loop misses some, never the latest", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, own)
-		b.wins(t, b.election, "0")
-		const changes = 50
-		seen, last := 0, &leaders{b: b}
-		for leader, err := range b.election.Leaders(t.Context()) {
-			require.NoError(t, err)
-			last.holds(t, leader)
-			if seen == 0 {
-				for i := range changes {
-					require.NoError(t, b.election.Proclaim(t.Context(), strconv.Itoa(i+1)))
-				}
-			}
-			if seen++; leader.Value == strconv.Itoa(changes) {
-				break
-			}
-		}
-		require.Less(t, seen, changes/2, "they were queued")
-	})
-	t.Run("also of a vacancy that it was too slow for", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, own)
-		l := b.leaders(t, t.Context(), b.election)
-		l.tells(t, nil, "")
-		for range 5 {
-			b.wins(t, b.election, "value")
-			require.NoError(t, b.election.Resign(t.Context()))
-		}
-		b.wins(t, b.election, "last")
-		for {
-			got, err, ok := l.next()
-			require.True(t, ok)
-			require.NoError(t, err)
-			if got.Value == "last" {
-				break
-			}
-		}
-	})
-	t.Run("through cuts and compactions", func(t *testing.T) {
-		t.Parallel()
-		own := etcdtest.New(t)
-		b := newBallot(t, own)
-		p, c := proxied(t, own)
-		l := b.leaders(t, t.Context(), concurrency.NewElection(session(t, c), b.name))
-		l.tells(t, nil, "")
-		for range 2 {
-			p.Refuse()
-			p.Cut()
-			b.wins(t, b.election, "cut")
-			compacted(t, b.outside, b.name+"-noise", 20)
-			p.Accept()
-			l.tells(t, b.election, "cut")
-			p.Cut()
-			require.NoError(t, b.election.Proclaim(t.Context(), "again"))
-			l.tells(t, b.election, "again")
-			p.Refuse()
-			p.Cut()
-			require.NoError(t, b.election.Resign(t.Context()))
-			compacted(t, b.outside, b.name+"-noise", 20)
-			p.Accept()
-			l.tells(t, nil, "")
-		}
-	})
+	}
 }
 
 func TestLeadersEnd(t *testing.T) {

@@ -296,74 +296,79 @@ func TestCtxRidesOutReportsOfProgress(t *testing.T) {
 	})
 }
 
-func TestCtxAndTheRelease(t *testing.T) {
+func TestCtxEndsJustBeforeTheDeletionIsSent(t *testing.T) {
 	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
-		t.Run("ends just before the deletion is sent", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			ctx := h.Ctx()
-			sent := l.faults.Hold(fault.Txn, 1)
-			call := etcdtest.Go(func() error { return h.giveBack(t.Context()) })
-			ended(t, sent.Reached(), "the deletion is about to be sent")
-			require.Error(t, ctx.Err())
-			require.Equal(t, h.released, context.Cause(ctx))
-			l.stand(t, 1)
-			sent.Open()
-			require.NoError(t, call.Wait(t))
-		})
-		t.Run("has ended for who asks meanwhile", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			sent := l.faults.Hold(fault.Txn, 1)
-			call := etcdtest.Go(func() error { return h.giveBack(t.Context()) })
-			ended(t, sent.Reached(), "the deletion is about to be sent")
-			require.Error(t, h.Ctx().Err())
-			require.Equal(t, h.released, context.Cause(h.Ctx()))
-			sent.Open()
-			require.NoError(t, call.Wait(t))
-			require.Zero(t, l.faults.Count(fault.Watch))
-		})
-		t.Run("and stays so when the release fails, until it is taken again", func(t *testing.T) {
-			t.Parallel()
-			l, h := taken(t, kind)
-			ctx := h.Ctx()
-			rev := h.Rev()
-			l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
-			l.faults.Hold(fault.Txn, 2) // that of the clean-up
-			require.Equal(t, rpctypes.ErrPermissionDenied, h.giveBack(t.Context()))
-			require.Equal(t, h.released, cause(t, ctx))
-			require.Error(t, h.Ctx().Err())
-			l.stand(t, 1)
-			require.NoError(t, h.take(t.Context()))
-			require.NoError(t, h.Ctx().Err())
-			require.Greater(t, h.Rev(), rev, "another ticket")
-		})
-		t.Run("also when its context has ended before", func(t *testing.T) {
-			t.Parallel()
-			_, h := taken(t, kind)
-			ctx := h.Ctx()
-			require.Equal(t, context.Canceled, h.giveBack(cancelled()))
-			require.Equal(t, h.released, cause(t, ctx))
-			require.NoError(t, h.take(t.Context()))
-			require.NoError(t, h.Ctx().Err(), "it is held")
-			require.NoError(t, h.giveBack(t.Context()))
-		})
-		t.Run("and when the server can't be reached", func(t *testing.T) {
-			t.Parallel()
-			p, l := farLine(t, server(t))
-			h := kind(l.session, l.name)
-			require.NoError(t, h.take(t.Context()))
-			ctx := h.Ctx()
-			p.Stall()
-			bound, cancel := context.WithCancel(t.Context())
-			call := etcdtest.Go(func() error { return h.giveBack(bound) })
-			require.Equal(t, h.released, cause(t, ctx))
-			cancel()
-			require.Equal(t, context.Canceled, call.Wait(t))
-			p.Resume()
-			require.NoError(t, h.giveBack(t.Context()))
-			l.stand(t, 0)
-		})
+		l, h := taken(t, kind)
+		ctx := h.Ctx()
+		sent := l.faults.Hold(fault.Txn, 1)
+		call := etcdtest.Go(func() error { return h.giveBack(t.Context()) })
+		ended(t, sent.Reached(), "the deletion is about to be sent")
+		require.Error(t, ctx.Err())
+		require.Equal(t, h.released, context.Cause(ctx))
+		l.stand(t, 1)
+		sent.Open()
+		require.NoError(t, call.Wait(t))
+	})
+}
+
+func TestCtxHasEndedForWhoAsksDuringTheRelease(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l, h := taken(t, kind)
+		sent := l.faults.Hold(fault.Txn, 1)
+		call := etcdtest.Go(func() error { return h.giveBack(t.Context()) })
+		ended(t, sent.Reached(), "the deletion is about to be sent")
+		require.Error(t, h.Ctx().Err())
+		require.Equal(t, h.released, context.Cause(h.Ctx()))
+		sent.Open()
+		require.NoError(t, call.Wait(t))
+		require.Zero(t, l.faults.Count(fault.Watch))
+	})
+}
+
+func TestCtxStaysEndedWhenTheReleaseFailsUntilItIsTakenAgain(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		l, h := taken(t, kind)
+		ctx := h.Ctx()
+		rev := h.Rev()
+		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+		l.faults.Hold(fault.Txn, 2) // that of the clean-up
+		require.Equal(t, rpctypes.ErrPermissionDenied, h.giveBack(t.Context()))
+		require.Equal(t, h.released, cause(t, ctx))
+		require.Error(t, h.Ctx().Err())
+		l.stand(t, 1)
+		require.NoError(t, h.take(t.Context()))
+		require.NoError(t, h.Ctx().Err())
+		require.Greater(t, h.Rev(), rev, "another ticket")
+	})
+}
+
+func TestCtxEndsWithAReleaseWhoseContextHasEndedBefore(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		_, h := taken(t, kind)
+		ctx := h.Ctx()
+		require.Equal(t, context.Canceled, h.giveBack(cancelled()))
+		require.Equal(t, h.released, cause(t, ctx))
+		require.NoError(t, h.take(t.Context()))
+		require.NoError(t, h.Ctx().Err(), "it is held")
+		require.NoError(t, h.giveBack(t.Context()))
+	})
+}
+
+func TestCtxEndsWithAReleaseThoughTheServerCannotBeReached(t *testing.T) {
+	eachKind(t, func(t *testing.T, kind func(*concurrency.Session, string) holder) {
+		p, l := farLine(t, server(t))
+		h := kind(l.session, l.name)
+		require.NoError(t, h.take(t.Context()))
+		ctx := h.Ctx()
+		p.Stall()
+		bound, cancel := context.WithCancel(t.Context())
+		call := etcdtest.Go(func() error { return h.giveBack(bound) })
+		require.Equal(t, h.released, cause(t, ctx))
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		p.Resume()
+		require.NoError(t, h.giveBack(t.Context()))
+		l.stand(t, 0)
 	})
 }
 

@@ -40,11 +40,10 @@ func (s *space) fill(tb testing.TB, n int, value string) {
 	}
 }
 
-func TestRange(t *testing.T) {
+func TestRangeShowsOwnWritesOverWhatTheStoreHas(t *testing.T) {
 	t.Parallel()
 	for _, l := range levels {
-		level := concurrency.WithIsolation(l.level)
-		t.Run("own writes over what the store has, at "+l.name, func(t *testing.T) {
+		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSpace(t, server(t))
 			s.put(t, "b", "1", "d", "2", "f", "3", "h", "4")
@@ -65,10 +64,16 @@ func TestRange(t *testing.T) {
 				kvs := stm.Range(begin, end)
 				clear(kvs) // the slice is the caller's
 				require.Len(t, s.shown(stm.Range(begin, end)), 6)
-			}, level)
+			}, concurrency.WithIsolation(l.level))
 			require.Equal(t, "mine", s.value(t, "d"))
 		})
-		t.Run("is read once, at "+l.name, func(t *testing.T) {
+	}
+}
+
+func TestRangeIsReadOnce(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSpace(t, server(t))
 			s.put(t, "b", "1", "d", "2")
@@ -85,9 +90,15 @@ func TestRange(t *testing.T) {
 				require.Equal(t, attempt == 1, stm.Get(s.key("c")) == "")
 				require.Equal(t, attempt == 1, len(stm.Range(s.key("c"), s.key("d"))) == 0)
 				require.Equal(t, calls, s.faults.KV())
-			}, level)
+			}, concurrency.WithIsolation(l.level))
 		})
-		t.Run("with what was read before, at "+l.name, func(t *testing.T) {
+	}
+}
+
+func TestRangeWithWhatWasReadBefore(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSpace(t, server(t))
 			s.put(t, "b", "1", "d", "2")
@@ -104,54 +115,56 @@ func TestRange(t *testing.T) {
 					require.Equal(t, []string{"b=1", "d=2"}, seen, "what was read first")
 				}
 				stm.Put("other/"+s.key(""), "x")
-			}, level)
+			}, concurrency.WithIsolation(l.level))
 			require.Equal(t, l.checkReads, attempts == 2)
 			require.Equal(t, l.checkReads, slices.Equal(seen, []string{"b=3", "c=4"}))
 		})
 	}
-	t.Run("all that is stored with a key", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		id := granted(t, s.outside, 60)
-		_, err := s.outside.Put(t.Context(), s.key("a"), "1", clientv3.WithLease(id))
-		require.NoError(t, err)
-		s.put(t, "b", "1")
-		s.put(t, "b", "2")
-		s.run(t, func(stm concurrency.STM, _ int) {
-			begin, end := s.all()
-			for i, kv := range stm.Range(begin, end) {
-				want := s.kv(t, string('a'+rune(i)))
-				require.Equal(t, want.String(), kv.String())
-				require.Equal(t, want.String(), stm.Entry(string(kv.Key)).String())
-			}
-			stm.Put(s.key("b"), "3")
-			require.Equal(t, &mvccpb.KeyValue{Key: []byte(s.key("b")), Value: []byte("3")}, stm.Entry(s.key("b")))
-		})
-	})
-	t.Run("of all keys", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, etcdtest.New(t))
-		s.put(t, "a", "1")
-		_, err := s.outside.Put(t.Context(), "\xff", "2")
-		require.NoError(t, err)
-		for _, begin := range []string{"", "\x00"} {
-			s.run(t, func(stm concurrency.STM, _ int) {
-				kvs := stm.Range(begin, clientv3.GetPrefixRangeEnd(""))
-				require.Len(t, kvs, 2)
-				stm.Put("\x00", "least")
-				require.Equal(t, "least", string(stm.RangeN(begin, "\x00", 1)[0].Value))
-				stm.DelRange("", "\x00")
-				stm.Put("\x00", "least")
-				stm.Put("m", "")
-			})
-			resp, err := s.outside.Get(t.Context(), "", clientv3.WithFromKey())
-			require.NoError(t, err)
-			require.Len(t, resp.Kvs, 2)
-			_, err = s.outside.Txn(t.Context()).Then(clientv3.OpPut(s.key("a"), "1"), clientv3.OpPut("\xff", "2"),
-				clientv3.OpDelete("\x00"), clientv3.OpDelete("m")).Commit()
-			require.NoError(t, err)
+}
+
+func TestRangeShowsAllThatIsStoredWithAKey(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	id := granted(t, s.outside, 60)
+	_, err := s.outside.Put(t.Context(), s.key("a"), "1", clientv3.WithLease(id))
+	require.NoError(t, err)
+	s.put(t, "b", "1")
+	s.put(t, "b", "2")
+	s.run(t, func(stm concurrency.STM, _ int) {
+		begin, end := s.all()
+		for i, kv := range stm.Range(begin, end) {
+			want := s.kv(t, string('a'+rune(i)))
+			require.Equal(t, want.String(), kv.String())
+			require.Equal(t, want.String(), stm.Entry(string(kv.Key)).String())
 		}
+		stm.Put(s.key("b"), "3")
+		require.Equal(t, &mvccpb.KeyValue{Key: []byte(s.key("b")), Value: []byte("3")}, stm.Entry(s.key("b")))
 	})
+}
+
+func TestRangeOfAllKeys(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, etcdtest.New(t))
+	s.put(t, "a", "1")
+	_, err := s.outside.Put(t.Context(), "\xff", "2")
+	require.NoError(t, err)
+	for _, begin := range []string{"", "\x00"} {
+		s.run(t, func(stm concurrency.STM, _ int) {
+			kvs := stm.Range(begin, clientv3.GetPrefixRangeEnd(""))
+			require.Len(t, kvs, 2)
+			stm.Put("\x00", "least")
+			require.Equal(t, "least", string(stm.RangeN(begin, "\x00", 1)[0].Value))
+			stm.DelRange("", "\x00")
+			stm.Put("\x00", "least")
+			stm.Put("m", "")
+		})
+		resp, err := s.outside.Get(t.Context(), "", clientv3.WithFromKey())
+		require.NoError(t, err)
+		require.Len(t, resp.Kvs, 2)
+		_, err = s.outside.Txn(t.Context()).Then(clientv3.OpPut(s.key("a"), "1"), clientv3.OpPut("\xff", "2"),
+			clientv3.OpDelete("\x00"), clientv3.OpDelete("m")).Commit()
+		require.NoError(t, err)
+	}
 }
 
 func TestLookup(t *testing.T) {
@@ -404,93 +417,97 @@ func TestRangeInPartsIsOfOneRevision(t *testing.T) {
 	})
 }
 
-func TestRangeLimits(t *testing.T) {
+func TestRangeThatGrowsPastTheServersLimitBetweenAttempts(t *testing.T) {
 	t.Parallel()
-	t.Run("a range that grows past the servers' limit between attempts", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels[:2] {
-			s, attempts := newSpace(t, server(t)), 0
-			s.fill(t, 126, "v")
-			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-				attempts++
-				require.Len(t, stm.Range(s.all()), 124+2*attempts)
-				stm.Put("out of "+s.key(""), "")
-				if attempts == 1 {
-					s.put(t, "x", "128 keys and their range are", "y", "129 comparisons")
-				}
-				return nil
-			}, concurrency.WithIsolation(l.level))
-			require.Equal(t, rpctypes.ErrTooManyOps, err)
-			require.Equal(t, 2, attempts)
-		}
-	})
-	t.Run("one that the caller has set", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		s.fill(t, 10, "v")
+	for _, l := range levels[:2] {
+		s, attempts := newSpace(t, server(t)), 0
+		s.fill(t, 126, "v")
 		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			stm.Range(s.all())
+			attempts++
+			require.Len(t, stm.Range(s.all()), 124+2*attempts)
 			stm.Put("out of "+s.key(""), "")
-			return nil
-		}, concurrency.WithMaxTxnOps(10))
-		require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
-		for _, number := range []string{"1 writes", "12 checked keys and ranges", "limit of 10"} {
-			require.ErrorContains(t, err, number)
-		}
-	})
-	small := func(t *testing.T, s *space) *clientv3.Client {
-		config := etcdtest.ClientConfig(server(t).Endpoints()...)
-		config.MaxCallSendMsgSize, config.MaxCallRecvMsgSize = 4<<10, 8<<10
-		c, err := clientv3.New(config)
-		require.NoError(t, err)
-		t.Cleanup(func() { c.Close() })
-		s.faults = counted(t, c)
-		return c
-	}
-	t.Run("an answer over the client's size is read in smaller parts", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		s.fill(t, 50, strings.Repeat("x", 1<<10))
-		c := small(t, s)
-		for _, opts := range [][]concurrency.STMOption{nil, {
-			concurrency.WithPrefetchRange(s.all()), concurrency.WithPrefetch(s.key("000001"), s.key("000002")),
-		}} {
-			_, err := concurrency.NewSTM(c, func(stm concurrency.STM) error {
-				require.Len(t, stm.Range(s.all()), 50)
-				return nil
-			}, opts...)
-			require.NoError(t, err)
-		}
-	})
-	t.Run("a key that fits into no answer is told with the numbers", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		s.put(t, "a", "1", "b", strings.Repeat("x", 9<<10))
-		_, err := concurrency.NewSTM(small(t, s), func(stm concurrency.STM) error {
-			stm.Range(s.all())
-			return nil
-		})
-		require.ErrorContains(t, err, "a single key of the range")
-		require.ErrorContains(t, err, "vs. 8192")
-	})
-	t.Run("thousands of keys, where the server allows it", func(t *testing.T) {
-		t.Parallel()
-		if !server(t).Embedded() { // only those can be configured
-			return
-		}
-		c := etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = 3000 }))
-		s := newSpace(t, c)
-		s.fill(t, 2000, "v")
-		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
-			require.Len(t, stm.Range(s.all()), 2000)
-			stm.DelRange(s.all())
-			if attempt == 1 {
-				s.put(t, "000007", "changed")
+			if attempts == 1 {
+				s.put(t, "x", "128 keys and their range are", "y", "129 comparisons")
 			}
-		})
+			return nil
+		}, concurrency.WithIsolation(l.level))
+		require.Equal(t, rpctypes.ErrTooManyOps, err)
 		require.Equal(t, 2, attempts)
-		require.Empty(t, etcdtest.Keys(t, s.outside, s.key("")))
+	}
+}
+
+func TestRangePastALimitThatTheCallerHasSet(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	s.fill(t, 10, "v")
+	_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		stm.Range(s.all())
+		stm.Put("out of "+s.key(""), "")
+		return nil
+	}, concurrency.WithMaxTxnOps(10))
+	require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+	for _, number := range []string{"1 writes", "12 checked keys and ranges", "limit of 10"} {
+		require.ErrorContains(t, err, number)
+	}
+}
+
+// small is a client of the space whose messages are small.
+func (s *space) small(tb testing.TB) *clientv3.Client {
+	tb.Helper()
+	config := etcdtest.ClientConfig(server(tb).Endpoints()...)
+	config.MaxCallSendMsgSize, config.MaxCallRecvMsgSize = 4<<10, 8<<10
+	c, err := clientv3.New(config)
+	require.NoError(tb, err)
+	tb.Cleanup(func() { c.Close() })
+	s.faults = counted(tb, c)
+	return c
+}
+
+func TestRangeOverTheClientsSizeIsReadInSmallerParts(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	s.fill(t, 50, strings.Repeat("x", 1<<10))
+	c := s.small(t)
+	for _, opts := range [][]concurrency.STMOption{nil, {
+		concurrency.WithPrefetchRange(s.all()), concurrency.WithPrefetch(s.key("000001"), s.key("000002")),
+	}} {
+		_, err := concurrency.NewSTM(c, func(stm concurrency.STM) error {
+			require.Len(t, stm.Range(s.all()), 50)
+			return nil
+		}, opts...)
+		require.NoError(t, err)
+	}
+}
+
+func TestRangeOfAKeyThatFitsIntoNoAnswerIsToldWithTheNumbers(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	s.put(t, "a", "1", "b", strings.Repeat("x", 9<<10))
+	_, err := concurrency.NewSTM(s.small(t), func(stm concurrency.STM) error {
+		stm.Range(s.all())
+		return nil
 	})
+	require.ErrorContains(t, err, "a single key of the range")
+	require.ErrorContains(t, err, "vs. 8192")
+}
+
+func TestRangeOfThousandsOfKeysWhereTheServerAllowsIt(t *testing.T) {
+	t.Parallel()
+	if !server(t).Embedded() { // only those can be configured
+		return
+	}
+	c := etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = 3000 }))
+	s := newSpace(t, c)
+	s.fill(t, 2000, "v")
+	attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+		require.Len(t, stm.Range(s.all()), 2000)
+		stm.DelRange(s.all())
+		if attempt == 1 {
+			s.put(t, "000007", "changed")
+		}
+	})
+	require.Equal(t, 2, attempts)
+	require.Empty(t, etcdtest.Keys(t, s.outside, s.key("")))
 }
 
 func TestRangeOnWrappedClients(t *testing.T) {

@@ -343,111 +343,116 @@ func TestPlaceholderFilledIn(t *testing.T) {
 	require.EqualValues(t, l.session.Lease(), etcdtest.WaitKeys(t, l.outside, l.name+"/", 1)[0].Lease)
 }
 
-func TestNewSession(t *testing.T) {
+func TestNewSessionIsOneCall(t *testing.T) {
 	t.Parallel()
-	t.Run("in one call", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		f := counted(t, c)
-		session(t, c)
-		require.Equal(t, "Grant 1", f.String())
-	})
-	t.Run("blocks at most for the TTL", func(t *testing.T) {
-		t.Parallel()
-		p, c := stalled(t)
-		err := within(t, 3*time.Second, func() error {
-			_, err := concurrency.NewSession(c, concurrency.WithTTL(1))
-			return err
-		})
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		for _, fact := range []string{"concurrency: NewSession: ", p.Endpoint(), "grant a lease within 1s"} {
-			require.ErrorContains(t, err, fact)
-		}
-	})
-	t.Run("where nothing listens", func(t *testing.T) {
-		t.Parallel()
-		c := etcdtest.Dial(t, "http://127.0.0.1:1")
-		err := within(t, 3*time.Second, func() error {
-			s, err := concurrency.NewSession(c, concurrency.WithTTL(1))
-			assert.Nil(t, s)
-			return err
-		})
-		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.ErrorContains(t, err, "[http://127.0.0.1:1] (connection TRANSIENT_FAILURE)")
-	})
-	t.Run("a closed client", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		c.Close()
-		for _, opt := range []concurrency.SessionOption{
-			concurrency.WithTTL(0), concurrency.WithContext(t.Context()),
-		} {
-			err := within(t, time.Second, func() error {
-				_, err := concurrency.NewSession(c, opt)
-				return err
-			})
-			require.Equal(t, context.Canceled, err)
-		}
-	})
-	t.Run("a client that is closed meanwhile", func(t *testing.T) {
-		t.Parallel()
-		_, c := stalled(t)
-		f := counted(t, c)
-		sent := f.Hold(fault.Grant, 1)
-		call := etcdtest.Go(func() error {
-			_, err := concurrency.NewSession(c, concurrency.WithContext(t.Context()))
-			return err
-		})
-		ended(t, sent.Reached(), "asked for a lease")
-		sent.Open()
-		c.Close()
-		require.Equal(t, context.Canceled, within(t, 5*time.Second, func() error { return call.Wait(t) }))
-	})
-	t.Run("a lease that does not exist", func(t *testing.T) {
-		t.Parallel()
-		s, err := concurrency.NewSession(client(t), concurrency.WithLease(404))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, err)
-		require.Nil(t, s)
-	})
-	t.Run("a lease that cannot exist is a session that has ended", func(t *testing.T) {
-		t.Parallel()
-		ctx, c, name := t.Context(), client(t), prefix(t)
-		f := counted(t, c)
-		s := session(t, c, concurrency.WithLease(-1))
-		require.EqualValues(t, -1, s.Lease())
-		ended(t, s.Done(), "the session")
-		require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
-		s.Orphan()
-		require.NoError(t, s.Close())
-		require.Equal(t, "no calls", f.String())
-		require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewMutex(s, name).Lock(ctx))
-		require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewElection(s, name).Campaign(ctx, "a"))
+	c := client(t)
+	f := counted(t, c)
+	session(t, c)
+	require.Equal(t, "Grant 1", f.String())
+}
 
-		e := concurrency.NewElection(s, name)
-		_, err := e.Leader(ctx)
-		require.Equal(t, concurrency.ErrElectionNoLeader, err)
-		observed := e.Observe(ctx)
-		leader := concurrency.NewElection(session(t, client(t)), name)
-		require.NoError(t, leader.Campaign(ctx, "a"))
-		require.Equal(t, "a", string((<-observed).Kvs[0].Value))
-		resp, err := e.Leader(ctx)
-		require.NoError(t, err)
-		require.Equal(t, leader.Key(), string(resp.Kvs[0].Key))
-		require.NoError(t, leader.Proclaim(ctx, "b"))
-		require.Equal(t, "b", string((<-observed).Kvs[0].Value))
+func TestNewSessionBlocksAtMostForTheTTL(t *testing.T) {
+	t.Parallel()
+	p, c := stalled(t)
+	err := within(t, 3*time.Second, func() error {
+		_, err := concurrency.NewSession(c, concurrency.WithTTL(1))
+		return err
 	})
-	t.Run("panics if an option is nil", func(t *testing.T) {
-		t.Parallel()
-		c := client(t)
-		require.PanicsWithValue(t, "concurrency: NewSession: nil option", func() {
-			concurrency.NewSession(c, concurrency.WithTTL(5), nil)
-		})
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	for _, fact := range []string{"concurrency: NewSession: ", p.Endpoint(), "grant a lease within 1s"} {
+		require.ErrorContains(t, err, fact)
+	}
+}
+
+func TestNewSessionWhereNothingListens(t *testing.T) {
+	t.Parallel()
+	c := etcdtest.Dial(t, "http://127.0.0.1:1")
+	err := within(t, 3*time.Second, func() error {
+		s, err := concurrency.NewSession(c, concurrency.WithTTL(1))
+		assert.Nil(t, s)
+		return err
 	})
-	t.Run("panics if client is nil", func(t *testing.T) {
-		t.Parallel()
-		require.PanicsWithValue(t, "concurrency: NewSession: nil client", func() {
-			concurrency.NewSession(nil)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.ErrorContains(t, err, "[http://127.0.0.1:1] (connection TRANSIENT_FAILURE)")
+}
+
+func TestNewSessionOnAClosedClient(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	c.Close()
+	for _, opt := range []concurrency.SessionOption{
+		concurrency.WithTTL(0), concurrency.WithContext(t.Context()),
+	} {
+		err := within(t, time.Second, func() error {
+			_, err := concurrency.NewSession(c, opt)
+			return err
 		})
+		require.Equal(t, context.Canceled, err)
+	}
+}
+
+func TestNewSessionOnAClientThatIsClosedMeanwhile(t *testing.T) {
+	t.Parallel()
+	_, c := stalled(t)
+	f := counted(t, c)
+	sent := f.Hold(fault.Grant, 1)
+	call := etcdtest.Go(func() error {
+		_, err := concurrency.NewSession(c, concurrency.WithContext(t.Context()))
+		return err
+	})
+	ended(t, sent.Reached(), "asked for a lease")
+	sent.Open()
+	c.Close()
+	require.Equal(t, context.Canceled, within(t, 5*time.Second, func() error { return call.Wait(t) }))
+}
+
+func TestNewSessionOnALeaseThatDoesNotExist(t *testing.T) {
+	t.Parallel()
+	s, err := concurrency.NewSession(client(t), concurrency.WithLease(404))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, err)
+	require.Nil(t, s)
+}
+
+func TestNewSessionOnALeaseThatCannotExistHasEnded(t *testing.T) {
+	t.Parallel()
+	ctx, c, name := t.Context(), client(t), prefix(t)
+	f := counted(t, c)
+	s := session(t, c, concurrency.WithLease(-1))
+	require.EqualValues(t, -1, s.Lease())
+	ended(t, s.Done(), "the session")
+	require.ErrorIs(t, context.Cause(s.Ctx()), concurrency.ErrSessionExpired)
+	s.Orphan()
+	require.NoError(t, s.Close())
+	require.Equal(t, "no calls", f.String())
+	require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewMutex(s, name).Lock(ctx))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, concurrency.NewElection(s, name).Campaign(ctx, "a"))
+
+	e := concurrency.NewElection(s, name)
+	_, err := e.Leader(ctx)
+	require.Equal(t, concurrency.ErrElectionNoLeader, err)
+	observed := e.Observe(ctx)
+	leader := concurrency.NewElection(session(t, client(t)), name)
+	require.NoError(t, leader.Campaign(ctx, "a"))
+	require.Equal(t, "a", string((<-observed).Kvs[0].Value))
+	resp, err := e.Leader(ctx)
+	require.NoError(t, err)
+	require.Equal(t, leader.Key(), string(resp.Kvs[0].Key))
+	require.NoError(t, leader.Proclaim(ctx, "b"))
+	require.Equal(t, "b", string((<-observed).Kvs[0].Value))
+}
+
+func TestNewSessionPanicsIfAnOptionIsNil(t *testing.T) {
+	t.Parallel()
+	c := client(t)
+	require.PanicsWithValue(t, "concurrency: NewSession: nil option", func() {
+		concurrency.NewSession(c, concurrency.WithTTL(5), nil)
+	})
+}
+
+func TestNewSessionPanicsIfTheClientIsNil(t *testing.T) {
+	t.Parallel()
+	require.PanicsWithValue(t, "concurrency: NewSession: nil client", func() {
+		concurrency.NewSession(nil)
 	})
 }
 
