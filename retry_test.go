@@ -138,8 +138,8 @@ func TestLockFaults(t *testing.T) {
 	})
 }
 
-// A server that runs out of space carries the call out and complains then. TestSTMErrors
-// has the same of a commit.
+// A server that runs out of space carries the call out and complains then.
+// TestSTMErrorsThatLeaveTheCommitUnknown has the same of a commit.
 func TestNoSpaceIsNoAnswer(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
