@@ -97,176 +97,222 @@ func (y *yard) returned(calls ...*etcdtest.Call) {
 }
 
 func TestDoubleBarrier(t *testing.T) {
-	inYard(t, 3, func(y *yard) { // together in, together out, again and again, at a price
-		all := y.participants(3)
-		ctx := y.t.Context()
-		for round := range 3 {
-			for _, p := range all {
-				p.faults.Reset()
-			}
-			one := all[0].enter(ctx)
-			y.blocked(one)
-			two := all[1].enter(ctx)
-			y.blocked(one, two)
-			require.Equal(y.t, concurrency.ErrHeld, all[0].Enter(ctx))
-			require.NoError(y.t, all[0].Leave(ctx), "who is not inside has nothing to leave")
-			y.returned(all[2].enter(ctx), one, two)
-			require.Equal(y.t, concurrency.ErrHeld, all[0].Enter(ctx))
-			require.Equal(y.t, 4, all[0].faults.KV(), "round %d: %v", round, all[0].faults)
-			require.Equal(y.t, 3, all[2].faults.KV(), "round %d: %v", round, all[2].faults)
-			one = all[1].leave(ctx)
-			y.blocked(one)
-			two = all[2].leave(ctx)
-			y.blocked(one, two)
-			y.returned(all[0].leave(ctx), one, two)
-			require.NoError(y.t, all[0].Leave(ctx))
+	inYard(t, 3,
+		(*yard).togetherAgainAndAgain,
+		(*yard).moreThanN,
+		(*yard).slowToBeginTheNextRound,
+		(*yard).quickAndSlow,
+	)
+}
+
+// togetherAgainAndAgain has all go in together and out together, again and again, at a price.
+func (y *yard) togetherAgainAndAgain() {
+	all := y.participants(3)
+	ctx := y.t.Context()
+	for round := range 3 {
+		for _, p := range all {
+			p.faults.Reset()
 		}
-		require.Len(y.t, etcdtest.Keys(y.t, all[0].client, y.name+"/"), 1, "the key that says who was inside")
-	}, func(y *yard) { // more than n: the first n come in, the others wait for the next round
-		all := y.participants(6)
-		ctx := y.t.Context()
-		var calls []*etcdtest.Call
-		for i, p := range all[:5] {
-			calls = append(calls, p.enter(ctx))
-			y.stand(p.client, i+1)
-		}
-		y.returned(calls[:3]...)
-		y.blocked(calls[3], calls[4])
-		one, two := all[0].leave(ctx), all[1].leave(ctx)
-		y.blocked(one, two, calls[3], calls[4])
-		six := all[5].enter(ctx)
-		y.blocked(one, two, calls[3], calls[4], six)
-		y.returned(all[2].leave(ctx), one, two, calls[3], calls[4], six)
-		y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
-	}, func(y *yard) { // the n-th begins the next round, however slow he is
-		all := y.participants(7)
-		ctx, cancel := context.WithCancel(y.t.Context())
-		defer cancel()
-		var calls []*etcdtest.Call
-		for i, p := range all {
-			calls = append(calls, p.enter(ctx))
-			y.stand(p.client, i+1)
-		}
-		y.returned(calls[:3]...)
-		y.blocked(calls[3:]...)
-		slow := all[5].faults.Hold(fault.Txn, 1)
-		y.returned(all[0].leave(ctx), all[1].leave(ctx), all[2].leave(ctx))
-		ended(y.t, slow.Reached(), "he is about to begin it")
-		y.blocked(calls[3:]...)
-		slow.Open()
-		y.returned(calls[3:6]...)
-		y.blocked(calls[6])
-		y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
-		cancel()
-		require.Equal(y.t, context.Canceled, calls[6].Wait(y.t))
-	}, func(y *yard) { // a quick one that is back before a slow one has looked does not hold him
-		all := y.participants(3)
-		ctx := y.t.Context()
-		y.returned(all[0].enter(ctx), all[1].enter(ctx), all[2].enter(ctx))
-		slow := all[0].faults.Hold(fault.Get, 1) // the look of the slow one, after he has left
-		one := all[0].leave(ctx)
-		ended(y.t, slow.Reached(), "the slow one has left, and is about to look")
-		y.returned(all[1].leave(ctx), all[2].leave(ctx))
-		two, three := all[1].enter(ctx), all[2].enter(ctx)
-		y.stand(all[1].client, 2)
-		slow.Open()
-		y.returned(one)
-		y.returned(all[0].enter(ctx), two, three)
-		y.returned(all[0].leave(ctx), all[1].leave(ctx), all[2].leave(ctx))
-	})
+		one := all[0].enter(ctx)
+		y.blocked(one)
+		two := all[1].enter(ctx)
+		y.blocked(one, two)
+		require.Equal(y.t, concurrency.ErrHeld, all[0].Enter(ctx))
+		require.NoError(y.t, all[0].Leave(ctx), "who is not inside has nothing to leave")
+		y.returned(all[2].enter(ctx), one, two)
+		require.Equal(y.t, concurrency.ErrHeld, all[0].Enter(ctx))
+		require.Equal(y.t, 4, all[0].faults.KV(), "round %d: %v", round, all[0].faults)
+		require.Equal(y.t, 3, all[2].faults.KV(), "round %d: %v", round, all[2].faults)
+		one = all[1].leave(ctx)
+		y.blocked(one)
+		two = all[2].leave(ctx)
+		y.blocked(one, two)
+		y.returned(all[0].leave(ctx), one, two)
+		require.NoError(y.t, all[0].Leave(ctx))
+	}
+	require.Len(y.t, etcdtest.Keys(y.t, all[0].client, y.name+"/"), 1, "the key that says who was inside")
+}
+
+// moreThanN shows that the first n come in, and the others wait for the next round.
+func (y *yard) moreThanN() {
+	all := y.participants(6)
+	ctx := y.t.Context()
+	var calls []*etcdtest.Call
+	for i, p := range all[:5] {
+		calls = append(calls, p.enter(ctx))
+		y.stand(p.client, i+1)
+	}
+	y.returned(calls[:3]...)
+	y.blocked(calls[3], calls[4])
+	one, two := all[0].leave(ctx), all[1].leave(ctx)
+	y.blocked(one, two, calls[3], calls[4])
+	six := all[5].enter(ctx)
+	y.blocked(one, two, calls[3], calls[4], six)
+	y.returned(all[2].leave(ctx), one, two, calls[3], calls[4], six)
+	y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
+}
+
+// slowToBeginTheNextRound shows that the n-th begins the next round, however slow he is.
+func (y *yard) slowToBeginTheNextRound() {
+	all := y.participants(7)
+	ctx, cancel := context.WithCancel(y.t.Context())
+	defer cancel()
+	var calls []*etcdtest.Call
+	for i, p := range all {
+		calls = append(calls, p.enter(ctx))
+		y.stand(p.client, i+1)
+	}
+	y.returned(calls[:3]...)
+	y.blocked(calls[3:]...)
+	slow := all[5].faults.Hold(fault.Txn, 1)
+	y.returned(all[0].leave(ctx), all[1].leave(ctx), all[2].leave(ctx))
+	ended(y.t, slow.Reached(), "he is about to begin it")
+	y.blocked(calls[3:]...)
+	slow.Open()
+	y.returned(calls[3:6]...)
+	y.blocked(calls[6])
+	y.returned(all[3].leave(ctx), all[4].leave(ctx), all[5].leave(ctx))
+	cancel()
+	require.Equal(y.t, context.Canceled, calls[6].Wait(y.t))
+}
+
+// quickAndSlow shows that a quick one that is back before a slow one has looked does not hold him.
+func (y *yard) quickAndSlow() {
+	all := y.participants(3)
+	ctx := y.t.Context()
+	y.returned(all[0].enter(ctx), all[1].enter(ctx), all[2].enter(ctx))
+	slow := all[0].faults.Hold(fault.Get, 1) // the look of the slow one, after he has left
+	one := all[0].leave(ctx)
+	ended(y.t, slow.Reached(), "the slow one has left, and is about to look")
+	y.returned(all[1].leave(ctx), all[2].leave(ctx))
+	two, three := all[1].enter(ctx), all[2].enter(ctx)
+	y.stand(all[1].client, 2)
+	slow.Open()
+	y.returned(one)
+	y.returned(all[0].enter(ctx), two, three)
+	y.returned(all[0].leave(ctx), all[1].leave(ctx), all[2].leave(ctx))
 }
 
 func TestDoubleBarrierAndTheDead(t *testing.T) {
-	inYard(t, 2, func(y *yard) { // before all are in: not counted
-		all := y.participants(3)
-		ctx := y.t.Context()
-		dead := all[0].enter(ctx)
-		y.blocked(dead)
-		require.NoError(y.t, all[0].session.Close())
-		require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
-		one := all[1].enter(ctx)
-		y.blocked(one)
-		y.returned(all[2].enter(ctx), one)
-		y.returned(all[1].leave(ctx), all[2].leave(ctx))
-		require.Equal(y.t, rpctypes.ErrLeaseNotFound, all[0].Enter(ctx))
-	}, func(y *yard) { // inside: keeps nobody from leaving
-		all := y.participants(2)
-		ctx := y.t.Context()
-		y.returned(all[0].enter(ctx), all[1].enter(ctx))
-		one := all[0].leave(ctx)
-		y.blocked(one)
-		revoke(y.t, all[0].client, all[1].session)
-		y.returned(one)
-		require.Equal(y.t, concurrency.ErrSessionExpired, all[1].Leave(ctx))
-		require.Error(y.t, all[1].session.Ctx().Err())
-		require.NoError(y.t, all[1].Leave(ctx), "it is not inside any more")
-	}, func(y *yard) { // inside, and is told so when it asks again
-		all := y.participants(2)
-		ctx := y.t.Context()
-		y.returned(all[0].enter(ctx), all[1].enter(ctx))
-		key := fmt.Sprintf("%s/waiters/%x", y.name, all[1].session.Lease())
-		_, err := all[0].client.Delete(ctx, key)
-		require.NoError(y.t, err)
-		all[1].faults.Hold(fault.TimeToLive, 1)
-		bound, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		require.Equal(y.t, context.DeadlineExceeded, all[1].Leave(bound))
-		require.Equal(y.t, concurrency.ErrSessionExpired, all[1].Leave(ctx))
-		require.NoError(y.t, all[1].session.Ctx().Err())
-		require.NoError(y.t, all[1].Leave(ctx), "it is not inside any more")
-		y.returned(all[0].leave(ctx))
-	}, func(y *yard) { // inside, and not because it leaves twice at once
-		all := y.participants(2)
-		ctx := y.t.Context()
-		y.returned(all[0].enter(ctx), all[1].enter(ctx))
-		first := all[0].faults.Hold(fault.Txn, 1)
-		one := all[0].leave(ctx)
-		<-first.Reached()
-		two := all[0].leave(ctx)
-		y.blocked(one, two)
-		y.stand(all[0].client, 1)
-		first.Open()
-		y.blocked(one, two)
-		y.returned(all[1].leave(ctx), one, two)
-	}, func(y *yard) { // all of them inside: the next round begins
-		all := y.participants(2)
-		ctx := y.t.Context()
-		y.returned(all[0].enter(ctx), all[1].enter(ctx))
-		require.NoError(y.t, all[0].session.Close())
-		require.NoError(y.t, all[1].session.Close())
-		next := y.participants(2)
-		one := next[0].enter(ctx)
-		y.blocked(one)
-		y.returned(next[1].enter(ctx), one)
-		y.returned(next[0].leave(ctx), next[1].leave(ctx))
-	}, func(y *yard) { // the n-th, before it has opened the barrier
-		all := y.participants(3)
-		ctx := y.t.Context()
-		one := all[0].enter(ctx)
-		y.stand(all[0].client, 1)
-		opening := all[1].faults.Hold(fault.Txn, 2)
-		dead := all[1].enter(ctx)
-		ended(y.t, opening.Reached(), "it is about to open the barrier")
-		three := all[2].enter(ctx)
-		y.stand(all[0].client, 3)
-		y.blocked(one, dead, three) // nobody else opens it
-		revoke(y.t, all[0].client, all[1].session)
-		y.returned(one, three)
-		opening.Open()
-		require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
-		y.returned(all[0].leave(ctx), all[2].leave(ctx))
-	}, func(y *yard) { // whose key was deleted
-		all := y.participants(3)
-		ctx := y.t.Context()
-		lost := all[0].enter(ctx)
-		y.stand(all[0].client, 1)
-		_, err := all[1].client.Delete(ctx, y.name+"/waiters/", clientv3.WithPrefix())
-		require.NoError(y.t, err)
-		require.Equal(y.t, concurrency.ErrSessionExpired, lost.Wait(y.t))
-		require.NoError(y.t, all[0].session.Ctx().Err())
-		y.returned(all[0].enter(ctx), all[1].enter(ctx))
-		y.returned(all[0].leave(ctx), all[1].leave(ctx))
-	})
+	inYard(t, 2,
+		(*yard).deadBeforeAllAreIn,
+		(*yard).deadInside,
+		(*yard).deadInsideAndToldLater,
+		(*yard).notDead,
+		(*yard).allDeadInside,
+		(*yard).deadBeforeItOpensTheBarrier,
+		(*yard).deadByItsKey,
+	)
+}
+
+// deadBeforeAllAreIn shows that who dies before all are in is not counted.
+func (y *yard) deadBeforeAllAreIn() {
+	all := y.participants(3)
+	ctx := y.t.Context()
+	dead := all[0].enter(ctx)
+	y.blocked(dead)
+	require.NoError(y.t, all[0].session.Close())
+	require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
+	one := all[1].enter(ctx)
+	y.blocked(one)
+	y.returned(all[2].enter(ctx), one)
+	y.returned(all[1].leave(ctx), all[2].leave(ctx))
+	require.Equal(y.t, rpctypes.ErrLeaseNotFound, all[0].Enter(ctx))
+}
+
+// deadInside shows that who dies inside keeps nobody from leaving.
+func (y *yard) deadInside() {
+	all := y.participants(2)
+	ctx := y.t.Context()
+	y.returned(all[0].enter(ctx), all[1].enter(ctx))
+	one := all[0].leave(ctx)
+	y.blocked(one)
+	revoke(y.t, all[0].client, all[1].session)
+	y.returned(one)
+	require.Equal(y.t, concurrency.ErrSessionExpired, all[1].Leave(ctx))
+	require.Error(y.t, all[1].session.Ctx().Err())
+	require.NoError(y.t, all[1].Leave(ctx), "it is not inside any more")
+}
+
+// deadInsideAndToldLater shows that who is dead inside is told so when it asks again.
+func (y *yard) deadInsideAndToldLater() {
+	all := y.participants(2)
+	ctx := y.t.Context()
+	y.returned(all[0].enter(ctx), all[1].enter(ctx))
+	key := fmt.Sprintf("%s/waiters/%x", y.name, all[1].session.Lease())
+	_, err := all[0].client.Delete(ctx, key)
+	require.NoError(y.t, err)
+	all[1].faults.Hold(fault.TimeToLive, 1)
+	bound, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	require.Equal(y.t, context.DeadlineExceeded, all[1].Leave(bound))
+	require.Equal(y.t, concurrency.ErrSessionExpired, all[1].Leave(ctx))
+	require.NoError(y.t, all[1].session.Ctx().Err())
+	require.NoError(y.t, all[1].Leave(ctx), "it is not inside any more")
+	y.returned(all[0].leave(ctx))
+}
+
+// notDead shows that nobody inside is taken for dead because it leaves twice at once.
+func (y *yard) notDead() {
+	all := y.participants(2)
+	ctx := y.t.Context()
+	y.returned(all[0].enter(ctx), all[1].enter(ctx))
+	first := all[0].faults.Hold(fault.Txn, 1)
+	one := all[0].leave(ctx)
+	<-first.Reached()
+	two := all[0].leave(ctx)
+	y.blocked(one, two)
+	y.stand(all[0].client, 1)
+	first.Open()
+	y.blocked(one, two)
+	y.returned(all[1].leave(ctx), one, two)
+}
+
+// allDeadInside shows that the next round begins when all of them inside are dead.
+func (y *yard) allDeadInside() {
+	all := y.participants(2)
+	ctx := y.t.Context()
+	y.returned(all[0].enter(ctx), all[1].enter(ctx))
+	require.NoError(y.t, all[0].session.Close())
+	require.NoError(y.t, all[1].session.Close())
+	next := y.participants(2)
+	one := next[0].enter(ctx)
+	y.blocked(one)
+	y.returned(next[1].enter(ctx), one)
+	y.returned(next[0].leave(ctx), next[1].leave(ctx))
+}
+
+// deadBeforeItOpensTheBarrier is of the n-th, which dies before it has opened the barrier.
+func (y *yard) deadBeforeItOpensTheBarrier() {
+	all := y.participants(3)
+	ctx := y.t.Context()
+	one := all[0].enter(ctx)
+	y.stand(all[0].client, 1)
+	opening := all[1].faults.Hold(fault.Txn, 2)
+	dead := all[1].enter(ctx)
+	ended(y.t, opening.Reached(), "it is about to open the barrier")
+	three := all[2].enter(ctx)
+	y.stand(all[0].client, 3)
+	y.blocked(one, dead, three) // nobody else opens it
+	revoke(y.t, all[0].client, all[1].session)
+	y.returned(one, three)
+	opening.Open()
+	require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
+	y.returned(all[0].leave(ctx), all[2].leave(ctx))
+}
+
+// deadByItsKey is of one whose key was deleted.
+func (y *yard) deadByItsKey() {
+	all := y.participants(3)
+	ctx := y.t.Context()
+	lost := all[0].enter(ctx)
+	y.stand(all[0].client, 1)
+	_, err := all[1].client.Delete(ctx, y.name+"/waiters/", clientv3.WithPrefix())
+	require.NoError(y.t, err)
+	require.Equal(y.t, concurrency.ErrSessionExpired, lost.Wait(y.t))
+	require.NoError(y.t, all[0].session.Ctx().Err())
+	y.returned(all[0].enter(ctx), all[1].enter(ctx))
+	y.returned(all[0].leave(ctx), all[1].leave(ctx))
 }
 
 func TestDoubleBarrierContexts(t *testing.T) {

@@ -37,58 +37,65 @@ func (s *space) blocked(t *testing.T, n int) {
 	etcdtest.Eventually(t, func() bool { return s.faults.Count(fault.Watch) == n }, "%d watches", n)
 }
 
+// two, full and vacant are what the transactions of the table below wait for. Each returns "" until
+// it has come.
+func (s *space) two(stm concurrency.STM) string { return stm.Get(s.key("a")) + stm.Get(s.key("b")) }
+
+func (s *space) full(stm concurrency.STM) string {
+	if kvs := stm.Range(s.key("a"), s.key("c")); len(kvs) != 1 {
+		return string(kvs[0].Value)
+	}
+	return ""
+}
+
+func (s *space) vacant(stm concurrency.STM) string {
+	if _, found := stm.Lookup(s.key("a")); found {
+		return ""
+	}
+	return "gone"
+}
+
+var retries = map[string]struct {
+	seen    func(s *space, stm concurrency.STM) string
+	watches int
+	before  []string
+	change  func(t *testing.T, s *space)
+	want    string
+	calls   string // after the change, at levels with a snapshot
+}{
+	"a key comes": {
+		(*space).two, 2, nil,
+		func(t *testing.T, s *space) { s.put(t, "b", "1") },
+		"1",
+		"Get 2, Txn 1",
+	},
+	"a key comes to lie in a range": {
+		(*space).full, 1,
+		[]string{"b", "1"},
+		func(t *testing.T, s *space) { s.put(t, "a", "2") },
+		"2",
+		"Txn 1",
+	},
+	"a key goes": {
+		(*space).vacant, 1,
+		[]string{"a", "1"},
+		func(t *testing.T, s *space) { s.del(t, "a") },
+		"gone",
+		"Txn 1",
+	},
+	"several revisions at once": {
+		(*space).full, 1,
+		[]string{"b", "1"},
+		func(t *testing.T, s *space) { s.put(t, "b", "2"); s.put(t, "a", "3") },
+		"3",
+		"",
+	},
+}
+
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	cluster := etcdtest.New(t) // on which nobody else writes
-	two := func(s *space, stm concurrency.STM) string { return stm.Get(s.key("a")) + stm.Get(s.key("b")) }
-	full := func(s *space, stm concurrency.STM) string {
-		if kvs := stm.Range(s.key("a"), s.key("c")); len(kvs) != 1 {
-			return string(kvs[0].Value)
-		}
-		return ""
-	}
-	vacant := func(s *space, stm concurrency.STM) string {
-		if _, found := stm.Lookup(s.key("a")); found {
-			return ""
-		}
-		return "gone"
-	}
-	for name, tc := range map[string]struct {
-		seen    func(s *space, stm concurrency.STM) string
-		watches int
-		before  []string
-		change  func(t *testing.T, s *space)
-		want    string
-		calls   string // after the change, at levels with a snapshot
-	}{
-		"a key comes": {
-			two, 2, nil,
-			func(t *testing.T, s *space) { s.put(t, "b", "1") },
-			"1",
-			"Get 2, Txn 1",
-		},
-		"a key comes to lie in a range": {
-			full, 1,
-			[]string{"b", "1"},
-			func(t *testing.T, s *space) { s.put(t, "a", "2") },
-			"2",
-			"Txn 1",
-		},
-		"a key goes": {
-			vacant, 1,
-			[]string{"a", "1"},
-			func(t *testing.T, s *space) { s.del(t, "a") },
-			"gone",
-			"Txn 1",
-		},
-		"several revisions at once": {
-			full, 1,
-			[]string{"b", "1"},
-			func(t *testing.T, s *space) { s.put(t, "b", "2"); s.put(t, "a", "3") },
-			"3",
-			"",
-		},
-	} {
+	for name, tc := range retries {
 		for _, l := range levels[:3] {
 			t.Run(name+", at "+l.name, func(t *testing.T) {
 				s := newSpace(t, cluster)

@@ -59,165 +59,176 @@ func TestNewElection(t *testing.T) {
 	})
 }
 
-func TestElectionCampaign(t *testing.T) {
+func TestElectionCampaignMakesACandidateWithTheValue(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("makes the session a candidate with the value", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.rival(t), "first")
-		call := b.waits(t, ctx, b.election, "second", 2)
-		kv := b.stand(t, 2)[1]
-		require.Equal(t, "second", string(kv.Value))
-		require.Equal(t, int64(b.session.Lease()), kv.Lease)
-		require.NoError(t, b.session.Close())
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-	})
-	t.Run("candidates lead in the order in which they came", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		candidates := []*concurrency.Election{b.election, b.rival(t), b.rival(t), b.rival(t)}
-		calls := make([]*etcdtest.Call, len(candidates))
-		for i, e := range candidates {
-			calls[i] = b.waits(t, ctx, e, strconv.Itoa(i), i+1)
-		}
-		rev := int64(0)
-		for i, e := range candidates {
-			require.NoError(t, calls[i].Wait(t))
-			b.leads(t, e, strconv.Itoa(i))
-			require.Greater(t, e.Rev(), rev, "the revision rises with every change of the leader")
-			rev = e.Rev()
-			for j, call := range calls[i+1:] {
-				require.True(t, call.Running(), "candidate %d while %d leads", i+1+j, i)
-			}
-			require.NoError(t, e.Resign(ctx))
-		}
-	})
-	t.Run("one in the middle that gives up lets nobody past the leader", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		leader := b.rival(t)
-		b.wins(t, leader, "leader")
-		middle, cancel := context.WithCancel(ctx)
-		call := b.waits(t, middle, b.rival(t), "middle", 2)
-		last := b.waits(t, ctx, b.election, "last", 3)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		b.stand(t, 2)
-		b.leads(t, leader, "leader")
-		require.True(t, last.Running())
-		require.NoError(t, leader.Resign(ctx))
-		require.NoError(t, last.Wait(t))
-		b.leads(t, b.election, "last")
-	})
-	t.Run("when it returns nil the session led at the revision of Header", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		leader := b.rival(t)
-		b.wins(t, leader, "leader")
-		call := b.waits(t, ctx, b.election, "next", 2)
-		require.NoError(t, leader.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		rev := b.election.Header().Revision
-		require.GreaterOrEqual(t, rev, leader.Header().Revision, "Resign's")
-		require.Equal(t, b.election.Key(), string(b.head(t, rev).Key))
-	})
-	t.Run("rides out transient faults", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: leader changed")
-		b.faults.LoseAnswer(fault.Txn, 3, nil)
-		b.wins(t, b.election, "v")
-		b.leads(t, b.election, "v")
-		require.NoError(t, b.election.Proclaim(ctx, "w"))
-	})
+	b := newBallot(t, server(t))
+	b.wins(t, b.rival(t), "first")
+	call := b.waits(t, ctx, b.election, "second", 2)
+	kv := b.stand(t, 2)[1]
+	require.Equal(t, "second", string(kv.Value))
+	require.Equal(t, int64(b.session.Lease()), kv.Lease)
+	require.NoError(t, b.session.Close())
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
 }
 
-func TestElectionCampaignAgain(t *testing.T) {
+func TestElectionCandidatesLeadInTheOrderInWhichTheyCame(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("a leader keeps its place and has the new value", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "old")
-		rev, header := b.election.Rev(), b.election.Header()
-		call := b.waits(t, ctx, b.rival(t), "rival", 2)
-		b.wins(t, b.election, "new")
-		b.leads(t, b.election, "new")
-		require.Equal(t, rev, b.election.Rev())
-		require.Equal(t, int64(b.session.Lease()), b.head(t, 0).Lease, "the lease is kept")
-		require.Greater(t, b.election.Header().Revision, header.Revision)
-		require.Equal(t, "new", string(b.head(t, b.election.Header().Revision).Value))
-		require.True(t, call.Running())
-		require.NoError(t, b.election.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-	})
-	t.Run("one that waits keeps its place and has the new value", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		leader := b.rival(t)
-		b.wins(t, leader, "leader")
-		first := b.waits(t, ctx, b.election, "old", 2)
-		b.waits(t, ctx, b.rival(t), "behind", 3)
-		again, twin := b.stand(t, 3)[1].CreateRevision, b.handle()
-		second := etcdtest.Go(func() error { return twin.Campaign(ctx, "new") })
-		etcdtest.Eventually(t, func() bool { return string(b.stand(t, 3)[1].Value) == "new" }, "the value")
-		require.Equal(t, again, b.stand(t, 3)[1].CreateRevision)
-		require.NoError(t, leader.Resign(ctx))
-		require.NoError(t, first.Wait(t))
-		require.NoError(t, second.Wait(t))
-		b.leads(t, twin, "new")
-		require.Equal(t, b.election.Key(), twin.Key())
-	})
-	t.Run("with the value it has already, it writes nothing", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "same")
-		b.wins(t, b.election, "same")
-		require.EqualValues(t, 1, b.head(t, 0).Version)
-	})
-	t.Run("a leader stays leader when it fails", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "old")
-		require.Equal(t, context.Canceled, b.election.Campaign(cancelled(), "new"))
-		b.leads(t, b.election, "old")
+	b := newBallot(t, server(t))
+	candidates := []*concurrency.Election{b.election, b.rival(t), b.rival(t), b.rival(t)}
+	calls := make([]*etcdtest.Call, len(candidates))
+	for i, e := range candidates {
+		calls[i] = b.waits(t, ctx, e, strconv.Itoa(i), i+1)
+	}
+	rev := int64(0)
+	for i, e := range candidates {
+		require.NoError(t, calls[i].Wait(t))
+		b.leads(t, e, strconv.Itoa(i))
+		require.Greater(t, e.Rev(), rev, "the revision rises with every change of the leader")
+		rev = e.Rev()
+		for j, call := range calls[i+1:] {
+			require.True(t, call.Running(), "candidate %d while %d leads", i+1+j, i)
+		}
+		require.NoError(t, e.Resign(ctx))
+	}
+}
 
-		gate := b.faults.HoldAnswer(fault.Txn, 2)
-		under, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return b.election.Campaign(under, "new") })
-		ended(t, gate.Reached(), "the call that gives the key its value is answered")
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		b.leads(t, b.election, "new") // it was carried out
-		require.NoError(t, b.election.Proclaim(ctx, "newer"))
-		b.leads(t, b.election, "newer")
-	})
-	t.Run("a resumed leader stays leader when it fails", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "old")
-		s := session(t, b.outside, concurrency.WithLease(b.session.Lease()))
-		e := concurrency.ResumeElection(s, b.name, b.election.Key(), b.election.Rev())
-		require.Equal(t, context.Canceled, e.Campaign(cancelled(), "new"))
-		require.NoError(t, e.Proclaim(ctx, "newer"))
-		b.leads(t, e, "newer")
-	})
-	t.Run("after a Resign that failed it draws a new ticket", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "old")
-		rev := b.election.Rev()
-		b.faults.Hold(fault.Txn, 1) // the deletion is never sent
-		under, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return b.election.Resign(under) })
-		etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Txn) == 2 }, "Resign has begun")
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		b.wins(t, b.election, "new")
-		require.Greater(t, b.election.Rev(), rev)
-		b.leads(t, b.election, "new")
-	})
+func TestElectionCampaignThatLeavesTheMiddleLetsNobodyPast(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	leader := b.rival(t)
+	b.wins(t, leader, "leader")
+	middle, cancel := context.WithCancel(ctx)
+	call := b.waits(t, middle, b.rival(t), "middle", 2)
+	last := b.waits(t, ctx, b.election, "last", 3)
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	b.stand(t, 2)
+	b.leads(t, leader, "leader")
+	require.True(t, last.Running())
+	require.NoError(t, leader.Resign(ctx))
+	require.NoError(t, last.Wait(t))
+	b.leads(t, b.election, "last")
+}
+
+func TestElectionCampaignLedAtTheRevisionOfItsHeader(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	leader := b.rival(t)
+	b.wins(t, leader, "leader")
+	call := b.waits(t, ctx, b.election, "next", 2)
+	require.NoError(t, leader.Resign(ctx))
+	require.NoError(t, call.Wait(t))
+	rev := b.election.Header().Revision
+	require.GreaterOrEqual(t, rev, leader.Header().Revision, "Resign's")
+	require.Equal(t, b.election.Key(), string(b.head(t, rev).Key))
+}
+
+func TestElectionCampaignRidesOutTransientFaults(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: leader changed")
+	b.faults.LoseAnswer(fault.Txn, 3, nil)
+	b.wins(t, b.election, "v")
+	b.leads(t, b.election, "v")
+	require.NoError(t, b.election.Proclaim(ctx, "w"))
+}
+
+func TestElectionCampaignAgainByALeaderChangesTheValueAlone(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "old")
+	rev, header := b.election.Rev(), b.election.Header()
+	call := b.waits(t, ctx, b.rival(t), "rival", 2)
+	b.wins(t, b.election, "new")
+	b.leads(t, b.election, "new")
+	require.Equal(t, rev, b.election.Rev())
+	require.Equal(t, int64(b.session.Lease()), b.head(t, 0).Lease, "the lease is kept")
+	require.Greater(t, b.election.Header().Revision, header.Revision)
+	require.Equal(t, "new", string(b.head(t, b.election.Header().Revision).Value))
+	require.True(t, call.Running())
+	require.NoError(t, b.election.Resign(ctx))
+	require.NoError(t, call.Wait(t))
+}
+
+func TestElectionCampaignAgainByOneThatWaitsChangesTheValueAlone(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	leader := b.rival(t)
+	b.wins(t, leader, "leader")
+	first := b.waits(t, ctx, b.election, "old", 2)
+	b.waits(t, ctx, b.rival(t), "behind", 3)
+	again, twin := b.stand(t, 3)[1].CreateRevision, b.handle()
+	second := etcdtest.Go(func() error { return twin.Campaign(ctx, "new") })
+	etcdtest.Eventually(t, func() bool { return string(b.stand(t, 3)[1].Value) == "new" }, "the value")
+	require.Equal(t, again, b.stand(t, 3)[1].CreateRevision)
+	require.NoError(t, leader.Resign(ctx))
+	require.NoError(t, first.Wait(t))
+	require.NoError(t, second.Wait(t))
+	b.leads(t, twin, "new")
+	require.Equal(t, b.election.Key(), twin.Key())
+}
+
+func TestElectionCampaignAgainWithTheSameValueWritesNothing(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "same")
+	b.wins(t, b.election, "same")
+	require.EqualValues(t, 1, b.head(t, 0).Version)
+}
+
+func TestElectionCampaignAgainThatFailsEndsNoLeadership(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "old")
+	require.Equal(t, context.Canceled, b.election.Campaign(cancelled(), "new"))
+	b.leads(t, b.election, "old")
+
+	gate := b.faults.HoldAnswer(fault.Txn, 2)
+	under, cancel := context.WithCancel(ctx)
+	call := etcdtest.Go(func() error { return b.election.Campaign(under, "new") })
+	ended(t, gate.Reached(), "the call that gives the key its value is answered")
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	b.leads(t, b.election, "new") // it was carried out
+	require.NoError(t, b.election.Proclaim(ctx, "newer"))
+	b.leads(t, b.election, "newer")
+}
+
+func TestElectionCampaignAgainThatFailsEndsNoResumedLeadership(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "old")
+	s := session(t, b.outside, concurrency.WithLease(b.session.Lease()))
+	e := concurrency.ResumeElection(s, b.name, b.election.Key(), b.election.Rev())
+	require.Equal(t, context.Canceled, e.Campaign(cancelled(), "new"))
+	require.NoError(t, e.Proclaim(ctx, "newer"))
+	b.leads(t, e, "newer")
+}
+
+func TestElectionCampaignAgainAfterAFailedResignDrawsANewTicket(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "old")
+	rev := b.election.Rev()
+	b.faults.Hold(fault.Txn, 1) // the deletion is never sent
+	under, cancel := context.WithCancel(ctx)
+	call := etcdtest.Go(func() error { return b.election.Resign(under) })
+	etcdtest.Eventually(t, func() bool { return b.faults.Count(fault.Txn) == 2 }, "Resign has begun")
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	b.wins(t, b.election, "new")
+	require.Greater(t, b.election.Rev(), rev)
+	b.leads(t, b.election, "new")
 }
 
 // A write of Campaign's that comes late finds that somebody has written since.
@@ -242,108 +253,121 @@ func TestElectionCampaignAgainComesLate(t *testing.T) {
 	b.leads(t, b.election, "third")
 }
 
-func TestElectionCampaignFails(t *testing.T) {
+// candidacy is a ballot whose election waits behind a leader.
+func candidacy(t *testing.T, ctx context.Context) (b *ballot, leader *concurrency.Election, call *etcdtest.Call) {
+	t.Helper()
+	b = newBallot(t, server(t))
+	leader = b.rival(t)
+	b.wins(t, leader, "leader")
+	return b, leader, b.waits(t, ctx, b.election, "waits", 2)
+}
+
+func TestElectionCampaignFailsWithItsContextAndWithdraws(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	waiting := func(t *testing.T, ctx context.Context) (b *ballot, leader *concurrency.Election, call *etcdtest.Call) {
-		b = newBallot(t, server(t))
-		leader = b.rival(t)
-		b.wins(t, leader, "leader")
-		return b, leader, b.waits(t, ctx, b.election, "waits", 2)
-	}
-	t.Run("with ctx's error, and withdraws the candidacy", func(t *testing.T) {
-		t.Parallel()
-		under, cancel := context.WithCancel(ctx)
-		b, _, call := waiting(t, under)
-		require.Empty(t, b.election.Key(), "nothing is led while it waits")
-		require.Zero(t, b.election.Rev())
-		require.Nil(t, b.election.Header())
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		b.stand(t, 1)
-		require.Empty(t, b.election.Key())
-		require.NoError(t, b.election.Resign(ctx))
-	})
-	t.Run("with ErrSessionExpired when its key is deleted, while the leader leads", func(t *testing.T) {
-		t.Parallel()
-		b, leader, call := waiting(t, ctx)
-		b.delete(t, string(b.stand(t, 2)[1].Key))
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		b.leads(t, leader, "leader")
-	})
-	t.Run("with ErrSessionExpired when its lease is revoked, and leads nothing later", func(t *testing.T) {
-		t.Parallel()
-		b, leader, call := waiting(t, ctx)
-		revoke(t, b.outside, b.session)
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		third := b.rival(t)
-		next := b.waits(t, ctx, third, "third", 2)
-		require.NoError(t, leader.Resign(ctx))
-		require.NoError(t, next.Wait(t))
-		b.leads(t, third, "third")
-		require.Empty(t, b.election.Key())
-	})
-	t.Run("with ErrLeaseNotFound when the lease was gone before", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		require.NoError(t, b.session.Close())
-		require.Equal(t, rpctypes.ErrLeaseNotFound, b.election.Campaign(ctx, "v"))
+	under, cancel := context.WithCancel(ctx)
+	b, _, call := candidacy(t, under)
+	require.Empty(t, b.election.Key(), "nothing is led while it waits")
+	require.Zero(t, b.election.Rev())
+	require.Nil(t, b.election.Header())
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	b.stand(t, 1)
+	require.Empty(t, b.election.Key())
+	require.NoError(t, b.election.Resign(ctx))
+}
 
-		unaware := session(t, b.outside)
-		revoke(t, b.outside, unaware)
-		e := concurrency.NewElection(unaware, b.name)
-		require.Equal(t, rpctypes.ErrLeaseNotFound, e.Campaign(ctx, "v"))
-		b.stand(t, 0)
-	})
-	t.Run("with a permanent error as it is, and withdraws the candidacy", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, etcdtest.New(t)) // where nobody else writes, and calls for a look before
-		leader := b.rival(t)
-		b.wins(t, leader, "leader")
-		gate := b.faults.BreakWatch(1, nil)
-		call := b.waits(t, ctx, b.election, "waits", 2)
-		ended(t, gate.Reached(), "the watch")
-		b.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		gate.Open()
-		require.Equal(t, rpctypes.ErrPermissionDenied, call.Wait(t))
-		require.NoError(t, leader.Resign(ctx))
-		b.stand(t, 0)
-		require.Empty(t, b.election.Key())
-	})
-	t.Run("withdraws a candidacy of which it had no answer", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		gate := b.faults.HoldAnswer(fault.Txn, 1)
-		under, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return b.election.Campaign(under, "v") })
-		ended(t, gate.Reached(), "the key is put")
-		b.stand(t, 1)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		b.stand(t, 0)
-	})
-	t.Run("a leader whose key was deleted leads again with a new ticket", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		rev := b.election.Rev()
-		b.delete(t, b.election.Key())
-		b.wins(t, b.election, "v")
-		require.Greater(t, b.election.Rev(), rev)
-	})
-	t.Run("a leader that has to wait again and loses its key leads no more", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		rival := b.rival(t)
-		b.waits(t, ctx, rival, "rival", 2)
-		b.delete(t, b.election.Key())
-		call := b.waits(t, ctx, b.election, "again", 2)
-		b.delete(t, string(b.stand(t, 2)[1].Key))
-		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-		require.Empty(t, b.election.Key())
-		b.leads(t, rival, "rival")
-	})
+func TestElectionCampaignFailsWhenItsKeyIsDeleted(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b, leader, call := candidacy(t, ctx)
+	b.delete(t, string(b.stand(t, 2)[1].Key))
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	b.leads(t, leader, "leader")
+}
+
+func TestElectionCampaignFailsWhenItsLeaseIsRevoked(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b, leader, call := candidacy(t, ctx)
+	revoke(t, b.outside, b.session)
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	third := b.rival(t)
+	next := b.waits(t, ctx, third, "third", 2)
+	require.NoError(t, leader.Resign(ctx))
+	require.NoError(t, next.Wait(t))
+	b.leads(t, third, "third")
+	require.Empty(t, b.election.Key())
+}
+
+func TestElectionCampaignFailsWhenItsLeaseWasGoneBefore(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	require.NoError(t, b.session.Close())
+	require.Equal(t, rpctypes.ErrLeaseNotFound, b.election.Campaign(ctx, "v"))
+
+	unaware := session(t, b.outside)
+	revoke(t, b.outside, unaware)
+	e := concurrency.NewElection(unaware, b.name)
+	require.Equal(t, rpctypes.ErrLeaseNotFound, e.Campaign(ctx, "v"))
+	b.stand(t, 0)
+}
+
+func TestElectionCampaignFailsWithAPermanentErrorAndWithdraws(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, etcdtest.New(t)) // where nobody else writes, and calls for a look before
+	leader := b.rival(t)
+	b.wins(t, leader, "leader")
+	gate := b.faults.BreakWatch(1, nil)
+	call := b.waits(t, ctx, b.election, "waits", 2)
+	ended(t, gate.Reached(), "the watch")
+	b.faults.Refuse(fault.Get, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	gate.Open()
+	require.Equal(t, rpctypes.ErrPermissionDenied, call.Wait(t))
+	require.NoError(t, leader.Resign(ctx))
+	b.stand(t, 0)
+	require.Empty(t, b.election.Key())
+}
+
+func TestElectionCampaignFailsWithoutAnAnswerAndWithdraws(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	gate := b.faults.HoldAnswer(fault.Txn, 1)
+	under, cancel := context.WithCancel(ctx)
+	call := etcdtest.Go(func() error { return b.election.Campaign(under, "v") })
+	ended(t, gate.Reached(), "the key is put")
+	b.stand(t, 1)
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	b.stand(t, 0)
+}
+
+func TestElectionCampaignOfALeaderWhoseKeyWasDeletedDrawsANewTicket(t *testing.T) {
+	t.Parallel()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	rev := b.election.Rev()
+	b.delete(t, b.election.Key())
+	b.wins(t, b.election, "v")
+	require.Greater(t, b.election.Rev(), rev)
+}
+
+func TestElectionCampaignFailsIfALeaderWaitsAgainAndLosesItsKey(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	rival := b.rival(t)
+	b.waits(t, ctx, rival, "rival", 2)
+	b.delete(t, b.election.Key())
+	call := b.waits(t, ctx, b.election, "again", 2)
+	b.delete(t, string(b.stand(t, 2)[1].Key))
+	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	require.Empty(t, b.election.Key())
+	b.leads(t, rival, "rival")
 }
 
 // The figures are exact, on a server on which nothing else happens.
@@ -376,177 +400,197 @@ func TestElectionCosts(t *testing.T) {
 	})
 }
 
-func TestElectionProclaim(t *testing.T) {
+func TestElectionProclaimGivesTheLeadersKeyANewValue(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("gives the leader's key a new value", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "old")
-		require.NoError(t, b.election.Proclaim(ctx, "new"))
-		b.leads(t, b.election, "new")
-		require.Equal(t, int64(b.session.Lease()), b.head(t, 0).Lease)
-	})
-	t.Run("ErrElectionNotLeader before any Campaign", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.faults.Reset()
-		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "v"))
-		require.Zero(t, b.faults.KV())
-	})
-	t.Run("ErrElectionNotLeader by a candidate that waits", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.rival(t), "leader")
-		b.waits(t, ctx, b.election, "waits", 2)
-		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
-		require.Equal(t, "waits", string(b.stand(t, 2)[1].Value))
-	})
-	t.Run("ErrElectionNotLeader every time after the loss", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		b.delete(t, b.election.Key())
-		for range 3 {
-			require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
-		}
-		require.Empty(t, b.election.Key())
-		b.stand(t, 0)
-	})
-	t.Run("ErrElectionNotLeader after the loss of the lease", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		revoke(t, b.outside, b.session)
-		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
-		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
-	})
-	t.Run("ErrElectionNotLeader when another life of the key leads", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		b.delete(t, b.election.Key())
-		twin := b.handle()
-		b.wins(t, twin, "twin")
-		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
-		b.leads(t, twin, "twin")
-	})
-	t.Run("ctx's error, and the leadership stays", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		require.Equal(t, context.Canceled, b.election.Proclaim(cancelled(), "new"))
-		expired, cancel := context.WithDeadline(ctx, time.Unix(0, 0))
-		defer cancel()
-		require.Equal(t, context.DeadlineExceeded, b.election.Proclaim(expired, "new"))
-		b.leads(t, b.election, "v")
-	})
-	t.Run("is not repeated", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		b.faults.Reset()
-		b.faults.LoseAnswer(fault.Txn, 1, nil)
-		require.Equal(t, fault.ErrLostAnswer, b.election.Proclaim(ctx, "new"))
-		require.Equal(t, 1, b.faults.KV())
-		b.leads(t, b.election, "new")
-		b.faults.Refuse(fault.Txn, 1, codes.Unavailable, "etcdserver: no leader")
-		require.Equal(t, rpctypes.ErrNoLeader, b.election.Proclaim(ctx, "newer"))
-		b.leads(t, b.election, "new")
-		require.NoError(t, b.election.Proclaim(ctx, "newer"))
-	})
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "old")
+	require.NoError(t, b.election.Proclaim(ctx, "new"))
+	b.leads(t, b.election, "new")
+	require.Equal(t, int64(b.session.Lease()), b.head(t, 0).Lease)
 }
 
-func TestElectionResign(t *testing.T) {
+func TestElectionProclaimFailsBeforeAnyCampaign(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("the next candidate leads", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		next := b.rival(t)
-		call := b.waits(t, ctx, next, "next", 2)
-		require.True(t, call.Running())
-		require.NoError(t, b.election.Resign(ctx))
-		require.NoError(t, call.Wait(t))
-		b.leads(t, next, "next")
-		require.Empty(t, b.election.Key())
-		require.Zero(t, b.election.Rev())
-		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "v"))
-	})
-	t.Run("nil if this handle does not lead", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		require.NoError(t, b.handle().Resign(ctx))
-		require.NoError(t, b.rival(t).Resign(ctx))
-		b.leads(t, b.election, "v")
-	})
-	t.Run("nil if it does not lead any more, and touches nobody", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		b.delete(t, b.election.Key())
-		twin := b.handle()
-		b.wins(t, twin, "twin")
-		require.NoError(t, b.election.Resign(ctx))
-		require.Empty(t, b.election.Key())
-		b.leads(t, twin, "twin")
-	})
-	t.Run("nil if the session is closed", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		header := b.election.Header()
-		require.NoError(t, b.session.Close())
-		require.NoError(t, b.election.Resign(ctx))
-		require.Equal(t, header, b.election.Header(), "no answer ended the leadership")
-	})
-	t.Run("is repeated over transient faults", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		b.faults.Reset()
-		b.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: leader changed")
-		b.faults.LoseAnswer(fault.Txn, 3, nil)
-		require.NoError(t, b.election.Resign(ctx))
-		require.Equal(t, 4, b.faults.KV())
-		b.stand(t, 0)
-	})
-	t.Run("ctx's error, after which it can be repeated", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		require.Equal(t, context.Canceled, b.election.Resign(cancelled()))
-		b.stand(t, 0) // the deletion went on
-		require.NoError(t, b.election.Resign(ctx))
+	b := newBallot(t, server(t))
+	b.faults.Reset()
+	require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "v"))
+	require.Zero(t, b.faults.KV())
+}
 
-		b.wins(t, b.election, "v")
-		gate := b.faults.HoldAnswer(fault.Txn, 1)
-		under, cancel := context.WithCancel(ctx)
-		call := etcdtest.Go(func() error { return b.election.Resign(under) })
-		ended(t, gate.Reached(), "the deletion is answered")
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		b.stand(t, 0)
-		require.NoError(t, b.election.Resign(ctx))
-		require.Empty(t, b.election.Key())
-	})
-	t.Run("etcd's error, after which it can be repeated", func(t *testing.T) {
-		t.Parallel()
-		b := newBallot(t, server(t))
-		b.wins(t, b.election, "v")
-		b.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		b.faults.Hold(fault.Txn, 2) // that of the clean-up
-		key, rev := b.election.Key(), b.election.Rev()
-		require.Equal(t, rpctypes.ErrPermissionDenied, b.election.Resign(ctx))
-		kv := b.head(t, 0)
-		require.Equal(t, key, string(kv.Key))
-		require.Equal(t, rev, kv.CreateRevision)
-		require.Empty(t, b.election.Key(), "whoever has begun to resign does not lead")
-		require.NoError(t, b.election.Resign(ctx))
-		b.stand(t, 0)
-	})
+func TestElectionProclaimFailsWhileTheCandidateWaits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.rival(t), "leader")
+	b.waits(t, ctx, b.election, "waits", 2)
+	require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
+	require.Equal(t, "waits", string(b.stand(t, 2)[1].Value))
+}
+
+func TestElectionProclaimFailsEveryTimeAfterTheLossOfTheKey(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	b.delete(t, b.election.Key())
+	for range 3 {
+		require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
+	}
+	require.Empty(t, b.election.Key())
+	b.stand(t, 0)
+}
+
+func TestElectionProclaimFailsAfterTheLossOfTheLease(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	revoke(t, b.outside, b.session)
+	require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
+	require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
+}
+
+func TestElectionProclaimFailsWhenAnotherLifeOfTheKeyLeads(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	b.delete(t, b.election.Key())
+	twin := b.handle()
+	b.wins(t, twin, "twin")
+	require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "new"))
+	b.leads(t, twin, "twin")
+}
+
+func TestElectionProclaimWithAnEndedContextEndsNoLeadership(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	require.Equal(t, context.Canceled, b.election.Proclaim(cancelled(), "new"))
+	expired, cancel := context.WithDeadline(ctx, time.Unix(0, 0))
+	defer cancel()
+	require.Equal(t, context.DeadlineExceeded, b.election.Proclaim(expired, "new"))
+	b.leads(t, b.election, "v")
+}
+
+func TestElectionProclaimIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	b.faults.Reset()
+	b.faults.LoseAnswer(fault.Txn, 1, nil)
+	require.Equal(t, fault.ErrLostAnswer, b.election.Proclaim(ctx, "new"))
+	require.Equal(t, 1, b.faults.KV())
+	b.leads(t, b.election, "new")
+	b.faults.Refuse(fault.Txn, 1, codes.Unavailable, "etcdserver: no leader")
+	require.Equal(t, rpctypes.ErrNoLeader, b.election.Proclaim(ctx, "newer"))
+	b.leads(t, b.election, "new")
+	require.NoError(t, b.election.Proclaim(ctx, "newer"))
+}
+
+func TestElectionResignLetsTheNextCandidateLead(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	next := b.rival(t)
+	call := b.waits(t, ctx, next, "next", 2)
+	require.True(t, call.Running())
+	require.NoError(t, b.election.Resign(ctx))
+	require.NoError(t, call.Wait(t))
+	b.leads(t, next, "next")
+	require.Empty(t, b.election.Key())
+	require.Zero(t, b.election.Rev())
+	require.Equal(t, concurrency.ErrElectionNotLeader, b.election.Proclaim(ctx, "v"))
+}
+
+func TestElectionResignOfAHandleThatDoesNotLead(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	require.NoError(t, b.handle().Resign(ctx))
+	require.NoError(t, b.rival(t).Resign(ctx))
+	b.leads(t, b.election, "v")
+}
+
+func TestElectionResignAfterTheLossTouchesNobody(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	b.delete(t, b.election.Key())
+	twin := b.handle()
+	b.wins(t, twin, "twin")
+	require.NoError(t, b.election.Resign(ctx))
+	require.Empty(t, b.election.Key())
+	b.leads(t, twin, "twin")
+}
+
+func TestElectionResignAfterTheSessionIsClosed(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	header := b.election.Header()
+	require.NoError(t, b.session.Close())
+	require.NoError(t, b.election.Resign(ctx))
+	require.Equal(t, header, b.election.Header(), "no answer ended the leadership")
+}
+
+func TestElectionResignRepeatsOverTransientFaults(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	b.faults.Reset()
+	b.faults.Refuse(fault.Txn, 2, codes.Unavailable, "etcdserver: leader changed")
+	b.faults.LoseAnswer(fault.Txn, 3, nil)
+	require.NoError(t, b.election.Resign(ctx))
+	require.Equal(t, 4, b.faults.KV())
+	b.stand(t, 0)
+}
+
+func TestElectionResignThatWasGivenUpCanBeRepeated(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	require.Equal(t, context.Canceled, b.election.Resign(cancelled()))
+	b.stand(t, 0) // the deletion went on
+	require.NoError(t, b.election.Resign(ctx))
+
+	b.wins(t, b.election, "v")
+	gate := b.faults.HoldAnswer(fault.Txn, 1)
+	under, cancel := context.WithCancel(ctx)
+	call := etcdtest.Go(func() error { return b.election.Resign(under) })
+	ended(t, gate.Reached(), "the deletion is answered")
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	b.stand(t, 0)
+	require.NoError(t, b.election.Resign(ctx))
+	require.Empty(t, b.election.Key())
+}
+
+func TestElectionResignThatWasRefusedCanBeRepeated(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	b := newBallot(t, server(t))
+	b.wins(t, b.election, "v")
+	b.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	b.faults.Hold(fault.Txn, 2) // that of the clean-up
+	key, rev := b.election.Key(), b.election.Rev()
+	require.Equal(t, rpctypes.ErrPermissionDenied, b.election.Resign(ctx))
+	kv := b.head(t, 0)
+	require.Equal(t, key, string(kv.Key))
+	require.Equal(t, rev, kv.CreateRevision)
+	require.Empty(t, b.election.Key(), "whoever has begun to resign does not lead")
+	require.NoError(t, b.election.Resign(ctx))
+	b.stand(t, 0)
 }
 
 func TestElectionLeader(t *testing.T) {

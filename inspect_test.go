@@ -232,103 +232,129 @@ func TestInspectErrors(t *testing.T) {
 	})
 }
 
-// TestWithIdentity shows which keys have the identity, and that nothing depends on it.
-func TestWithIdentity(t *testing.T) {
+const identity = "host-1 1234"
+
+// identified is a client and its session with the identity. Its tests show which keys have the
+// identity, and that nothing depends on it.
+type identified struct {
+	client  *clientv3.Client
+	session *concurrency.Session
+}
+
+func newIdentified(tb testing.TB) identified {
+	tb.Helper()
+	c := client(tb)
+	return identified{c, session(tb, c, concurrency.WithIdentity(identity))}
+}
+
+// value is that of the only key in a line, which is the session's.
+func (i identified) value(tb testing.TB, name string) string {
+	tb.Helper()
+	line, err := concurrency.Inspect(tb.Context(), i.client, name)
+	require.NoError(tb, err)
+	require.Len(tb, line.Participants, 1)
+	require.Equal(tb, i.session.Lease(), line.Participants[0].Lease)
+	return line.Participants[0].Value
+}
+
+func TestWithIdentityAndLocksHoweverTheyAreTaken(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	c := client(t)
-	const identity = "host-1 1234"
-	s := session(t, c, concurrency.WithIdentity(identity))
-	valueOf := func(t *testing.T, name string) string {
-		t.Helper()
-		line, err := concurrency.Inspect(ctx, c, name)
-		require.NoError(t, err)
-		require.Len(t, line.Participants, 1)
-		require.Equal(t, s.Lease(), line.Participants[0].Lease)
-		return line.Participants[0].Value
+	s, name := newIdentified(t), prefix(t)
+	m := concurrency.NewMutex(s.session, name)
+	require.NoError(t, m.TryLock(ctx))
+	require.Equal(t, identity, s.value(t, name))
+	require.NoError(t, m.Unlock(ctx))
+	require.NoError(t, m.Lock(ctx))
+	require.Equal(t, identity, s.value(t, name))
+	require.NoError(t, m.Unlock(ctx))
+	l := concurrency.NewLocker(s.session, name)
+	l.Lock()
+	require.Equal(t, identity, s.value(t, name))
+	l.Unlock()
+}
+
+func TestWithIdentityAndTheOtherKindsOfLock(t *testing.T) {
+	t.Parallel()
+	ctx, s := t.Context(), newIdentified(t)
+	for i, take := range []func(name string) (release func() error){
+		func(name string) func() error {
+			m := concurrency.NewRWMutex(s.session, name)
+			require.NoError(t, m.Lock(ctx))
+			return func() error { return m.Unlock(ctx) }
+		},
+		func(name string) func() error {
+			m := concurrency.NewRWMutex(s.session, name)
+			require.NoError(t, m.RLock(ctx))
+			return func() error { return m.RUnlock(ctx) }
+		},
+		func(name string) func() error {
+			m := concurrency.NewSemaphore(s.session, name, 2)
+			require.NoError(t, m.Acquire(ctx))
+			return func() error { return m.Release(ctx) }
+		},
+		func(name string) func() error {
+			m := concurrency.NewMultiMutex(s.session, name, name+"-other")
+			require.NoError(t, m.Lock(ctx))
+			require.Equal(t, identity, s.value(t, name+"-other"))
+			return func() error { return m.Unlock(ctx) }
+		},
+	} {
+		name := prefix(t)
+		release := take(name)
+		require.Equal(t, identity, s.value(t, name), i)
+		require.NoError(t, release())
 	}
-	t.Run("the keys of locks, however they are taken", func(t *testing.T) {
-		name := prefix(t)
-		m := concurrency.NewMutex(s, name)
-		require.NoError(t, m.TryLock(ctx))
-		require.Equal(t, identity, valueOf(t, name))
-		require.NoError(t, m.Unlock(ctx))
-		require.NoError(t, m.Lock(ctx))
-		require.Equal(t, identity, valueOf(t, name))
-		require.NoError(t, m.Unlock(ctx))
-		l := concurrency.NewLocker(s, name)
-		l.Lock()
-		require.Equal(t, identity, valueOf(t, name))
-		l.Unlock()
-	})
-	t.Run("the keys of the other kinds of lock", func(t *testing.T) {
-		for i, take := range []func(name string) (release func() error){
-			func(name string) func() error {
-				m := concurrency.NewRWMutex(s, name)
-				require.NoError(t, m.Lock(ctx))
-				return func() error { return m.Unlock(ctx) }
-			},
-			func(name string) func() error {
-				m := concurrency.NewRWMutex(s, name)
-				require.NoError(t, m.RLock(ctx))
-				return func() error { return m.RUnlock(ctx) }
-			},
-			func(name string) func() error {
-				m := concurrency.NewSemaphore(s, name, 2)
-				require.NoError(t, m.Acquire(ctx))
-				return func() error { return m.Release(ctx) }
-			},
-			func(name string) func() error {
-				m := concurrency.NewMultiMutex(s, name, name+"-other")
-				require.NoError(t, m.Lock(ctx))
-				require.Equal(t, identity, valueOf(t, name+"-other"))
-				return func() error { return m.Unlock(ctx) }
-			},
-		} {
-			name := prefix(t)
-			release := take(name)
-			require.Equal(t, identity, valueOf(t, name), i)
-			require.NoError(t, release())
-		}
-	})
-	t.Run("a handle that was made for a placeholder", func(t *testing.T) {
-		name := prefix(t)
-		var placeholder concurrency.Session
-		m := concurrency.NewMutex(&placeholder, name)
-		placeholder = *s
-		require.NoError(t, m.Lock(ctx))
-		require.Equal(t, identity, valueOf(t, name))
-		require.NoError(t, m.Unlock(ctx))
-	})
-	t.Run("candidates have their own value", func(t *testing.T) {
-		name := prefix(t)
-		e := concurrency.NewElection(s, name)
-		require.NoError(t, e.Campaign(ctx, "candidate"))
-		require.Equal(t, "candidate", valueOf(t, name))
-		require.NoError(t, e.Resign(ctx))
-	})
-	t.Run("upstream's package stands in the same line", func(t *testing.T) {
-		name := prefix(t)
-		other, err := upstream.NewSession(c)
-		require.NoError(t, err)
-		defer other.Close()
-		theirs, ours := upstream.NewMutex(other, name), concurrency.NewMutex(s, name)
-		require.NoError(t, ours.Lock(ctx))
-		require.Equal(t, upstream.ErrLocked, theirs.TryLock(ctx))
-		waiting := etcdtest.Go(func() error { return theirs.Lock(ctx) })
-		etcdtest.WaitKeys(t, c, name, 2)
-		require.NoError(t, ours.Unlock(ctx))
-		require.NoError(t, waiting.Wait(t))
-		require.Equal(t, concurrency.ErrLocked, ours.TryLock(ctx))
-		waiting = etcdtest.Go(func() error { return ours.Lock(ctx) })
-		etcdtest.WaitKeys(t, c, name, 2)
-		require.NoError(t, theirs.Unlock(ctx))
-		require.NoError(t, waiting.Wait(t))
-		require.Equal(t, identity, valueOf(t, name))
-		require.NoError(t, ours.Unlock(ctx))
-	})
-	t.Run("what is too large for the servers fails each Lock", func(t *testing.T) {
-		large := session(t, c, concurrency.WithIdentity(strings.Repeat("x", 16<<20/10)))
-		require.Equal(t, rpctypes.ErrRequestTooLarge, concurrency.NewMutex(large, prefix(t)).Lock(ctx))
-	})
+}
+
+func TestWithIdentityAndAPlaceholder(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, name := newIdentified(t), prefix(t)
+	var placeholder concurrency.Session
+	m := concurrency.NewMutex(&placeholder, name)
+	placeholder = *s.session
+	require.NoError(t, m.Lock(ctx))
+	require.Equal(t, identity, s.value(t, name))
+	require.NoError(t, m.Unlock(ctx))
+}
+
+func TestWithIdentityLeavesCandidatesTheirOwnValue(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, name := newIdentified(t), prefix(t)
+	e := concurrency.NewElection(s.session, name)
+	require.NoError(t, e.Campaign(ctx, "candidate"))
+	require.Equal(t, "candidate", s.value(t, name))
+	require.NoError(t, e.Resign(ctx))
+}
+
+func TestWithIdentityAmongUpstreamsMutexes(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	s, name := newIdentified(t), prefix(t)
+	other, err := upstream.NewSession(s.client)
+	require.NoError(t, err)
+	defer other.Close()
+	theirs, ours := upstream.NewMutex(other, name), concurrency.NewMutex(s.session, name)
+	require.NoError(t, ours.Lock(ctx))
+	require.Equal(t, upstream.ErrLocked, theirs.TryLock(ctx))
+	waiting := etcdtest.Go(func() error { return theirs.Lock(ctx) })
+	etcdtest.WaitKeys(t, s.client, name, 2)
+	require.NoError(t, ours.Unlock(ctx))
+	require.NoError(t, waiting.Wait(t))
+	require.Equal(t, concurrency.ErrLocked, ours.TryLock(ctx))
+	waiting = etcdtest.Go(func() error { return ours.Lock(ctx) })
+	etcdtest.WaitKeys(t, s.client, name, 2)
+	require.NoError(t, theirs.Unlock(ctx))
+	require.NoError(t, waiting.Wait(t))
+	require.Equal(t, identity, s.value(t, name))
+	require.NoError(t, ours.Unlock(ctx))
+}
+
+func TestWithIdentityThatIsTooLargeFailsEachLock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	large := session(t, client(t), concurrency.WithIdentity(strings.Repeat("x", 16<<20/10)))
+	require.Equal(t, rpctypes.ErrRequestTooLarge, concurrency.NewMutex(large, prefix(t)).Lock(ctx))
 }

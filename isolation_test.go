@@ -205,81 +205,81 @@ func TestSTMReadsThatAreNotPinnedAreLinearizable(t *testing.T) {
 	}
 }
 
-func TestSTMAfterAConflict(t *testing.T) {
+func TestSTMAfterAConflictHasItsReadsFromTheAnswer(t *testing.T) {
 	t.Parallel()
-	t.Run("the conflict's answer saves the reads", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels[:2] {
-			s := newSpace(t, server(t))
-			s.put(t, "x", "0", "y", "0")
-			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
-				require.Equal(t, strconv.Itoa(attempt-1), stm.Get(s.key("x"), s.key("y"), s.key("none")))
-				require.Equal(t, stm.Get(s.key("x")), stm.Get(s.key("y")))
-				require.Equal(t, stm.Rev(s.key("x")), stm.Rev(s.key("y")))
-				stm.Put(s.key("z"), "z")
-				if attempt == 1 {
-					s.put(t, "x", "1", "y", "1")
-				}
-			}, concurrency.WithIsolation(l.level))
-			require.Equal(t, 2, attempts)
-			require.Equal(t, 3, s.faults.Count(fault.Txn), "one read and two commits at %s", l.name)
-			require.Equal(t, 3, s.faults.KV())
-		}
-	})
-	t.Run("fresh reads agree with the carried ones", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels[:2] {
-			s := newSpace(t, server(t))
-			s.put(t, "x", "0", "y", "0")
-			var seen []string
-			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
-				x := stm.Get(s.key("x"))
-				if attempt < 3 {
-					s.put(t, "x", strconv.Itoa(attempt), "y", strconv.Itoa(attempt))
-				}
-				if attempt > 1 { // a key that the first attempt had not read
-					seen = append(seen, x+stm.Get(s.key("y")))
-				}
-				stm.Put(s.key("z"), "z")
-			}, concurrency.WithIsolation(l.level))
-			require.Equal(t, 3, attempts)
-			require.Equal(t, []string{"11", "22"}, seen, l.name)
-		}
-	})
-	t.Run("a read-only attempt can follow", func(t *testing.T) {
-		t.Parallel()
+	for _, l := range levels[:2] {
 		s := newSpace(t, server(t))
-		s.put(t, "x", "0")
-		var rev int64
-		resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			if stm.Get(s.key("x")) == "0" {
-				stm.Put(s.key("z"), "z")
-				rev = s.put(t, "x", "1")
-			}
-			return nil
-		})
-		require.NoError(t, err)
-		require.True(t, resp.Succeeded)
-		require.GreaterOrEqual(t, resp.Header.Revision, rev)
-		require.Nil(t, s.kv(t, "z"))
-		require.Equal(t, 2, s.faults.KV(), "a read and a commit that conflicted")
-	})
-	t.Run("an attempt that reads nothing can follow", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		s.put(t, "x", "0")
+		s.put(t, "x", "0", "y", "0")
 		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			require.Equal(t, strconv.Itoa(attempt-1), stm.Get(s.key("x"), s.key("y"), s.key("none")))
+			require.Equal(t, stm.Get(s.key("x")), stm.Get(s.key("y")))
+			require.Equal(t, stm.Rev(s.key("x")), stm.Rev(s.key("y")))
+			stm.Put(s.key("z"), "z")
 			if attempt == 1 {
-				stm.Get(s.key("x"))
-				s.put(t, "x", "1")
-			} else {
-				s.put(t, "z", "outside") // no conflict: nothing was read
+				s.put(t, "x", "1", "y", "1")
+			}
+		}, concurrency.WithIsolation(l.level))
+		require.Equal(t, 2, attempts)
+		require.Equal(t, 3, s.faults.Count(fault.Txn), "one read and two commits at %s", l.name)
+		require.Equal(t, 3, s.faults.KV())
+	}
+}
+
+func TestSTMAfterAConflictFreshReadsAgreeWithTheCarriedOnes(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels[:2] {
+		s := newSpace(t, server(t))
+		s.put(t, "x", "0", "y", "0")
+		var seen []string
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			x := stm.Get(s.key("x"))
+			if attempt < 3 {
+				s.put(t, "x", strconv.Itoa(attempt), "y", strconv.Itoa(attempt))
+			}
+			if attempt > 1 { // a key that the first attempt had not read
+				seen = append(seen, x+stm.Get(s.key("y")))
 			}
 			stm.Put(s.key("z"), "z")
-		})
-		require.Equal(t, 2, attempts)
-		require.Equal(t, "z", s.value(t, "z"))
+		}, concurrency.WithIsolation(l.level))
+		require.Equal(t, 3, attempts)
+		require.Equal(t, []string{"11", "22"}, seen, l.name)
+	}
+}
+
+func TestSTMAfterAConflictMayBeReadOnly(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	s.put(t, "x", "0")
+	var rev int64
+	resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		if stm.Get(s.key("x")) == "0" {
+			stm.Put(s.key("z"), "z")
+			rev = s.put(t, "x", "1")
+		}
+		return nil
 	})
+	require.NoError(t, err)
+	require.True(t, resp.Succeeded)
+	require.GreaterOrEqual(t, resp.Header.Revision, rev)
+	require.Nil(t, s.kv(t, "z"))
+	require.Equal(t, 2, s.faults.KV(), "a read and a commit that conflicted")
+}
+
+func TestSTMAfterAConflictMayReadNothing(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	s.put(t, "x", "0")
+	attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+		if attempt == 1 {
+			stm.Get(s.key("x"))
+			s.put(t, "x", "1")
+		} else {
+			s.put(t, "z", "outside") // no conflict: nothing was read
+		}
+		stm.Put(s.key("z"), "z")
+	})
+	require.Equal(t, 2, attempts)
+	require.Equal(t, "z", s.value(t, "z"))
 }
 
 func TestSTMCompaction(t *testing.T) {

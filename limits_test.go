@@ -17,89 +17,97 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 )
 
-func TestSTMLimit(t *testing.T) {
+func TestSTMLimitOfTheServerIs128Writes(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		s := newSpace(t, server(t))
+		_, err := concurrency.NewSTM(s.client, write(s.keys(128)), concurrency.WithIsolation(l.level))
+		require.NoError(t, err)
+		require.Equal(t, "v", s.value(t, "127"))
+		_, err = concurrency.NewSTM(s.client, write(s.keys(129)), concurrency.WithIsolation(l.level))
+		require.Equal(t, rpctypes.ErrTooManyOps, err)
+	}
+}
+
+func TestSTMLimitOfTheCallerIsCheckedBeforeAnythingIsSent(t *testing.T) {
 	t.Parallel()
 	limit := concurrency.WithMaxTxnOps
-	t.Run("128 writes are carried out, 129 are refused by the server, as it says it", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels {
-			s := newSpace(t, server(t))
-			_, err := concurrency.NewSTM(s.client, write(s.keys(128)), concurrency.WithIsolation(l.level))
-			require.NoError(t, err)
-			require.Equal(t, "v", s.value(t, "127"))
-			_, err = concurrency.NewSTM(s.client, write(s.keys(129)), concurrency.WithIsolation(l.level))
-			require.Equal(t, rpctypes.ErrTooManyOps, err)
-		}
-	})
-	t.Run("over one that the caller has set, it fails with the numbers before anything is sent", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels {
-			s := newSpace(t, server(t))
-			_, err := concurrency.NewSTM(s.client, write(s.keys(3)), limit(2), concurrency.WithIsolation(l.level))
-			require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
-			for _, number := range []string{"3 writes", "0 checked keys", "the limit of 2"} {
-				require.ErrorContains(t, err, number)
-			}
-			require.Zero(t, s.faults.KV())
-			_, err = concurrency.NewSTM(s.client, write(s.keys(2)), limit(2), concurrency.WithIsolation(l.level))
-			require.NoError(t, err)
-		}
-	})
-	t.Run("checked keys count", func(t *testing.T) {
-		t.Parallel()
+	for _, l := range levels {
 		s := newSpace(t, server(t))
-		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			stm.Get(s.keys(5)...)
-			stm.Put(s.key("z"), "v") // checked too, at this level
-			return nil
-		}, limit(5))
+		_, err := concurrency.NewSTM(s.client, write(s.keys(3)), limit(2), concurrency.WithIsolation(l.level))
 		require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
-		for _, number := range []string{" 1 writes", "6 checked keys", "the limit of 5"} {
+		for _, number := range []string{"3 writes", "0 checked keys", "the limit of 2"} {
 			require.ErrorContains(t, err, number)
 		}
-		require.Equal(t, 1, s.faults.KV())
-	})
-	t.Run("reads are fetched in parts", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(5)...) }, limit(2))
-		require.Equal(t, 3, s.faults.KV())
-	})
-	withLimit := func(t *testing.T, n uint) *space {
-		return newSpace(t, etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = n })))
+		require.Zero(t, s.faults.KV())
+		_, err = concurrency.NewSTM(s.client, write(s.keys(2)), limit(2), concurrency.WithIsolation(l.level))
+		require.NoError(t, err)
 	}
+}
+
+func TestSTMLimitCountsCheckedKeys(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		stm.Get(s.keys(5)...)
+		stm.Put(s.key("z"), "v") // checked too, at this level
+		return nil
+	}, concurrency.WithMaxTxnOps(5))
+	require.ErrorIs(t, err, rpctypes.ErrTooManyOps)
+	for _, number := range []string{" 1 writes", "6 checked keys", "the limit of 5"} {
+		require.ErrorContains(t, err, number)
+	}
+	require.Equal(t, 1, s.faults.KV())
+}
+
+func TestSTMLimitHasReadsFetchedInParts(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(5)...) }, concurrency.WithMaxTxnOps(2))
+	require.Equal(t, 3, s.faults.KV())
+}
+
+// limited is a space on a server that has a limit of its own.
+func limited(tb testing.TB, n uint) *space {
+	tb.Helper()
+	return newSpace(tb, etcdtest.New(tb, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = n })))
+}
+
+func TestSTMLimitOfTheServerThatIsHigherIsUsed(t *testing.T) {
+	t.Parallel()
 	if !server(t).Embedded() { // only those can be configured
 		return
 	}
-	t.Run("a higher one of the server's is used, without an option", func(t *testing.T) {
-		t.Parallel()
-		s := withLimit(t, 300)
-		_, err := concurrency.NewSTM(s.client, write(s.keys(300)))
+	s := limited(t, 300)
+	_, err := concurrency.NewSTM(s.client, write(s.keys(300)))
+	require.NoError(t, err)
+	s.faults.Reset()
+	s.run(t, func(stm concurrency.STM, _ int) { stm.Put("z", stm.Get(s.keys(299)...)) })
+	require.Equal(t, "Txn 4", s.faults.String(), "reads in three parts, and the commit")
+	s.faults.Reset()
+	s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(200)...) }, concurrency.WithMaxTxnOps(300))
+	require.Equal(t, 1, s.faults.KV(), "in one part")
+}
+
+func TestSTMLimitOfTheServerThatIsLowerMakesPartsSmaller(t *testing.T) {
+	t.Parallel()
+	if !server(t).Embedded() { // only those can be configured
+		return
+	}
+	for _, n := range []uint{1, 20} {
+		s := limited(t, n)
+		_, err := s.outside.Put(t.Context(), s.key("49"), "last")
 		require.NoError(t, err)
-		s.faults.Reset()
-		s.run(t, func(stm concurrency.STM, _ int) { stm.Put("z", stm.Get(s.keys(299)...)) })
-		require.Equal(t, "Txn 4", s.faults.String(), "reads in three parts, and the commit")
-		s.faults.Reset()
-		s.run(t, func(stm concurrency.STM, _ int) { stm.Get(s.keys(200)...) }, limit(300))
-		require.Equal(t, 1, s.faults.KV(), "in one part")
-	})
-	t.Run("a lower one of the server's makes parts smaller, once for all attempts", func(t *testing.T) {
-		t.Parallel()
-		for _, n := range []uint{1, 20} {
-			s := withLimit(t, n)
-			_, err := s.outside.Put(t.Context(), s.key("49"), "last")
-			require.NoError(t, err)
-			attempts := s.run(t, func(stm concurrency.STM, attempt int) {
-				before := s.faults.Count(fault.Txn)
-				require.Equal(t, "last", stm.Get(s.keys(50)[49], s.keys(50)[0]))
-				stm.Get(s.keys(50)...)
-				if attempt == 2 && n > 1 {
-					require.Equal(t, before+5, s.faults.Count(fault.Txn), "12 at most in each")
-				}
-			}, concurrency.WithIsolation(concurrency.ReadCommitted))
-			require.Equal(t, 1, attempts)
-		}
-	})
+		attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+			before := s.faults.Count(fault.Txn)
+			require.Equal(t, "last", stm.Get(s.keys(50)[49], s.keys(50)[0]))
+			stm.Get(s.keys(50)...)
+			if attempt == 2 && n > 1 {
+				require.Equal(t, before+5, s.faults.Count(fault.Txn), "12 at most in each")
+			}
+		}, concurrency.WithIsolation(concurrency.ReadCommitted))
+		require.Equal(t, 1, attempts)
+	}
 }
 
 // What is beyond a server's or the client's size is refused, and certainly not carried out.

@@ -214,80 +214,90 @@ func TestLocalMutexIsPassedOnSoOften(t *testing.T) {
 
 func TestLocalMutexIsLost(t *testing.T) {
 	inTeam(t, time.Millisecond,
-		teamTest{"with the lease: those who wait return ErrSessionExpired", func(t *testing.T, m team) {
-			ctx := t.Context()
-			require.NoError(t, m.lock.Lock(ctx))
-			owned := m.lock.Ctx()
-			calls := []*etcdtest.Call{m.asks(t, ctx), m.asks(t, ctx)}
-			revoke(t, m.outside, m.session)
-			require.ErrorIs(t, cause(t, owned), concurrency.ErrSessionExpired)
-			for _, call := range calls {
-				require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
-			}
-			require.Zero(t, m.lock.Rev())
-			require.Zero(t, m.lock.Seq())
-			require.NoError(t, m.lock.Unlock(ctx))
-			require.Equal(t, concurrency.ErrLockReleased, m.lock.Unlock(ctx))
-			require.Equal(t, rpctypes.ErrLeaseNotFound, m.lock.Lock(ctx))
-			require.Equal(t, rpctypes.ErrLeaseNotFound, m.lock.TryLock(ctx))
-		}},
-		teamTest{"with the client, of an orphaned session too", func(t *testing.T, m team) {
-			revokedAtEnd(t, m.outside, m.session.Lease())
-			m.session.Orphan()
-			require.NoError(t, m.lock.Lock(t.Context()))
-			require.Error(t, m.lock.Ctx().Err(), "nobody knows when its lease ends")
-			next := m.asks(t, t.Context())
-			m.client.Close()
-			require.Equal(t, context.Canceled, next.Wait(t))
-		}},
-		teamTest{"with its key, which Ctx tells: the next takes it anew", func(t *testing.T, m team) {
-			ctx := t.Context()
-			require.NoError(t, m.lock.Lock(ctx))
-			before, owned := m.lock.Rev(), m.lock.Ctx()
-			next := m.asks(t, ctx)
-			m.watched(t, 1)
-			rival := m.rival(t)
-			m.delete(t, m.lock.Key())
-			require.ErrorIs(t, cause(t, owned), concurrency.ErrSessionExpired)
-			require.NoError(t, rival.Lock(ctx))
-			require.NoError(t, m.lock.Unlock(ctx))
-			settled(t, next)
-			require.NoError(t, rival.Unlock(ctx))
-			require.NoError(t, next.Wait(t))
-			require.Greater(t, m.lock.Rev(), before)
-			require.Zero(t, m.lock.Seq())
-			require.NoError(t, m.lock.Unlock(ctx))
-		}},
-		teamTest{"with its key, which a question shows that nobody else asks", func(t *testing.T, m team) {
-			ctx := t.Context()
-			require.NoError(t, m.lock.Lock(ctx))
-			before := m.lock.Rev()
-			one, two := m.asks(t, ctx), m.asks(t, ctx)
-			m.delete(t, m.lock.Key())
-			require.NoError(t, m.lock.Unlock(ctx))
-			require.NoError(t, one.Wait(t))
-			require.Equal(t, before, m.lock.Rev(), "as nobody knows yet")
-			etcdtest.Eventually(t, func() bool { return m.lock.Rev() == 0 }, "until etcd has answered")
-			require.Zero(t, m.lock.Seq())
-			require.NoError(t, m.lock.Unlock(ctx))
-			require.NoError(t, two.Wait(t))
-			require.Greater(t, m.lock.Rev(), before)
-			require.NoError(t, m.lock.Unlock(ctx))
-			require.NoError(t, m.session.Ctx().Err())
-		}},
-		teamTest{"a question also shows that the lease is gone", func(t *testing.T, m team) {
-			ctx := t.Context()
-			require.NoError(t, m.lock.Lock(ctx))
-			one, two := m.asks(t, ctx), m.asks(t, ctx)
-			revoke(t, m.outside, m.session)
-			require.NoError(t, m.lock.Unlock(ctx))
-			require.NoError(t, one.Wait(t))
-			begin := time.Now()
-			require.Equal(t, concurrency.ErrSessionExpired, two.Wait(t))
-			require.Less(t, time.Since(begin), time.Second, "and not by a renewal alone")
-			require.Error(t, m.session.Ctx().Err())
-		}},
+		teamTest{"with the lease: those who wait return ErrSessionExpired", lostWithTheLease},
+		teamTest{"with the client, of an orphaned session too", lostWithTheClient},
+		teamTest{"with its key, which Ctx tells: the next takes it anew", lostWithItsKey},
+		teamTest{"with its key, which a question shows that nobody else asks", lostWithItsKeyByAQuestion},
+		teamTest{"a question also shows that the lease is gone", lostWithTheLeaseByAQuestion},
 	)
+}
+
+func lostWithTheLease(t *testing.T, m team) {
+	ctx := t.Context()
+	require.NoError(t, m.lock.Lock(ctx))
+	owned := m.lock.Ctx()
+	calls := []*etcdtest.Call{m.asks(t, ctx), m.asks(t, ctx)}
+	revoke(t, m.outside, m.session)
+	require.ErrorIs(t, cause(t, owned), concurrency.ErrSessionExpired)
+	for _, call := range calls {
+		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+	}
+	require.Zero(t, m.lock.Rev())
+	require.Zero(t, m.lock.Seq())
+	require.NoError(t, m.lock.Unlock(ctx))
+	require.Equal(t, concurrency.ErrLockReleased, m.lock.Unlock(ctx))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, m.lock.Lock(ctx))
+	require.Equal(t, rpctypes.ErrLeaseNotFound, m.lock.TryLock(ctx))
+}
+
+func lostWithTheClient(t *testing.T, m team) {
+	revokedAtEnd(t, m.outside, m.session.Lease())
+	m.session.Orphan()
+	require.NoError(t, m.lock.Lock(t.Context()))
+	require.Error(t, m.lock.Ctx().Err(), "nobody knows when its lease ends")
+	next := m.asks(t, t.Context())
+	m.client.Close()
+	require.Equal(t, context.Canceled, next.Wait(t))
+}
+
+func lostWithItsKey(t *testing.T, m team) {
+	ctx := t.Context()
+	require.NoError(t, m.lock.Lock(ctx))
+	before, owned := m.lock.Rev(), m.lock.Ctx()
+	next := m.asks(t, ctx)
+	m.watched(t, 1)
+	rival := m.rival(t)
+	m.delete(t, m.lock.Key())
+	require.ErrorIs(t, cause(t, owned), concurrency.ErrSessionExpired)
+	require.NoError(t, rival.Lock(ctx))
+	require.NoError(t, m.lock.Unlock(ctx))
+	settled(t, next)
+	require.NoError(t, rival.Unlock(ctx))
+	require.NoError(t, next.Wait(t))
+	require.Greater(t, m.lock.Rev(), before)
+	require.Zero(t, m.lock.Seq())
+	require.NoError(t, m.lock.Unlock(ctx))
+}
+
+func lostWithItsKeyByAQuestion(t *testing.T, m team) {
+	ctx := t.Context()
+	require.NoError(t, m.lock.Lock(ctx))
+	before := m.lock.Rev()
+	one, two := m.asks(t, ctx), m.asks(t, ctx)
+	m.delete(t, m.lock.Key())
+	require.NoError(t, m.lock.Unlock(ctx))
+	require.NoError(t, one.Wait(t))
+	require.Equal(t, before, m.lock.Rev(), "as nobody knows yet")
+	etcdtest.Eventually(t, func() bool { return m.lock.Rev() == 0 }, "until etcd has answered")
+	require.Zero(t, m.lock.Seq())
+	require.NoError(t, m.lock.Unlock(ctx))
+	require.NoError(t, two.Wait(t))
+	require.Greater(t, m.lock.Rev(), before)
+	require.NoError(t, m.lock.Unlock(ctx))
+	require.NoError(t, m.session.Ctx().Err())
+}
+
+func lostWithTheLeaseByAQuestion(t *testing.T, m team) {
+	ctx := t.Context()
+	require.NoError(t, m.lock.Lock(ctx))
+	one, two := m.asks(t, ctx), m.asks(t, ctx)
+	revoke(t, m.outside, m.session)
+	require.NoError(t, m.lock.Unlock(ctx))
+	require.NoError(t, one.Wait(t))
+	begin := time.Now()
+	require.Equal(t, concurrency.ErrSessionExpired, two.Wait(t))
+	require.Less(t, time.Since(begin), time.Second, "and not by a renewal alone")
+	require.Error(t, m.session.Ctx().Err())
 }
 
 func TestLocalMutexCtx(t *testing.T) {

@@ -195,11 +195,11 @@ func TestMultiMutexesDoNotDeadlock(t *testing.T) {
 	l.stand(t, 0)
 }
 
-func TestMultiMutexLoss(t *testing.T) {
+func TestMultiMutexLossOfOneIsTheLossOfAll(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
 	for i, which := range []string{"a", "b", "c"} {
-		t.Run("of "+which+" is the loss of all", func(t *testing.T) {
+		t.Run("of "+which, func(t *testing.T) {
 			t.Parallel()
 			l := newLines(t)
 			m := l.multi("a", "b", "c")
@@ -215,7 +215,14 @@ func TestMultiMutexLoss(t *testing.T) {
 			require.NoError(t, m.Unlock(ctx))
 			l.stand(t, 0)
 		})
-		t.Run("of "+which+" that nobody saw, and another Lock", func(t *testing.T) {
+	}
+}
+
+func TestMultiMutexLossThatNobodySawAndAnotherLock(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for i, which := range []string{"a", "b", "c"} {
+		t.Run("of "+which, func(t *testing.T) {
 			t.Parallel()
 			l := newLines(t)
 			m := l.multi("a", "b", "c")
@@ -229,7 +236,14 @@ func TestMultiMutexLoss(t *testing.T) {
 			require.NoError(t, m.Unlock(ctx))
 			l.stand(t, 0)
 		})
-		t.Run("of "+which+" while it waits", func(t *testing.T) {
+	}
+}
+
+func TestMultiMutexLossWhileItWaits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for _, which := range []string{"a", "b", "c"} {
+		t.Run("of "+which, func(t *testing.T) {
 			t.Parallel()
 			l := newLines(t)
 			require.NoError(t, l.one(t, "b").Lock(ctx))
@@ -243,52 +257,61 @@ func TestMultiMutexLoss(t *testing.T) {
 			l.stand(t, 1)
 		})
 	}
-	t.Run("of the session", func(t *testing.T) {
-		t.Parallel()
-		l := newLines(t)
-		m := l.multi("a", "b")
-		require.NoError(t, m.Lock(ctx))
-		inside, next := m.Ctx(), l.one(t, "b")
-		call := l.waits(t, 3, func() error { return next.Lock(ctx) })
-		_, err := l.outside.Revoke(ctx, l.session.Lease())
-		require.NoError(t, err)
-		require.NoError(t, call.Wait(t))
-		require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
-		require.NoError(t, m.Unlock(ctx))
-		require.ErrorIs(t, cause(t, l.session.Ctx()), concurrency.ErrSessionExpired)
-		require.Equal(t, rpctypes.ErrLeaseNotFound, m.Lock(ctx))
-	})
-	t.Run("of the key by which a loss under Do is told", func(t *testing.T) {
-		t.Parallel()
-		l := newLines(t)
-		m := l.multi("a", "b")
-		require.ErrorIs(t, m.Do(ctx, func(ctx context.Context) error {
-			l.delete(t, m.Keys()[1])
-			return nil
-		}), concurrency.ErrSessionExpired, "the watch tells, or the release")
-		l.stand(t, 0)
-	})
 }
 
-func TestMultiMutexLeavesNothing(t *testing.T) {
+func TestMultiMutexLossOfTheSession(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	t.Run("when ctx ends while it waits", func(t *testing.T) {
-		t.Parallel()
-		l := newLines(t)
-		require.NoError(t, l.one(t, "b").Lock(ctx))
-		m := l.multi("a", "b", "c")
-		giveUp, cancel := context.WithCancel(ctx)
-		call := l.waits(t, 4, func() error { return m.Lock(giveUp) })
-		l.watched(t, 1)
-		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
-		require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 1)
-	})
-	for what, take := range map[string]func(*concurrency.MultiMutex, context.Context) error{
-		"Lock": (*concurrency.MultiMutex).Lock, "TryLock": (*concurrency.MultiMutex).TryLock,
-	} {
-		t.Run(what+" whose ctx ends before the answer", func(t *testing.T) {
+	l := newLines(t)
+	m := l.multi("a", "b")
+	require.NoError(t, m.Lock(ctx))
+	inside, next := m.Ctx(), l.one(t, "b")
+	call := l.waits(t, 3, func() error { return next.Lock(ctx) })
+	_, err := l.outside.Revoke(ctx, l.session.Lease())
+	require.NoError(t, err)
+	require.NoError(t, call.Wait(t))
+	require.ErrorIs(t, cause(t, inside), concurrency.ErrSessionExpired)
+	require.NoError(t, m.Unlock(ctx))
+	require.ErrorIs(t, cause(t, l.session.Ctx()), concurrency.ErrSessionExpired)
+	require.Equal(t, rpctypes.ErrLeaseNotFound, m.Lock(ctx))
+}
+
+func TestMultiMutexLossOfAKeyUnderDo(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLines(t)
+	m := l.multi("a", "b")
+	require.ErrorIs(t, m.Do(ctx, func(ctx context.Context) error {
+		l.delete(t, m.Keys()[1])
+		return nil
+	}), concurrency.ErrSessionExpired, "the watch tells, or the release")
+	l.stand(t, 0)
+}
+
+func TestMultiMutexLeavesNothingWhenCtxEndsWhileItWaits(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLines(t)
+	require.NoError(t, l.one(t, "b").Lock(ctx))
+	m := l.multi("a", "b", "c")
+	giveUp, cancel := context.WithCancel(ctx)
+	call := l.waits(t, 4, func() error { return m.Lock(giveUp) })
+	l.watched(t, 1)
+	cancel()
+	require.Equal(t, context.Canceled, call.Wait(t))
+	require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 1)
+}
+
+// multiTakes are the ways to take several locks.
+var multiTakes = map[string]func(*concurrency.MultiMutex, context.Context) error{
+	"Lock": (*concurrency.MultiMutex).Lock, "TryLock": (*concurrency.MultiMutex).TryLock,
+}
+
+func TestMultiMutexLeavesNothingWhenCtxEndsBeforeTheAnswer(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for what, take := range multiTakes {
+		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			l := newLines(t)
 			m := l.multi("a", "b", "c")
@@ -301,7 +324,14 @@ func TestMultiMutexLeavesNothing(t *testing.T) {
 			require.Equal(t, context.Canceled, call.Wait(t))
 			l.stand(t, 0)
 		})
-		t.Run(what+" finds the keys of a join whose answer was lost", func(t *testing.T) {
+	}
+}
+
+func TestMultiMutexFindsTheKeysOfAJoinWhoseAnswerWasLost(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	for what, take := range multiTakes {
+		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			l := newLines(t)
 			m := l.multi("a", "b", "c")
@@ -311,40 +341,46 @@ func TestMultiMutexLeavesNothing(t *testing.T) {
 			require.True(t, l.all(t, m))
 		})
 	}
-	t.Run("Unlock, also when its answer is lost", func(t *testing.T) {
-		t.Parallel()
-		l := newLines(t)
-		m := l.multi("a", "b", "c")
-		require.NoError(t, m.Lock(ctx))
-		l.faults.LoseAnswer(fault.Txn, 1, nil)
-		require.NoError(t, m.Unlock(ctx))
-		l.stand(t, 0)
-	})
-	t.Run("Unlock that was refused goes on", func(t *testing.T) {
-		t.Parallel()
-		l := newLines(t)
-		m := l.multi("a", "b", "c")
-		require.NoError(t, m.Lock(ctx))
-		l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
-		require.Equal(t, rpctypes.ErrPermissionDenied, m.Unlock(ctx))
-		l.stand(t, 0)
-	})
-	t.Run("more names than the server allows", func(t *testing.T) {
-		t.Parallel()
-		l := newLines(t)
-		var names []string
-		for i := range 65 {
-			names = append(names, fmt.Sprintf("%s/%d", l.name, i))
-		}
-		require.NoError(t, concurrency.NewMultiMutex(l.session, names[:64]...).Do(ctx, func(context.Context) error {
-			l.stand(t, 64)
-			return nil
-		}))
-		m := concurrency.NewMultiMutex(l.session, names...)
-		require.Equal(t, rpctypes.ErrTooManyOps, m.Lock(ctx))
-		require.Equal(t, rpctypes.ErrTooManyOps, m.TryLock(ctx))
-		l.stand(t, 0)
-	})
+}
+
+func TestMultiMutexLeavesNothingWhenTheAnswerToUnlockIsLost(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLines(t)
+	m := l.multi("a", "b", "c")
+	require.NoError(t, m.Lock(ctx))
+	l.faults.LoseAnswer(fault.Txn, 1, nil)
+	require.NoError(t, m.Unlock(ctx))
+	l.stand(t, 0)
+}
+
+func TestMultiMutexLeavesNothingAfterAnUnlockThatWasRefused(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLines(t)
+	m := l.multi("a", "b", "c")
+	require.NoError(t, m.Lock(ctx))
+	l.faults.Refuse(fault.Txn, 1, codes.PermissionDenied, "etcdserver: permission denied")
+	require.Equal(t, rpctypes.ErrPermissionDenied, m.Unlock(ctx))
+	l.stand(t, 0)
+}
+
+func TestMultiMutexLeavesNothingOfMoreNamesThanTheServerAllows(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	l := newLines(t)
+	var names []string
+	for i := range 65 {
+		names = append(names, fmt.Sprintf("%s/%d", l.name, i))
+	}
+	require.NoError(t, concurrency.NewMultiMutex(l.session, names[:64]...).Do(ctx, func(context.Context) error {
+		l.stand(t, 64)
+		return nil
+	}))
+	m := concurrency.NewMultiMutex(l.session, names...)
+	require.Equal(t, rpctypes.ErrTooManyOps, m.Lock(ctx))
+	require.Equal(t, rpctypes.ErrTooManyOps, m.TryLock(ctx))
+	l.stand(t, 0)
 }
 
 // A name may lie within another one. Its keys stand in the line of the other, too.

@@ -149,8 +149,8 @@ func TestLockEndsIfPermissionIsDeniedWhileItWaits(t *testing.T) {
 	l.stand(t, 0)
 }
 
-// A server that runs out of space carries the call out and complains then. TestSTMErrors
-// has the same of a commit.
+// A server that runs out of space carries the call out and complains then.
+// TestSTMErrorsThatLeaveTheCommitUnknown has the same of a commit.
 func TestNoSpaceIsNoAnswer(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)

@@ -24,10 +24,10 @@ import (
 	"example.com/etcd/concurrency/internal/fault"
 )
 
-func TestNewSTM(t *testing.T) {
+func TestNewSTMWritesTakeEffectTogether(t *testing.T) {
 	t.Parallel()
 	for _, l := range levels {
-		t.Run("writes take effect together at "+l.name, func(t *testing.T) {
+		t.Run(l.name, func(t *testing.T) {
 			t.Parallel()
 			s := newSpace(t, server(t))
 			s.put(t, "a", "1", "b", "2")
@@ -45,62 +45,65 @@ func TestNewSTM(t *testing.T) {
 			require.Equal(t, resp.Header.Revision, s.kv(t, "c").ModRevision)
 		})
 	}
-	t.Run("on the caller's goroutine", func(t *testing.T) {
-		t.Parallel()
-		goroutine := func() string {
-			buf := make([]byte, 64)
-			id, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), " [")
-			return id
-		}
-		s, caller := newSpace(t, server(t)), goroutine()
-		s.run(t, func(concurrency.STM, int) { require.Equal(t, caller, goroutine()) })
-	})
-	t.Run("responses stand in the order in which the keys were first written", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		keys := s.keys(9)
-		rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
-		for _, key := range keys {
-			_, err := s.outside.Put(t.Context(), key, "old "+key)
-			require.NoError(t, err)
-		}
-		resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			for _, key := range keys {
-				stm.Put(key, "new", clientv3.WithPrevKV())
-			}
-			stm.Put(keys[0], "newer", clientv3.WithPrevKV())
-			return nil
-		})
+}
+
+func TestNewSTMRunsOnTheCallersGoroutine(t *testing.T) {
+	t.Parallel()
+	goroutine := func() string {
+		buf := make([]byte, 64)
+		id, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), " [")
+		return id
+	}
+	s, caller := newSpace(t, server(t)), goroutine()
+	s.run(t, func(concurrency.STM, int) { require.Equal(t, caller, goroutine()) })
+}
+
+func TestNewSTMRespondsInTheOrderOfTheFirstWrites(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	keys := s.keys(9)
+	rand.Shuffle(len(keys), func(i, j int) { keys[i], keys[j] = keys[j], keys[i] })
+	for _, key := range keys {
+		_, err := s.outside.Put(t.Context(), key, "old "+key)
 		require.NoError(t, err)
-		require.Len(t, resp.Responses, len(keys))
-		for i, key := range keys {
-			require.Equal(t, "old "+key, string(resp.Responses[i].GetResponsePut().PrevKv.Value))
+	}
+	resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		for _, key := range keys {
+			stm.Put(key, "new", clientv3.WithPrevKV())
 		}
+		stm.Put(keys[0], "newer", clientv3.WithPrevKV())
+		return nil
 	})
-	t.Run("concurrent transactions lose no update at levels that check reads", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels {
-			if !l.checkReads {
-				continue
-			}
-			s := newSpace(t, server(t))
-			var wg sync.WaitGroup
-			for range 4 {
-				wg.Go(func() {
-					for range 5 {
-						_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-							n, _ := strconv.Atoi(stm.Get(s.key("n")))
-							stm.Put(s.key("n"), strconv.Itoa(n+1))
-							return nil
-						}, concurrency.WithIsolation(l.level))
-						assert.NoError(t, err)
-					}
-				})
-			}
-			wg.Wait()
-			require.Equal(t, "20", s.value(t, "n"), l.name)
+	require.NoError(t, err)
+	require.Len(t, resp.Responses, len(keys))
+	for i, key := range keys {
+		require.Equal(t, "old "+key, string(resp.Responses[i].GetResponsePut().PrevKv.Value))
+	}
+}
+
+func TestNewSTMLosesNoUpdateAtLevelsThatCheckReads(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		if !l.checkReads {
+			continue
 		}
-	})
+		s := newSpace(t, server(t))
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for range 5 {
+					_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+						n, _ := strconv.Atoi(stm.Get(s.key("n")))
+						stm.Put(s.key("n"), strconv.Itoa(n+1))
+						return nil
+					}, concurrency.WithIsolation(l.level))
+					assert.NoError(t, err)
+				}
+			})
+		}
+		wg.Wait()
+		require.Equal(t, "20", s.value(t, "n"), l.name)
+	}
 }
 
 // The figures are exact, on a server on which nothing else happens.
@@ -503,75 +506,79 @@ func TestSTMPrefetch(t *testing.T) {
 	})
 }
 
-func TestSTMErrors(t *testing.T) {
+func TestSTMErrorsOfItsFunctionAreReturnedAsTheyAre(t *testing.T) {
 	t.Parallel()
-	t.Run("what apply returned, as it is", func(t *testing.T) {
-		t.Parallel()
-		s, own := newSpace(t, server(t)), errors.New("own")
+	s, own := newSpace(t, server(t)), errors.New("own")
+	resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+		stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
+		return own
+	})
+	require.Same(t, own, err)
+	require.Nil(t, resp)
+	require.Nil(t, s.kv(t, "x"))
+	require.Zero(t, s.faults.Count(fault.Txn))
+}
+
+func TestSTMErrorsOfAReadAreReturnedAsTheyAre(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	reads := map[fault.Kind]func(stm concurrency.STM){
+		fault.Get: func(stm concurrency.STM) { stm.Rev(s.key("x")) },
+		fault.Txn: func(stm concurrency.STM) { stm.Get(s.key("x"), s.key("y")) },
+	}
+	for kind, read := range reads {
+		s.faults.Refuse(kind, 1, codes.PermissionDenied, "etcdserver: permission denied")
 		resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-			stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
-			return own
+			stm.Put(s.key("x"), "1")
+			read(stm)
+			t.Error("the read has returned")
+			return nil
 		})
-		require.Same(t, own, err)
+		require.Equal(t, rpctypes.ErrPermissionDenied, err)
 		require.Nil(t, resp)
 		require.Nil(t, s.kv(t, "x"))
-		require.Zero(t, s.faults.Count(fault.Txn))
-	})
-	t.Run("etcd's of a read, as they are", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		reads := map[fault.Kind]func(stm concurrency.STM){
-			fault.Get: func(stm concurrency.STM) { stm.Rev(s.key("x")) },
-			fault.Txn: func(stm concurrency.STM) { stm.Get(s.key("x"), s.key("y")) },
-		}
-		for kind, read := range reads {
-			s.faults.Refuse(kind, 1, codes.PermissionDenied, "etcdserver: permission denied")
-			resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-				stm.Put(s.key("x"), "1")
-				read(stm)
-				t.Error("the read has returned")
-				return nil
-			})
-			require.Equal(t, rpctypes.ErrPermissionDenied, err)
-			require.Nil(t, resp)
-			require.Nil(t, s.kv(t, "x"))
-		}
-	})
-	t.Run("etcd's of a commit, as they are", func(t *testing.T) {
-		t.Parallel()
-		s := newSpace(t, server(t))
-		for want, write := range map[error]func(stm concurrency.STM){
-			rpctypes.ErrEmptyKey:      func(stm concurrency.STM) { stm.Put("", "v") },
-			rpctypes.ErrLeaseNotFound: func(stm concurrency.STM) { stm.Put(s.key("x"), "v", clientv3.WithLease(1)) },
-		} {
-			_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error { write(stm); return nil })
-			require.Equal(t, want, err)
-			require.NotErrorIs(t, err, concurrency.ErrCommitUnknown)
-		}
-	})
-	t.Run("a commit without an answer is unknown, and not repeated", func(t *testing.T) {
-		t.Parallel()
-		for _, l := range levels {
-			s, attempts := newSpace(t, server(t)), 0
-			s.faults.LoseAnswer(fault.Txn, 1, nil)
-			resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
-				attempts++
-				stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
-				return nil
-			}, concurrency.WithIsolation(l.level))
-			require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
-			require.ErrorIs(t, err, fault.ErrLostAnswer)
-			require.Nil(t, resp)
-			require.Equal(t, 1, attempts)
-			require.Equal(t, 1, s.faults.Count(fault.Txn))
-			require.Equal(t, "1", s.value(t, "x"))
-		}
-	})
+	}
+}
+
+func TestSTMErrorsOfACommitAreReturnedAsTheyAre(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	for want, write := range map[error]func(stm concurrency.STM){
+		rpctypes.ErrEmptyKey:      func(stm concurrency.STM) { stm.Put("", "v") },
+		rpctypes.ErrLeaseNotFound: func(stm concurrency.STM) { stm.Put(s.key("x"), "v", clientv3.WithLease(1)) },
+	} {
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error { write(stm); return nil })
+		require.Equal(t, want, err)
+		require.NotErrorIs(t, err, concurrency.ErrCommitUnknown)
+	}
+}
+
+func TestSTMErrorsOfAnUnknownCommitThatIsNotRepeated(t *testing.T) {
+	t.Parallel()
+	for _, l := range levels {
+		s, attempts := newSpace(t, server(t)), 0
+		s.faults.LoseAnswer(fault.Txn, 1, nil)
+		resp, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			attempts++
+			stm.Put(s.key("x"), stm.Get(s.key("x"))+"1")
+			return nil
+		}, concurrency.WithIsolation(l.level))
+		require.ErrorIs(t, err, concurrency.ErrCommitUnknown)
+		require.ErrorIs(t, err, fault.ErrLostAnswer)
+		require.Nil(t, resp)
+		require.Equal(t, 1, attempts)
+		require.Equal(t, 1, s.faults.Count(fault.Txn))
+		require.Equal(t, "1", s.value(t, "x"))
+	}
+}
+
+func TestSTMErrorsThatLeaveTheCommitUnknown(t *testing.T) {
+	t.Parallel()
 	for what, cause := range map[string]error{
 		"an election among the servers":   rpctypes.ErrTimeoutDueToLeaderFail,
 		"a server that runs out of space": rpctypes.ErrNoSpace,
 	} {
-		t.Run(what+" leaves the commit unknown", func(t *testing.T) {
+		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			s := newSpace(t, server(t))
 			s.faults.LoseAnswer(fault.Txn, 1, cause)
@@ -584,26 +591,27 @@ func TestSTMErrors(t *testing.T) {
 			require.Equal(t, "1", s.value(t, "x"))
 		})
 	}
-	t.Run("where nothing listens", func(t *testing.T) {
-		t.Parallel()
-		p, err := fault.NewProxy(server(t).Endpoint(0))
-		require.NoError(t, err)
-		p.Close()
-		c := etcdtest.Dial(t, p.Endpoint())
-		name := prefix(t)
-		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
-		defer cancel()
-		for _, apply := range []func(stm concurrency.STM) error{
-			func(stm concurrency.STM) error { stm.Get(name); return nil },
-			func(stm concurrency.STM) error { stm.Put(name, "v"); return nil },
-		} {
-			err := within(t, 5*time.Second, func() error {
-				_, err := concurrency.NewSTM(c, apply, concurrency.WithAbortContext(ctx))
-				return err
-			})
-			require.Error(t, err)
-		}
-	})
+}
+
+func TestSTMErrorsWhereNothingListens(t *testing.T) {
+	t.Parallel()
+	p, err := fault.NewProxy(server(t).Endpoint(0))
+	require.NoError(t, err)
+	p.Close()
+	c := etcdtest.Dial(t, p.Endpoint())
+	name := prefix(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	for _, apply := range []func(stm concurrency.STM) error{
+		func(stm concurrency.STM) error { stm.Get(name); return nil },
+		func(stm concurrency.STM) error { stm.Put(name, "v"); return nil },
+	} {
+		err := within(t, 5*time.Second, func() error {
+			_, err := concurrency.NewSTM(c, apply, concurrency.WithAbortContext(ctx))
+			return err
+		})
+		require.Error(t, err)
+	}
 }
 
 func TestSTMFunctionPanics(t *testing.T) {

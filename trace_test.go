@@ -272,76 +272,92 @@ func TestTraceOfADeadline(t *testing.T) {
 	})
 }
 
-func TestTraceOfRenewals(t *testing.T) {
-	const ttl, trip = 6, 200 * time.Millisecond
-	inBubble := func(f func(t *testing.T, c *clientv3.Client, n *virtual.Network, r *record)) func(t *testing.T) {
-		return func(t *testing.T) {
-			virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
-				t, c, n := remote(b)
-				n.SetRoundTrip(virtual.RoundTrip{Min: trip, Max: trip})
-				f(t, c, n, &record{})
-			})
-		}
-	}
-	open := func(t *testing.T, c *clientv3.Client, r *record) *concurrency.Session {
-		t.Helper()
-		return session(t, c, concurrency.WithTTL(ttl), r.option())
-	}
-	renewed := func(t *testing.T, r *record, s *concurrency.Session) {
-		t.Helper()
+// tracedTTL and tracedTrip are those of the session whose renewals are traced.
+const tracedTTL, tracedTrip = 6, 200 * time.Millisecond
+
+// inTrace runs a test in virtual time, with a record for the Trace of its session.
+func inTrace(t *testing.T, f func(t *testing.T, c *clientv3.Client, n *virtual.Network, r *record)) {
+	t.Helper()
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		n.SetRoundTrip(virtual.RoundTrip{Min: tracedTrip, Max: tracedTrip})
+		f(t, c, n, &record{})
+	})
+}
+
+// traced is a session whose renewals are recorded.
+func (r *record) traced(t *testing.T, c *clientv3.Client) *concurrency.Session {
+	t.Helper()
+	return session(t, c, concurrency.WithTTL(tracedTTL), r.option())
+}
+
+// failed waits for the first renewal that failed, and says why it did.
+func (r *record) failed(t *testing.T) error {
+	t.Helper()
+	etcdtest.Eventually(t, func() bool { return len(r.of("RenewalFailed")) > 0 }, "the failure is told")
+	return r.of("RenewalFailed")[0].session.Err
+}
+
+func TestTraceOfRenewalsOnAStream(t *testing.T) {
+	inTrace(t, func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
+		s := r.traced(t, c)
 		survives(t, s, 2)
 		require.GreaterOrEqual(t, len(r.of("Renewed")), 5)
 		require.LessOrEqual(t, len(r.of("Renewed")), 7)
 		for _, e := range r.of("Renewed") {
 			require.Equal(t, s.Lease(), e.session.Lease)
-			require.InDelta(t, trip.Seconds(), e.session.RoundTrip.Seconds(), 0.01)
-			require.InDelta(t, ttl-trip.Seconds(), e.session.Left.Seconds(), 0.01)
+			require.InDelta(t, tracedTrip.Seconds(), e.session.RoundTrip.Seconds(), 0.01)
+			require.InDelta(t, tracedTTL-tracedTrip.Seconds(), e.session.Left.Seconds(), 0.01)
 			require.NoError(t, e.session.Err)
 		}
-	}
-	failed := func(t *testing.T, r *record) error {
-		t.Helper()
-		etcdtest.Eventually(t, func() bool { return len(r.of("RenewalFailed")) > 0 }, "the failure is told")
-		return r.of("RenewalFailed")[0].session.Err
-	}
-	t.Run("that are answered on a stream", inBubble(func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
-		renewed(t, r, open(t, c, r))
 		require.Empty(t, r.of("RenewalFailed"))
-	}))
-	t.Run("that are answered by calls", inBubble(func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
+	})
+}
+
+func TestTraceOfRenewalsByCalls(t *testing.T) {
+	inTrace(t, func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
 		counted(t, c)
-		s := open(t, c, r)
+		s := r.traced(t, c)
 		survives(t, s, 2)
 		require.GreaterOrEqual(t, len(r.of("Renewed")), 5)
 		require.Empty(t, r.of("RenewalFailed"))
-	}))
-	t.Run("whose call is refused", inBubble(func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
+	})
+}
+
+func TestTraceOfRenewalsWhoseCallIsRefused(t *testing.T) {
+	inTrace(t, func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
 		f := counted(t, c)
-		s := open(t, c, r)
+		s := r.traced(t, c)
 		f.Refuse(fault.KeepAliveOnce, 1, codes.Unauthenticated, "who are you")
-		require.ErrorContains(t, failed(t, r), "who are you")
+		require.ErrorContains(t, r.failed(t), "who are you")
 		survives(t, s, 2)
 		require.Len(t, r.of("RenewalFailed"), 1)
-	}))
-	t.Run("whose call is not answered", inBubble(func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
+	})
+}
+
+func TestTraceOfRenewalsWhoseCallIsNotAnswered(t *testing.T) {
+	inTrace(t, func(t *testing.T, c *clientv3.Client, _ *virtual.Network, r *record) {
 		f := counted(t, c)
-		s := open(t, c, r)
+		s := r.traced(t, c)
 		silent := f.Hold(fault.KeepAliveOnce, 1)
-		require.Equal(t, concurrency.ErrNoAnswer, failed(t, r))
+		require.Equal(t, concurrency.ErrNoAnswer, r.failed(t))
 		survives(t, s, 1)
 		require.Len(t, r.of("RenewalFailed"), 1)
 		silent.Open()
-	}))
-	t.Run("whose stream breaks", inBubble(func(t *testing.T, c *clientv3.Client, n *virtual.Network, r *record) {
-		s := open(t, c, r)
+	})
+}
+
+func TestTraceOfRenewalsWhoseStreamBreaks(t *testing.T) {
+	inTrace(t, func(t *testing.T, c *clientv3.Client, n *virtual.Network, r *record) {
+		s := r.traced(t, c)
 		r.one(t, "Renewed")
 		n.Stall(3 * time.Second) // until the next renewal is under way
 		<-time.After(2 * time.Second)
 		n.Cut()
-		require.Equal(t, codes.Unavailable, status.Code(failed(t, r)))
+		require.Equal(t, codes.Unavailable, status.Code(r.failed(t)))
 		survives(t, s, 1)
 		require.Len(t, r.of("RenewalFailed"), 1)
-	}))
+	})
 }
 
 func TestTraceOfACallThatIsRepeated(t *testing.T) {

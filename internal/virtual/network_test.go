@@ -53,80 +53,88 @@ func met(t *testing.T, client, plain *clientv3.Client) (took, arrived time.Durat
 	return took, arrived, err
 }
 
+const soon = 10 * time.Millisecond
+
+func silence(t *testing.T, err error, took time.Duration) {
+	t.Helper()
+	require.Equal(t, context.DeadlineExceeded, err)
+	require.Equal(t, 3*time.Second, took)
+}
+
+func cut(t *testing.T, err error, took time.Duration) {
+	t.Helper()
+	require.EqualError(t, err, status.Error(codes.Unavailable, "error reading from server: EOF").Error())
+	require.Equal(t, codes.Unavailable, status.Code(err))
+	require.Less(t, took, soon)
+}
+
+// checksOfCalls are what each fault does to a call with one answer.
+var checksOfCalls = map[string]func(t *testing.T, err error, took, arrived time.Duration){
+	"request-lost": func(t *testing.T, err error, took, arrived time.Duration) {
+		silence(t, err, took)
+		require.Negative(t, arrived)
+	},
+	"request-cut": func(t *testing.T, err error, took, arrived time.Duration) {
+		cut(t, err, took)
+		require.Negative(t, arrived)
+	},
+	"request-late": func(t *testing.T, err error, took, arrived time.Duration) {
+		silence(t, err, took)
+		require.Greater(t, arrived, 3*time.Second)
+	},
+	"request-stray": func(t *testing.T, err error, took, arrived time.Duration) {
+		cut(t, err, took)
+		require.Greater(t, arrived, time.Second)
+	},
+	"answer-lost": func(t *testing.T, err error, took, arrived time.Duration) {
+		silence(t, err, took)
+		require.Less(t, arrived, soon)
+		require.Positive(t, arrived)
+	},
+	"answer-cut": func(t *testing.T, err error, took, arrived time.Duration) {
+		cut(t, err, took)
+		require.Positive(t, arrived)
+	},
+	"answer-late": func(t *testing.T, err error, took, arrived time.Duration) {
+		silence(t, err, took)
+		require.Less(t, arrived, soon)
+		require.Positive(t, arrived)
+	},
+	"stall": func(t *testing.T, err error, took, arrived time.Duration) {
+		silence(t, err, took)
+		require.Greater(t, arrived, 3*time.Second)
+	},
+	"silent-link": func(t *testing.T, err error, took, arrived time.Duration) {
+		require.Greater(t, arrived, soon)
+		if arrived < 3*time.Second { // the silence was shorter
+			require.NoError(t, err)
+			return
+		}
+		silence(t, err, took)
+	},
+	"slow-server": func(t *testing.T, err error, took, arrived time.Duration) {
+		require.NoError(t, err)
+		require.Greater(t, took, soon)
+		require.Less(t, took, 3*time.Second)
+	},
+	"refused-Aborted": func(t *testing.T, err error, took, arrived time.Duration) {
+		require.Equal(t, codes.Aborted, status.Code(err))
+		require.Less(t, took, soon)
+		require.Negative(t, arrived)
+	},
+	"refused-NoLeader": func(t *testing.T, err error, took, arrived time.Duration) {
+		require.Equal(t, rpctypes.ErrNoLeader, err)
+		require.Negative(t, arrived)
+	},
+	"refused-DeadlineExceeded": func(t *testing.T, err error, took, arrived time.Duration) {
+		require.Equal(t, codes.DeadlineExceeded, status.Code(err), "the context has not ended")
+		require.Less(t, took, soon)
+	},
+}
+
 // Each row of the table does what it says to a call with one answer.
 func TestFaultsOfCalls(t *testing.T) {
-	const soon = 10 * time.Millisecond
-	silence := func(t *testing.T, err error, took time.Duration) {
-		require.Equal(t, context.DeadlineExceeded, err)
-		require.Equal(t, 3*time.Second, took)
-	}
-	cut := func(t *testing.T, err error, took time.Duration) {
-		require.EqualError(t, err, status.Error(codes.Unavailable, "error reading from server: EOF").Error())
-		require.Equal(t, codes.Unavailable, status.Code(err))
-		require.Less(t, took, soon)
-	}
-	for fault, check := range map[string]func(t *testing.T, err error, took, arrived time.Duration){
-		"request-lost": func(t *testing.T, err error, took, arrived time.Duration) {
-			silence(t, err, took)
-			require.Negative(t, arrived)
-		},
-		"request-cut": func(t *testing.T, err error, took, arrived time.Duration) {
-			cut(t, err, took)
-			require.Negative(t, arrived)
-		},
-		"request-late": func(t *testing.T, err error, took, arrived time.Duration) {
-			silence(t, err, took)
-			require.Greater(t, arrived, 3*time.Second)
-		},
-		"request-stray": func(t *testing.T, err error, took, arrived time.Duration) {
-			cut(t, err, took)
-			require.Greater(t, arrived, time.Second)
-		},
-		"answer-lost": func(t *testing.T, err error, took, arrived time.Duration) {
-			silence(t, err, took)
-			require.Less(t, arrived, soon)
-			require.Positive(t, arrived)
-		},
-		"answer-cut": func(t *testing.T, err error, took, arrived time.Duration) {
-			cut(t, err, took)
-			require.Positive(t, arrived)
-		},
-		"answer-late": func(t *testing.T, err error, took, arrived time.Duration) {
-			silence(t, err, took)
-			require.Less(t, arrived, soon)
-			require.Positive(t, arrived)
-		},
-		"stall": func(t *testing.T, err error, took, arrived time.Duration) {
-			silence(t, err, took)
-			require.Greater(t, arrived, 3*time.Second)
-		},
-		"silent-link": func(t *testing.T, err error, took, arrived time.Duration) {
-			require.Greater(t, arrived, soon)
-			if arrived < 3*time.Second { // the silence was shorter
-				require.NoError(t, err)
-				return
-			}
-			silence(t, err, took)
-		},
-		"slow-server": func(t *testing.T, err error, took, arrived time.Duration) {
-			require.NoError(t, err)
-			require.Greater(t, took, soon)
-			require.Less(t, took, 3*time.Second)
-		},
-		"refused-Aborted": func(t *testing.T, err error, took, arrived time.Duration) {
-			require.Equal(t, codes.Aborted, status.Code(err))
-			require.Less(t, took, soon)
-			require.Negative(t, arrived)
-		},
-		"refused-NoLeader": func(t *testing.T, err error, took, arrived time.Duration) {
-			require.Equal(t, rpctypes.ErrNoLeader, err)
-			require.Negative(t, arrived)
-		},
-		"refused-DeadlineExceeded": func(t *testing.T, err error, took, arrived time.Duration) {
-			require.Equal(t, codes.DeadlineExceeded, status.Code(err), "the context has not ended")
-			require.Less(t, took, soon)
-		},
-	} {
+	for fault, check := range checksOfCalls {
 		t.Run(fault, func(t *testing.T) {
 			under(t, func(b *virtual.Bubble, client *clientv3.Client, n *virtual.Network, plain *clientv3.Client) {
 				t := b.T()
