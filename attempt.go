@@ -13,7 +13,18 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// snapshot is what is known of the store at one revision.
+// This file has the state of an attempt, and the ways in which an attempt ends early. An
+// attempt works on three things:
+//
+//	known    what is known before the function runs; the commit checks none of it
+//	reads    what the function has read; the commit checks it, if the level checks reads
+//	writes   what the commit sends
+//
+// What is known is copied to the reads when the function asks for it. So an attempt never
+// conflicts over a key that only the attempt before it has read.
+
+// snapshot is what is known of the store at one revision. The zero snapshot knows nothing. Its
+// maps are nil, so nothing may be learned into it.
 type snapshot struct {
 	header *pb.ResponseHeader // nil: nothing was read yet
 	known  facts
@@ -45,6 +56,7 @@ type carried struct {
 	// answer: its values and its revision, so that they agree with fresh reads.
 	snapshot
 
+	// The next two only shrink, when a call meets a limit. So later attempts begin small.
 	part      int  // how many keys are read in one call
 	chunk     int  // how many keys of a range are
 	rested    bool // the transaction has made way after the conflict
@@ -52,7 +64,8 @@ type carried struct {
 	contender *contender
 }
 
-// tally is what is counted over all attempts of a transaction.
+// tally is what is counted over all attempts of a transaction. An attempt that ended with Retry
+// counts among the attempts only.
 type tally struct {
 	attempts, conflicts int
 	paused              time.Duration // before the next attempt
@@ -78,7 +91,9 @@ func (w *write) entry() *mvccpb.KeyValue {
 	return &mvccpb.KeyValue{Key: []byte(w.key), Value: []byte(w.value)}
 }
 
-// errConflict ends an attempt that is to be followed by another.
+// errConflict ends an attempt that is to be followed by another. A commit that conflicts has
+// this error, and so has a read whose revision was compacted. NewSTM compares it by ==, so it
+// is never wrapped.
 var errConflict = errors.New("conflict")
 
 // abort is the panic by which a failed read leaves the function.
@@ -86,6 +101,8 @@ type abort struct{}
 
 // own returns the attempt's write of the key, nil if it has not written it.
 func (a *attempt) own(key string) *write {
+	// A single write is newer than the deletions of ranges around its key, because
+	// [attempt.DelRange] drops the single writes in its range.
 	if w := a.written[key]; w != nil {
 		return w
 	}
@@ -99,15 +116,18 @@ func (a *attempt) own(key string) *write {
 
 // check keeps a function from going on with an attempt that has ended.
 func (a *attempt) check() {
+	// A goroutine that the function left behind may come here at any time. So over is atomic.
 	if a.over.Load() {
 		panic("concurrency: an STM was used after its function had returned")
 	}
 	if a.err != nil {
+		// The function has recovered the panic of fail, and has gone on.
 		panic(abort{})
 	}
 }
 
-// fail ends the attempt and its function.
+// fail ends the attempt and its function. It does not return. The error is kept beside the
+// panic, because a function that recovers the panic may then return nil.
 func (a *attempt) fail(err error) {
 	a.err = a.blame(err)
 	panic(abort{})

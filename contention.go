@@ -81,9 +81,10 @@ func (all *contention) newContender() *contender {
 }
 
 // enter is called before a commit over the keys. If there is a contest over one of them, it
-// waits until the transaction may commit. It returns what the last answer in that contest
-// said, or nil if there was none. It ends with ctx, and then the transaction commits beside
-// the others. The caller leaves after the commit.
+// waits until the transaction may commit. It returns what the last answer in that contest said,
+// or nil if there was none. It ends with ctx, and then the transaction commits beside the
+// others. The caller leaves after the commit. A contender is in one contest at most, so
+// contenders never wait for each other in a circle.
 func (c *contender) enter(ctx context.Context, keys []string) (news any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,6 +116,7 @@ func (c *contender) wait(ctx context.Context) bool {
 	case <-ctx.Done():
 	}
 	c.mu.Lock()
+	// A contender that may commit is in the line no more, even if ctx has ended too.
 	i = slices.Index(q.waiting, c)
 	if i >= 0 { // the context has ended first
 		q.waiting = slices.Delete(q.waiting, i, i+1)
@@ -130,6 +132,7 @@ func (c *contender) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.inside {
+		// It has committed beside the others, so it has nothing to give on.
 		return
 	}
 	q := c.contest
@@ -139,6 +142,7 @@ func (c *contender) leave() {
 	case !c.returns:
 		q.next()
 	default:
+		// Nobody stops the timer. If somebody commits when it fires, next does nothing.
 		q.timer = time.AfterFunc(q.took, func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -170,6 +174,7 @@ func (c *contender) read(took time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.least == 0 || took < c.least {
+		// Where time is virtual, a read may take none. The division below needs more than zero.
 		c.least = max(took, 1)
 	}
 	// The least rises slowly, so that it fits a connection that has become slower for good.
@@ -194,6 +199,8 @@ func (c *contender) won(news func() any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.answered(news)
+	// Courtesy belongs to the client. A transaction learns it too late for itself, because it
+	// pauses after its first conflict only.
 	if c.conflicts > fair && c.slowness > busy {
 		c.courtesy += max(1, float64(c.conflicts-fair)/2)
 	} else {
@@ -207,6 +214,7 @@ func (c *contender) lost(keys []string, news any) {
 	defer c.mu.Unlock()
 	took := c.answered(func() any { return news })
 	if !c.inside && len(keys) > 0 {
+		// Contests begin here. Without a conflict, nobody waits for anybody.
 		c.contest = c.contests.get(keys[0], func() *contest { return &contest{} })
 	}
 	// Only the first conflict makes it pause. Transactions that have waited longer go before
