@@ -13,6 +13,19 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// This file has Retry, which waits until something that was read has changed. An example is the
+// watch of an attempt that has read at revision 9:
+//
+//	an event of 8, from a member that lags   the read has shown it
+//	the watch begins at 9                    nothing has happened between
+//	the watch begins at 12                   10 to 12 are not told, so a look is made
+//	the look finds no change up to 14        the wait goes on
+//	an event of 15                           the wait ends
+//
+// A watch from revision 10 on would need no look. But the servers serve a watch that starts in
+// the past only every 100 ms (server/storage/mvcc/watchable_store.go). The revision may also be
+// compacted away.
+
 var (
 	// errRetry ends an attempt that is to be followed by another when something has changed.
 	errRetry = errors.New("retry")
@@ -21,9 +34,11 @@ var (
 		"concurrency: Retry waits for a change of what was read, of which ReadCommitted takes no notice")
 )
 
-// Retry ends the attempt and its function.
+// Retry ends the attempt and its function. The writes are dropped, because an attempt with an
+// error commits nothing.
 func (a *attempt) Retry() {
 	a.check()
+	// A look goes by the comparisons of a commit. This level has none.
 	if !a.level.checkReads {
 		a.fail(errRetryUnchecked)
 	}
@@ -33,7 +48,8 @@ func (a *attempt) Retry() {
 	a.fail(errRetry)
 }
 
-// blocked is a wait for a change of what an attempt has read.
+// blocked is a wait for a change of what an attempt has read. The attempt has ended. Its read
+// set does not change any more.
 type blocked struct {
 	*attempt
 	places []want
@@ -47,6 +63,7 @@ type blocked struct {
 func (a *attempt) await() (next carried, err error) {
 	begin := time.Now()
 	a.snapshot, err = a.change()
+	// What the watch has told is new, and is not to be read again.
 	a.rested, a.paused = false, time.Since(begin)
 	return a.carried, err
 }
@@ -59,10 +76,13 @@ func (a *attempt) await() (next carried, err error) {
 func (a *attempt) change() (snapshot, error) {
 	ctx, cancel := context.WithCancel(a.options.ctx)
 	defer cancel()
+	// The end of the client ends the wait, too. A client made by hand has no context.
 	if closed := a.client.Ctx(); closed != nil {
 		detach := context.AfterFunc(closed, cancel)
 		defer detach()
 	}
+	// The comparisons of a commit compare blind writes, too. If such a key has changed, a look
+	// wakes the function in vain, which does no harm.
 	b := &blocked{attempt: a, places: a.places(), checks: a.checks(), rev: a.since()}
 	heard, stop := b.listen(ctx)
 	defer stop()
@@ -89,7 +109,7 @@ func (a *attempt) places() (wants []want) {
 }
 
 // since is a revision at which all was as it was read. Without a snapshot there may be none.
-// Then only a look can tell.
+// Then only a look can tell. So the first watch that begins calls for a look.
 func (a *attempt) since() int64 {
 	if !a.level.snapshot {
 		return 0
@@ -98,7 +118,8 @@ func (a *attempt) since() int64 {
 }
 
 // listen watches all places. The news of several watches come in no order. Those of a single
-// one need no goroutine in between, which would make every hand-over later.
+// one need no goroutine in between, which would make every hand-over later. stop returns when
+// no goroutine of theirs is left.
 func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, stop func()) {
 	if len(b.places) == 1 {
 		w := b.watch(ctx, b.places[0])
@@ -131,6 +152,7 @@ func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, st
 	}
 }
 
+// watch tells puts and deletions, because either is a change. It starts with the present.
 func (b *blocked) watch(ctx context.Context, place want) *watcher {
 	all := &sharedOf(b.client).watches
 	if place.end == "" {
@@ -142,7 +164,8 @@ func (b *blocked) watch(ctx context.Context, place want) *watcher {
 // hear takes in the news of a watch, and reports whether something has changed.
 func (b *blocked) hear(ctx context.Context, news v3.WatchResponse) (next snapshot, changed bool, err error) {
 	// A watch tells only of what was read. So whatever it tells is a change, unless it happened
-	// before the read: a watch on a member that lags begins in the past.
+	// before the read: a watch on a member that lags begins in the past. The last event is the
+	// newest, because a watch tells in the order of revisions.
 	if len(news.Events) > 0 {
 		last := news.Events[len(news.Events)-1].Kv.ModRevision
 		if last <= b.rev {
@@ -150,6 +173,7 @@ func (b *blocked) hear(ctx context.Context, news v3.WatchResponse) (next snapsho
 		}
 		return b.told(news, last), true, nil
 	}
+	// News without events say that the watch has begun or broken.
 	if !missed(news, b.rev) {
 		return snapshot{}, false, nil
 	}
@@ -166,11 +190,14 @@ func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 	rev := int64(0)
 	for cmps := b.checks; len(cmps) > 0; {
 		part := cmps[:min(b.part, len(cmps))]
+		// A look writes nothing, so it may be repeated. A member that lags must not answer,
+		// because it may not know of the change.
 		resp, err := repeat(ctx, forever, b.options.patience, b.options.trace, func(ctx context.Context) (*v3.TxnResponse, error) {
 			return b.client.Txn(ctx).If(part...).Else(linearizable(part)).Commit()
 		})
 		switch {
 		case errors.Is(err, rpctypes.ErrTooManyOps) && len(part) > 1:
+			// The servers allow fewer comparisons than was assumed, see [attempt.smaller].
 			b.part = len(part) / 2
 			continue
 		case err != nil:
@@ -188,7 +215,8 @@ func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 }
 
 // told is the snapshot of the revision of the news, if they come from the only watch. This
-// watch has told all that happened since the last look, in order.
+// watch has told all that happened since the last look, in order. Several watches have no order
+// among them. What the others have not told yet may be older.
 func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
 	if len(b.places) > 1 || !b.level.snapshot {
 		return snapshot{}
@@ -196,10 +224,12 @@ func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
 	known := newFacts()
 	maps.Copy(known.keys, b.reads.keys)
 	for _, s := range b.reads.spans {
+		// set changes a span in place, and the read set is still looked at.
 		s.rev, s.kvs = last, slices.Clone(s.kvs)
 		known.spans = append(known.spans, s)
 	}
 	for _, ev := range news.Events {
+		// What a member that lags tells late is in what was read.
 		if ev.Kv.ModRevision <= b.rev {
 			continue
 		}

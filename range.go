@@ -7,17 +7,29 @@ import (
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
+// This file puts a range together, piece by piece. Each piece begins where the one before ends,
+// and comes from the first of these that knows its beginning:
+//
+//	a deletion of a range by the attempt    no key is left there, and none is read
+//	the read set                            what was read stays as it was
+//	the snapshot                            its part moves to the read set, and is checked
+//	the servers                             up to the next part of the first two
+//
+// The attempt's own writes to single keys are laid over all that in the end.
+
 // prefetch reads all that the options ask for, together. The rest of a long range follows
 // at the same revision.
 func (a *attempt) prefetch() {
 	wants := a.missing(a.options.prefetch)
 	for _, iv := range a.options.prefetchRanges {
+		// What the snapshot knows is taken by scan below, without a call.
 		if a.known.spanAt(iv.begin) == nil {
 			wants = append(wants, want{interval: iv})
 		}
 	}
 	a.load(wants, 0, &a.reads)
 	for _, iv := range a.options.prefetchRanges {
+		// At a level without a snapshot, scan would read the rest at the latest revision.
 		rev := int64(0)
 		if s := a.reads.spanAt(iv.begin); s != nil {
 			rev = s.rev
@@ -34,7 +46,10 @@ func (a *attempt) prefetch() {
 //
 // At a level without a snapshot, what has to be read is read at one revision. That is the
 // latest if at is 0.
+//
+// The caller owns the slice, but not its entries.
 func (a *attempt) scan(iv interval, n int, at int64) (found []*mvccpb.KeyValue) {
+	// need is how many keys have to be found, so that n are left of them in any case.
 	need := n
 	if n > 0 {
 		for key, w := range a.written {
@@ -53,10 +68,13 @@ func (a *attempt) scan(iv interval, n int, at int64) (found []*mvccpb.KeyValue) 
 	a.ask(want{iv, need})
 	// The pieces are the parts of a long range, too. A call returns no more than a part holds.
 	// The piece then ends behind the last key of that part, and the next one begins there.
+	// Where n is 0, need is 0, which asks for all keys of the piece.
 	for rest := iv; ; {
 		s := a.piece(rest, max(0, need-len(found)), &at)
 		found = append(found, s.kvs...)
 		if s.end == iv.end || n > 0 && len(found) >= need {
+			// Nothing is known of what lies behind the last piece. A write there need not be
+			// the next key.
 			return a.overlay(found, interval{iv.begin, s.end}, n)
 		}
 		rest.begin = s.end
@@ -70,6 +88,7 @@ func (a *attempt) piece(rest interval, most int, at *int64) span {
 	gap := rest // it becomes smaller until nothing in it is known, or all of it is
 	for _, w := range a.cleared {
 		if w.interval().has(rest.begin) {
+			// Nothing of it joins the read set, because nothing of it is read.
 			return span{interval: interval{rest.begin, earlier(rest.end, w.end)}}
 		}
 		if w.key > rest.begin {
@@ -89,6 +108,7 @@ func (a *attempt) piece(rest interval, most int, at *int64) span {
 	}
 	a.load([]want{{gap, most}}, *at, &a.reads)
 	s := a.reads.spanAt(rest.begin)
+	// What else the servers are asked for is of this revision, too, at every level.
 	*at = s.rev
 	return s.cut(gap)
 }
@@ -102,6 +122,7 @@ func (a *attempt) overlay(found []*mvccpb.KeyValue, iv interval, n int) []*mvccp
 	over := map[string]*mvccpb.KeyValue{} // nil values stand for keys that are gone
 	if !a.level.snapshot {
 		for key, kv := range a.reads.keys {
+			// A range that the attempt has deleted shows no key that was read before.
 			if iv.has(key) && a.own(key) == nil {
 				over[key] = kv
 			}
@@ -113,6 +134,7 @@ func (a *attempt) overlay(found []*mvccpb.KeyValue, iv interval, n int) []*mvccp
 		}
 	}
 	if len(over) > 0 {
+		// found was put together by scan, and is no slice of the read set.
 		found = slices.DeleteFunc(found, func(kv *mvccpb.KeyValue) bool {
 			_, ok := over[string(kv.Key)]
 			return ok
@@ -133,7 +155,7 @@ func (a *attempt) overlay(found []*mvccpb.KeyValue, iv interval, n int) []*mvccp
 }
 
 // ask notes a range. The commit reads it back if it conflicts. Of ranges with one begin the
-// longest counts.
+// longest counts. A read of that range shows the others.
 func (a *attempt) ask(w want) {
 	if before, ok := a.asked[w.begin]; ok {
 		if earlier(w.end, before.end) == w.end {

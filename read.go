@@ -16,7 +16,18 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// This file reads keys and ranges, from the snapshot or from the servers. range.go decides
+// which parts of a range are read.
+//
+//	level             what is read           how
+//	---------------   --------------------   ---------------------------------------------
+//	with a snapshot   what pins it           linearizable, at the latest revision
+//	                  what comes after       at that revision, by whichever member is asked
+//	without           keys and ranges        linearizable, each call at the latest revision
+//	                  the rest of a range    at the revision of its first part
+
 // defaultPart is etcd's default for the servers' limit on the operations of a transaction.
+// Servers may have a lower limit. Then the parts become smaller with the first refusal.
 const defaultPart = 128
 
 // defaultChunk is how many keys of a range are read in one call. The servers count all keys of
@@ -36,6 +47,7 @@ func (a *attempt) missing(keys []string) (wants []want) {
 			continue
 		}
 		kv, known := a.known.get(key)
+		// A key that is to be read is noted, too. So a key that is given twice is read once.
 		if a.reads.keys[key] = kv; !known {
 			wants = append(wants, want{interval: interval{begin: key}})
 		}
@@ -49,6 +61,7 @@ func (a *attempt) missing(keys []string) (wants []want) {
 func (a *attempt) load(wants []want, at int64, into *facts) {
 	for len(wants) > 0 {
 		part := wants[:min(a.part, len(wants))]
+		// The first part pins the revision of all that follow.
 		if a.level.snapshot {
 			at = a.header.GetRevision()
 		}
@@ -56,6 +69,7 @@ func (a *attempt) load(wants []want, at int64, into *facts) {
 		header, answers, err := a.read(part, at)
 		a.timeRead(part, time.Since(begin))
 		if err != nil {
+			// A fault that comes here has outlasted the repetitions of get.
 			if !a.smaller(part, err) {
 				a.fail(err)
 			}
@@ -64,6 +78,8 @@ func (a *attempt) load(wants []want, at int64, into *facts) {
 		for i, w := range part {
 			into.learn(w, cmp.Or(at, header.Revision), answers[i])
 		}
+		// Without a snapshot, the header of the last read counts. A transaction that only reads
+		// returns that header. It must not be older than what was read.
 		if a.header == nil || !a.level.snapshot {
 			a.header = header
 		}
@@ -82,6 +98,8 @@ func (a *attempt) timeRead(part []want, took time.Duration) {
 
 // smaller makes the parts smaller in which all further attempts read, if that can mend err.
 func (a *attempt) smaller(part []want, err error) bool {
+	// gRPC says this for the client's limit and for the server's. The code alone is also that
+	// of rpctypes.ErrTooManyRequests.
 	tooLarge := status.Code(err) == codes.ResourceExhausted && strings.Contains(err.Error(), "larger than max")
 	switch {
 	case !tooLarge && !errors.Is(err, rpctypes.ErrTooManyOps):
@@ -111,6 +129,8 @@ func (a *attempt) refresh() {
 	for _, s := range a.known.spans {
 		wants = append(wants, want{interval: s.interval})
 	}
+	// Without a header the read is of the latest revision. It is no part of the read set yet,
+	// because the function may ask for less this time.
 	a.snapshot = snapshot{known: newFacts()}
 	a.load(wants, 0, &a.known)
 }
@@ -130,13 +150,15 @@ func (a *attempt) read(wants []want, at int64) (*pb.ResponseHeader, []*pb.RangeR
 		header, answers, err = a.get(wants, pinned)
 	}
 	if errors.Is(err, rpctypes.ErrCompacted) {
+		// The next attempt reads at the latest revision.
 		a.snapshot = snapshot{}
 		err = errConflict
 	}
 	return header, answers, err
 }
 
-// get reads in one call.
+// get reads in one call. The answers stand in the order of the wants. A single want needs no
+// transaction. The client repeats its Get by itself.
 func (a *attempt) get(wants []want, opts ...v3.OpOption) (*pb.ResponseHeader, []*pb.RangeResponse, error) {
 	if len(wants) == 1 {
 		key, opts := wants[0].get(a.chunk, opts...)
@@ -150,6 +172,7 @@ func (a *attempt) get(wants []want, opts ...v3.OpOption) (*pb.ResponseHeader, []
 	for i, w := range wants {
 		gets[i] = w.op(a.chunk, opts...)
 	}
+	// A transaction of reads alone has no entry in the log of the servers.
 	resp, err := a.patiently(string(gets[0].KeyBytes()), a.client.Txn(a.options.ctx).Then(gets...).Commit)
 	if err != nil {
 		return nil, nil, err
@@ -157,6 +180,7 @@ func (a *attempt) get(wants []want, opts ...v3.OpOption) (*pb.ResponseHeader, []
 	return resp.Header, ranges(resp.Responses), nil
 }
 
+// ranges are the answers to the reads of a transaction, in a fetch and after a conflict.
 func ranges(answers []*pb.ResponseOp) []*pb.RangeResponse {
 	all := make([]*pb.RangeResponse, len(answers))
 	for i, r := range answers {
@@ -166,6 +190,7 @@ func ranges(answers []*pb.ResponseOp) []*pb.RangeResponse {
 }
 
 // rounds bounds how often a transaction that changes nothing is tried while Gets succeed.
+// Without it, a fault that meets transactions alone would never end the attempt.
 const rounds = 10
 
 // patiently makes a call that changes nothing, and repeats it while its fault passes. The
