@@ -14,6 +14,10 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// This file has barriers, as transactions that wait by Retry. A Barrier is one key. The tickets
+// of a DoubleBarrier stand in a line, as those of a lock do. But [DoubleBarrier.enter] has the
+// rule that decides who is inside.
+
 // Barrier holds up all who wait at it, for as long as its key exists. The key is the name, as in
 // etcd's recipes, so that programs with either can share a barrier.
 //
@@ -41,9 +45,11 @@ func (b *Barrier) Hold(ctx context.Context) error { return b.hold(ctx) }
 // HoldWith is Hold, but the barrier also opens when the session s ends, at the latest with its
 // lease. It returns rpctypes.ErrLeaseNotFound if the lease is gone. It panics if s is nil.
 func (b *Barrier) HoldWith(ctx context.Context, s *Session) error {
+	// The queue only finds the lease, and panics for a session that has none. It joins nothing.
 	l := newQueue(s, b.key).lease()
 	err := b.hold(ctx, v3.WithLease(l.id))
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		// The session has ended before the caller hears that its lease is gone.
 		l.gone()
 	}
 	return err
@@ -108,8 +114,14 @@ type DoubleBarrier struct {
 	round *round     // that this handle takes part in; nil: none
 }
 
-// round is one use of a double barrier. Whose ticket is not newer than the last is inside. Nobody
-// can come to be inside later, because create revisions only rise.
+// round is one use of a double barrier. Whose ticket is not newer than the last is inside.
+// Nobody can come to be inside later, because create revisions only rise. An example, for two
+// participants:
+//
+//	name/waiters/1f   created at 5   is inside
+//	name/waiters/2a   created at 8   is inside
+//	name/waiters/3c   created at 9   waits for the next round
+//	name/ready        8              the last ticket of this round
 type round struct {
 	mine ticket
 	last int64        // 0: has not begun
@@ -137,6 +149,7 @@ func (d *DoubleBarrier) Enter(ctx context.Context) error {
 		return err
 	}
 	r := &round{}
+	// A second Enter of the handle would find the ticket of the first, and come in with it.
 	if !d.begin(r) {
 		return ErrHeld
 	}
@@ -156,6 +169,7 @@ func (d *DoubleBarrier) Enter(ctx context.Context) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	// With a last ticket, Leave takes the handle for inside.
 	r.mine, r.last, entered = v.mine, last, true
 	return nil
 }
@@ -167,6 +181,7 @@ func (d *DoubleBarrier) stand(ctx context.Context, join joinTxn) (view, int64, e
 	if err != nil {
 		return v, 0, err
 	}
+	// A transaction knows nothing of the lease, so its context ends with the lease.
 	bound, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.lost, cancel)()
@@ -249,6 +264,7 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	r.left.Add(1)
 	_, err := d.queue.leave(ctx, r.mine)
 	switch {
+	// The only deletion that was sent has found nothing. So somebody else has deleted the key.
 	case err == ErrSessionExpired && r.left.Load() == 1:
 		return d.takenForDead(ctx, r)
 	case err == ErrSessionExpired: // another deletion of this handle may have been carried out
@@ -256,6 +272,7 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 		return err
 	}
 	err = d.transact(ctx, func(stm STM) error {
+		// Newer tickets are those of the next round, and hold nobody up.
 		if line, _ := d.read(stm); len(line) > 0 && line[0] <= r.last {
 			stm.Retry()
 		}
@@ -274,6 +291,7 @@ func (d *DoubleBarrier) takenForDead(ctx context.Context, r *round) error {
 	if err == ErrSessionExpired {
 		d.forget(r)
 	} else {
+		// The deletion of the next Leave is the first again.
 		r.left.Store(0)
 	}
 	return err
@@ -308,8 +326,8 @@ func newestOf(value string) int64 {
 	return last
 }
 
-// read returns the create revisions of the tickets that stand, the oldest first, and that of the
-// newest ticket of the latest round.
+// read returns the create revisions of the tickets that stand, the oldest first, and that of
+// the newest ticket of the latest round. All of it is one range, so a wait costs one watch.
 func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
 	for _, kv := range stm.Range(d.name, v3.GetPrefixRangeEnd(d.name)) {
 		switch key := string(kv.Key); {
@@ -319,6 +337,7 @@ func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
 			last = newestOf(string(kv.Value))
 		}
 	}
+	// The range comes in the order of the keys, and those are the numbers of leases.
 	slices.SortFunc(line, cmp.Compare)
 	return line, last
 }

@@ -13,7 +13,8 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 	if work == nil {
 		panic("concurrency: nil function")
 	}
-	// A second Do of this handle would release the ownership under the first one.
+	// A second Do of this handle would release the ownership under the first one. So the handle
+	// is reserved until after the release.
 	if !o.reserve() {
 		return ErrHeld
 	}
@@ -22,6 +23,7 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 	if err != nil {
 		return err
 	}
+	// The context of work costs what a first call of [Mutex.Ctx] costs.
 	giveBack := func(loss error) error { return o.giveBack(ctx, held, loss) }
 	return whileOwned(ctx, o.context(), o.released.cause(), giveBack, work)
 }
@@ -56,8 +58,9 @@ func whileOwned(
 	return work(&punctual{inner, lost})
 }
 
-// giveBack releases the ownership after work has returned. loss is why the term ended before that,
-// or nil if it did not. giveBack returns an error that loss does not tell.
+// giveBack releases the ownership after work has returned. loss is why the term ended before
+// that, or nil if it did not. giveBack returns an error that loss does not tell. It waits for
+// the answer, and after the end of ctx for cleanUpWait at most.
 func (o *ownership) giveBack(ctx context.Context, held *grant, loss error) error {
 	// The release is sent even if ctx has ended, because the others wait for it.
 	bound, release := lingering(ctx)
@@ -82,6 +85,7 @@ func (o *ownership) giveBack(ctx context.Context, held *grant, loss error) error
 // when Do returns.
 func lingering(ctx context.Context) (context.Context, context.CancelFunc) {
 	bound, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	// Nobody stops the timer. It cancels a context that is of no use any more by then.
 	detach := context.AfterFunc(ctx, func() { time.AfterFunc(cleanUpWait, cancel) })
 	return bound, func() {
 		detach()
@@ -95,6 +99,7 @@ func joinErrors(errs ...error) error {
 	var all []error
 	for _, err := range errs {
 		if err != nil && !errors.Is(errors.Join(all...), err) {
+			// An error that err wraps is told by err.
 			all = slices.DeleteFunc(all, func(told error) bool { return errors.Is(err, told) })
 			all = append(all, err)
 		}
@@ -105,8 +110,8 @@ func joinErrors(errs ...error) error {
 	return errors.Join(all...)
 }
 
-// reserve reports whether nothing is owned, and no Do or Lead is under way. It keeps others
-// out until unreserve.
+// reserve reports whether nothing is owned, and no Do or Lead is under way. It keeps others out
+// until unreserve. What is known to be lost does not count, so a Do after a loss acquires anew.
 func (o *ownership) reserve() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -144,26 +144,31 @@ func (r leading) once(ctx context.Context) (led, again bool, err error) {
 		return false, transient(err), err
 	}
 	defer func() {
+		// The wait for the revocation ends with the session's context, half a second later.
 		time.AfterFunc(cleanUpWait, cancel)
 		_ = s.Close() // what is not answered in time ends with the lease
 	}()
-	// The session may end before its turn comes, with the context of WithContext. It shall
-	// not stand in line for the rest of its lease then.
+	// The session may end before its turn comes, with the context of WithContext. It shall not
+	// stand in line for the rest of its lease then. The wait ends because closed ends lost,
+	// which contextEnded does not.
 	stand := context.AfterFunc(s.ctx, func() { s.lease.finish(closed) })
 	defer stand()
 	var failure error
 	var lost bool
 	e := NewElection(s, r.prefix)
 	err = e.Lead(ctx, r.value, func(ctx context.Context) error {
+		// From here on the lease is needed for the resignation, even if the session ends.
 		stand()
 		led = true
 		failure = r.work(ctx, e)
 		cause := context.Cause(ctx)
 		lost = cause != nil &&
 			(failure == nil || tellsLoss(failure, cause) || errors.Is(failure, context.Canceled))
+		// Lead would join its own errors to work's. RunLeader returns work's error alone.
 		return nil
 	})
 	if led {
+		// What the resignation has met does not matter, because the lease ends, too.
 		return true, lost, failure
 	}
 	lost = errors.Is(err, ErrSessionExpired) || errors.Is(err, rpctypes.ErrLeaseNotFound)

@@ -9,6 +9,21 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// This file passes a lock on from goroutine to goroutine, without a call. A turn of a goroutine
+// goes through these states. locals.now is one turn at most, and no other turn has a hold:
+//
+//	state        is now   has a hold   until
+//	----------   ------   ----------   ---------------------------------------------------
+//	waits        no       no           the turn before it is over
+//	acquires     yes      no           the session owns in etcd's line, or has failed to
+//	holds        yes      yes          Unlock, after which the next turn holds or acquires
+//	gives back   yes      no           the release has returned
+//
+// No goroutine joins etcd's line while the release is under way, because locals.now is taken.
+//
+// The mutex of locals comes first. Those of the ownership, the seats and the lease are taken
+// while it is held, and never the other way round.
+
 // locals are the goroutines that share a [LocalMutex], and stand in a line of their own for it.
 // The goroutine whose turn it is stands in etcd's line for all of them.
 type locals struct {
@@ -82,14 +97,18 @@ func (m *locals) seq() int64 {
 	return m.now.hold.passed
 }
 
+// lock returns the turn with which the goroutine holds the lock. [locals.finish] ends it. It
+// costs no call if the lock is handed on.
 func (m *locals) lock(ctx context.Context) (t *turn, err error) {
 	need(ctx)
 	q := m.queue()
+	// A session that NewSession did not return panics here, before the turn stands in line.
 	q.lease()
 	t = &turn{come: make(chan struct{})}
 	if m.begin(t) {
 		// The seat counts those who wait here. The ticket of the goroutine whose turn it is
-		// then stays for them if that one gives up.
+		// then stays for them if that one gives up. The exit names no ticket, because this
+		// goroutine has drawn none.
 		defer func() { q.exit(m.mutex.joining(), ticket{}, err) }()
 		if err = m.await(ctx, t); err != nil {
 			return nil, err
@@ -104,7 +123,8 @@ func (m *locals) lock(ctx context.Context) (t *turn, err error) {
 	return t, nil
 }
 
-// begin makes it the turn of t, or puts t in line and reports that it has to wait.
+// begin makes it the turn of t, or puts t in line and reports that it has to wait. A turn that
+// waits has entered the seat, and the caller has to exit from it.
 func (m *locals) begin(t *turn) (waits bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -117,7 +137,8 @@ func (m *locals) begin(t *turn) (waits bool) {
 	return true
 }
 
-// await waits until the turn of t has come. If it returns an error, t has left the line.
+// await waits until the turn of t has come. If it returns an error, t has left the line. A turn
+// that has come may have the lock already.
 func (m *locals) await(ctx context.Context, t *turn) (err error) {
 	l := m.queue().lease()
 	select {
@@ -141,6 +162,7 @@ func (m *locals) await(ctx context.Context, t *turn) (err error) {
 	if t.handed {
 		return nil
 	}
+	// The turn came without the lock, so the next in line may acquire it.
 	m.next(t)
 	return err
 }
@@ -165,8 +187,8 @@ func (m *locals) acquire(t *turn, take func() (*grant, error)) error {
 }
 
 // finish ends the ownership of t, or of whoever holds the lock if t is nil. It returns whose
-// ownership it has ended, if any, and what is to be given back then. If there is nothing to give
-// back, the next goroutine has it already.
+// ownership it has ended, if any, and what is to be given back then. If there is nothing to
+// give back, the next goroutine has it already. It makes no call.
 func (m *locals) finish(t *turn) (*turn, *hold) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -180,11 +202,15 @@ func (m *locals) finish(t *turn) (*turn, *hold) {
 	if t.term != nil {
 		t.term.end(lockReleased.cause())
 	}
+	// The lock goes back if no goroutine waits, or if another session does. It also goes back
+	// if etcd has not answered for too many passes, or if the ownership may be over.
 	if len(m.line) == 0 || h.wanted || h.passed-h.alone >= mostPasses || !m.mutex.lasts(h.grant) {
 		return t, h
 	}
+	// [LocalMutex.Seq] is a part of the token. It rises before the next goroutine holds.
 	h.passed++
 	m.ask(h)
+	// The next goroutine holds from here on, even if its ctx ends before it wakes, see await.
 	m.line[0].hold, m.line[0].handed = h, true
 	m.next(t)
 	return t, nil
@@ -209,7 +235,8 @@ func (m *locals) next(t *turn) {
 	}
 }
 
-// contextOf is the context of the ownership of t. It has ended if t does not hold the lock.
+// contextOf is the context of the ownership of t. It has ended if t does not hold the lock. t
+// may be nil, for nobody's turn.
 func (m *locals) contextOf(t *turn) context.Context {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -217,6 +244,8 @@ func (m *locals) contextOf(t *turn) context.Context {
 		return lockReleased.ctx
 	}
 	if t.term == nil {
+		// The context of the Mutex lasts for as long as the session owns. So one watch serves
+		// all goroutines that pass the lock on.
 		owned := m.mutex.context()
 		ctx, cancel := context.WithCancelCause(owned)
 		// Err of owned looks at the clock.
@@ -234,18 +263,22 @@ func (m *locals) contextOf(t *turn) context.Context {
 // caller has mu.
 //
 // A question that is not answered delays nobody more than the release would, which needs an
-// answer too.
+// answer too. A question is one read. The first question is asked at once, because no call was
+// timed yet.
 func (m *locals) ask(h *hold) {
 	if h.asking || time.Since(h.asked) < askEvery*m.call {
 		return
 	}
 	h.asking, h.asked = true, time.Now()
+	// The answer says nothing of what is passed on while the question is under way.
 	passed := h.passed
 	q := m.queue()
 	q.lease().background(func(life context.Context) {
 		others, err := q.behind(h.over, h.ticket)
 		m.mu.Lock()
 		h.asking = false
+		// The shortest call counts. A slow answer would make the questions rarer, and so the
+		// waits of other sessions longer.
 		if took := time.Since(h.asked); err == nil && (m.call == 0 || took < m.call) {
 			m.call = took
 		}
@@ -254,6 +287,8 @@ func (m *locals) ask(h *hold) {
 			h.alone = passed
 		}
 		m.mu.Unlock()
+		// The key is gone. No goroutine is passed the lock any more, and the contexts of the
+		// ownership end.
 		if err == ErrSessionExpired {
 			q.lease().seats.at(h.key, func(s *seat) { s.lose(h.rev) })
 			_ = q.askForLease(life) // because the whole lease may have been revoked
@@ -262,7 +297,8 @@ func (m *locals) ask(h *hold) {
 }
 
 // behind reports whether a ticket stands in line that is newer than t. It returns
-// [ErrSessionExpired] if t does not stand.
+// [ErrSessionExpired] if t does not stand. One read shows both, because t is the oldest of
+// those that are not older than t.
 func (q queue) behind(ctx context.Context, t ticket) (bool, error) {
 	resp, err := q.get(ctx, q.prefix, v3.WithPrefix(), v3.WithKeysOnly(), v3.WithMinCreateRev(t.rev),
 		v3.WithSort(v3.SortByCreateRevision, v3.SortAscend), v3.WithLimit(2))
@@ -276,7 +312,7 @@ func (q queue) behind(ctx context.Context, t ticket) (bool, error) {
 }
 
 // lasts reports whether held may be passed on: as far as this process knows, the ownership is
-// not over, and its context has not ended for another reason.
+// not over, and its context has not ended for another reason. It makes no call.
 func (o *ownership) lasts(held *grant) bool {
 	o.mu.Lock()
 	t := o.term

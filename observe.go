@@ -11,6 +11,19 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// This file tells who leads. An observer looks once, and then follows the line by one watch. An
+// example, of three candidates:
+//
+//	what happens                what is known    what is told
+//	-------------------------   --------------   -----------------------------------
+//	20: the look                a, b; whole      a, as of 20
+//	22: a proclaims a value     a, b             a, as of 22
+//	25: c comes                 a, b, c          nothing, because a still leads
+//	27: a is deleted            b, c             b, as of 27, without a call
+//	29: b and c are deleted     nobody; whole    that nobody leads, if it is wanted
+//
+// Of a long line, only the oldest are known. If all of these are gone, another look is due.
+
 // Observe returns a channel of the leaders and their values, beginning with the present
 // one, in the order of revisions. Each response holds one KeyValue. Its key led with its
 // value at the revision of the header. A reader who is slower than the changes misses some,
@@ -23,6 +36,7 @@ import (
 func (e *Election) Observe(ctx context.Context) <-chan *v3.GetResponse {
 	need(ctx)
 	o := e.observer()
+	// The channel has no buffer, because a leader in a buffer grows old.
 	out := make(chan *v3.GetResponse)
 	go func() {
 		defer close(out)
@@ -137,9 +151,12 @@ func (o observer) ask(ctx context.Context) (*v3.GetResponse, error) {
 func (o observer) leaders(ctx context.Context) iter.Seq2[Leader, error] {
 	o.vacancies = true
 	return func(yield func(Leader, error) bool) {
+		// Each loop has an observer of its own, a copy of o. So each loop begins with the
+		// present state.
 		ctx, cancel := context.WithCancel(ctx)
 		out, end := make(chan *v3.GetResponse), make(chan error, 1)
 		go func(o observer) {
+			// The error is in end before out is closed. A loop left early does not take it.
 			defer close(out)
 			end <- o.observe(ctx, out)
 		}(o)
@@ -165,11 +182,12 @@ func (o *observer) observe(ctx context.Context, out chan<- *v3.GetResponse) erro
 	if err := o.look(bound); err != nil {
 		return err
 	}
+	// The watch begins later than the look. Its first news say at which revision, see hear.
 	w := sharedOf(o.client).watches.watch(bound, o.client, o.patience, o.prefix, 0, v3.WithPrefix())
 	defer w.stop()
 	for {
-		// A send on a nil channel never happens. So nothing is told while nothing is
-		// pending.
+		// A send on a nil channel never happens. So nothing is told while nothing is pending.
+		// While the reader is slow, a newer state takes the place of the pending one.
 		var tell chan<- *v3.GetResponse
 		if o.pending != nil {
 			tell = out
@@ -191,7 +209,9 @@ func (o *observer) observe(ctx context.Context, out chan<- *v3.GetResponse) erro
 	}
 }
 
-// look reads the head of the line, at one revision.
+// look reads the head of the line, at one revision. It is linearizable. It reads one key more
+// than is kept, because that key shows whether others follow. It reads the values, too, because
+// the next leader is told without another look.
 func (o *observer) look(ctx context.Context) error {
 	resp, err := repeat(ctx, forever, o.patience, o.trace, func(ctx context.Context) (*v3.GetResponse, error) {
 		return keysOnce(o.client).Get(ctx, o.prefix, v3.WithPrefix(),
@@ -224,6 +244,7 @@ func (o *observer) offer(header *pb.ResponseHeader) {
 		return ticket{string(r.Kvs[0].Key), r.Kvs[0].ModRevision}
 	}
 	o.rev = header.Revision
+	// hear changes the line in place. What was told must stay as it was.
 	now := &v3.GetResponse{Header: header, Kvs: slices.Clone(o.line[:min(len(o.line), 1)])}
 	now.Count = int64(len(now.Kvs))
 	switch o.pending = nil; {
@@ -250,17 +271,20 @@ func (o *observer) hear(news v3.WatchResponse) (stale bool) {
 			o.line = slices.Delete(o.line, i, i+1)
 		case i >= 0:
 			o.line[i] = ev.Kv // a new value
+		// A new candidate stands last. In a line not known whole, others stand between.
 		case ev.IsCreate() && o.whole:
 			o.line = append(o.line, ev.Kv)
 			o.shorten()
 		}
 	}
 	switch {
+	// Others may stand behind those that were known.
 	case len(o.line) == 0 && !o.whole:
 		o.pending = nil
 		return true
 	case last > o.rev:
-		// The header of the watch may be newer than the event.
+		// The header of the watch may be newer than the event. States between two events of one
+		// answer are skipped, as for a slow reader.
 		o.offer(headerAt(news.Header, last))
 	}
 	return false

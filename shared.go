@@ -18,8 +18,9 @@ type shared struct {
 	seats weakMap[v3.LeaseID, seats] // sessions on one lease have the same
 }
 
-// registry finds what a client shares. Its keys and values are weak, so that it keeps
-// alive neither a client nor what the client has left.
+// registry finds what a client shares. Its keys and values are weak. So it keeps alive neither
+// a client nor what the client has left. Weak pointers to one client are equal, so they serve
+// as keys.
 var registry struct {
 	mu sync.Mutex // guards of; never held across a call
 	of weakMap[weak.Pointer[v3.Client], shared]
@@ -30,6 +31,7 @@ func sharedOf(client *v3.Client) *shared {
 	registry.mu.Lock()
 	defer registry.mu.Unlock()
 	return registry.of.get(weak.Make(client), func() *shared {
+		// What is shared keeps its client alive, and not the other way round.
 		return &shared{renewals: renewals{client: client}}
 	})
 }

@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
+// This file tells the Trace of a session what happens on the way of a ticket. What stands on
+// the path of a call is told on the goroutine of that call. A clean-up has no caller, so its
+// events go by [tracing.later]. An event for which there is no function is not made.
+
 // event is what the trace is told of the session in its line, with the ticket t. Who stands in
-// several lines has all their names.
+// several lines has all their names. A ticket whose revision is not known has the token 0.
 func (q queue) event(t ticket) LineEvent {
 	names := []string{strings.TrimSuffix(q.prefix, "/")}
 	for _, prefix := range q.also.all() {
@@ -20,6 +24,7 @@ func (q queue) event(t ticket) LineEvent {
 func (q queue) tellJoined(v view) {
 	if t := q.lease().trace; t != nil && t.Joined != nil {
 		e := q.event(v.mine)
+		// A ticket that is not near has more ahead than its view shows.
 		if e.Ahead = v.next().key; v.near {
 			e.Position = len(v.ahead) + 1
 		}
@@ -27,8 +32,8 @@ func (q queue) tellJoined(v view) {
 	}
 }
 
-// tellWaiting tells which ticket is directly ahead, unless that was told before. It returns that
-// ticket.
+// tellWaiting tells which ticket is directly ahead, unless that was told before. It returns
+// that ticket. The caller hands it back with the next view, so that nothing is told twice.
 func (q queue) tellWaiting(v view, told ticket) ticket {
 	ahead := v.next()
 	if t := q.lease().trace; t != nil && t.Waiting != nil && ahead != told {
@@ -48,6 +53,7 @@ func (q queue) tellGranted(g *grant) {
 	if t == nil || t.Acquired == nil && t.Lost == nil && t.Released == nil {
 		return
 	}
+	// Handles that share a grant share its holding. The first of them makes it.
 	if g != nil && g.holding == nil {
 		g.holding = &holding{tracing: t, event: q.event(g.ticket)}
 	}
@@ -60,8 +66,10 @@ func (q queue) tellTaken(begun time.Time, key string, g *grant, err error) {
 	switch {
 	case t == nil:
 	case err == nil:
+		// Of several handles that were granted the ticket, the first tells it.
 		g.holding.begin(time.Since(begun))
 	case t.GaveUp != nil:
+		// The ticket may be gone, or may never have been drawn. So the event has no token.
 		e := q.event(ticket{key: key})
 		e.Waited, e.Err = time.Since(begun), err
 		t.GaveUp(e)
@@ -75,6 +83,7 @@ func (q queue) lossOf() error {
 	if cause := context.Cause(q.lease().lost); cause != nil {
 		return cause
 	}
+	// As far as this process knows, the lease lives and the key alone is gone.
 	return ErrKeyDeleted
 }
 
@@ -87,7 +96,8 @@ func (q queue) tellLeftBehind(t ticket, err error) {
 	}
 }
 
-// tellCleanedUp tells that such a key is in nobody's way any more.
+// tellCleanedUp tells that such a key is in nobody's way any more. If the lease is lost first,
+// nothing is told, because the key goes with the lease.
 func (q queue) tellCleanedUp(t ticket) {
 	if l := q.lease(); l.trace != nil && l.trace.CleanedUp != nil {
 		e := q.event(t)

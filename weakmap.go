@@ -13,7 +13,10 @@ type weakMap[K comparable, V any] struct {
 // There is no callback that removes a dead entry. The runtime would run it on a goroutine
 // that outlives the program's own. The map sweeps itself whenever its size has doubled. An
 // entry therefore costs a constant time.
+//
+// The caller has to keep the value. Otherwise the next collection takes it.
 func (m *weakMap[K, V]) get(key K, fresh func() *V) *V {
+	// A key without an entry has the zero pointer, whose value is nil.
 	if v := m.of[key].Value(); v != nil {
 		return v
 	}
