@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math"
-	"math/rand/v2"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -97,9 +96,8 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 		default:
 		}
 	})
-	third := l.renewal.interval
-	l.renewal.due = begun.Add(third - rand.N(third/10+1)) // sessions opened together part
-	if given {                                            // less than a third of its life may be left
+	l.renewal.due = begun.Add(apart(l.renewal.interval))
+	if given { // less than a third of its life may be left
 		l.renewal.due = begun
 	}
 	l.renewal.keep()
@@ -110,7 +108,9 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if err = l.firstRenewal(ctx, renewed); err == nil {
 		return nil
 	}
-	// The lease can't be kept alive. What renews it ends before the lease is given back.
+	// The lease can't be kept alive. What renews it ends before the lease is given back. A call that
+	// is not answered would otherwise end with the life of the lease only.
+	l.end(err)
 	l.renewal.leave()
 	l.renewal.wait()
 	// A lease that the caller brought is not ours to revoke.

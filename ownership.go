@@ -126,8 +126,6 @@ func (o *ownership) replace(held *grant) {
 	// The caller of context has been given the old term, and must learn that it is over.
 	if o.held != held && o.term != nil {
 		o.term.end(o.queue.lossOf())
-	}
-	if o.held != held {
 		o.term = nil
 	}
 	o.held = held

@@ -126,22 +126,18 @@ func (r *renewals) send() {
 	// The loop below sets the timer to the earliest that is due.
 	r.wake = now.Add(time.Hour)
 	r.timer.Reset(time.Hour)
-	var suspects []*renewal
 	// A member may refuse the renewal of a suspect by breaking the stream. Sent last, it breaks the
 	// stream after the answers to the others.
-	for k := range r.kept {
-		if !now.Before(k.soon()) {
-			if k.suspect {
-				suspects = append(suspects, k)
+	for _, suspects := range []bool{false, true} {
+		for k := range r.kept {
+			if k.suspect != suspects {
 				continue
 			}
-			r.renew(k, now)
+			if !now.Before(k.soon()) {
+				r.renew(k, now)
+			}
+			r.schedule(k.due)
 		}
-		r.schedule(k.due)
-	}
-	for _, k := range suspects {
-		r.renew(k, now)
-		r.schedule(k.due)
 	}
 }
 
@@ -152,7 +148,6 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 	// does not send all that it has missed.
 	k.due = now.Add(k.interval)
 	switch {
-	// The number of calls follows [repeat]: the second reaches another member than the first.
 	case k.alone:
 		calls := 1
 		// In silence there are two, see choose. For a short interval, two would be too often.
@@ -220,10 +215,7 @@ func (r *renewals) open(now time.Time) {
 	// member without a leader refuses the stream, and so does not keep the sessions
 	// waiting.
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
-	s := &stream{
-		opened: r.sent, owed: map[v3.LeaseID][]sending{},
-		wake: make(chan struct{}, 1), cancel: cancel,
-	}
+	s := &stream{opened: r.sent, owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: cancel}
 	// Whether this opening succeeds or not, the next one waits for the pause.
 	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
 	service := pb.NewLeaseClient(r.client.ActiveConnection())

@@ -118,6 +118,11 @@ func TestWhenAnotherStreamIsOpened(t *testing.T) {
 		}
 	}
 	require.False(t, first(another([]*stream{streamOf(kept(2), 0)}, k, k.interval, at(3))), "what it owes others does not matter")
+	longer, all := kept(2), six(k, 0, 1, 1, 2, 2, 3)
+	longer.interval *= 2
+	send(longer, at(0), all...)
+	require.False(t, first(another(all, k, k.interval, at(4))), "a lease that lives longer may have an answer in time")
+	require.True(t, first(another(all, k, k.interval, at(6))), "the first is dead to both")
 }
 
 func first(open bool, _ *stream) bool { return open }

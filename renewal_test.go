@@ -151,6 +151,28 @@ func TestALateGrantThatIsNotRenewedIsGivenBack(t *testing.T) {
 	virtual.Run(t, virtual.Options{}, lateGrantIsGivenBack)
 }
 
+// A renewal that is not answered is no reason to wait for it when NewSession has failed.
+func TestALateGrantThatIsNotRenewedIsGivenBackAtOnce(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		f := counted(t, c)
+		grant := f.HoldAnswer(fault.Grant, 1)
+		for nth := range 10 {
+			f.HoldAnswer(fault.KeepAliveOnce, nth+1)
+		}
+		call := etcdtest.Go(func() error {
+			_, err := concurrency.NewSession(c, concurrency.WithTTL(4))
+			return err
+		})
+		ended(t, grant.Reached(), "granted")
+		<-time.After(2200 * time.Millisecond)
+		grant.Open()
+		answered := time.Now()
+		require.ErrorContains(t, call.Wait(t), "renew its lease within 4s")
+		require.Less(t, time.Since(answered), 4100*time.Millisecond)
+	})
+}
+
 func lateGrantIsGivenBack(b *virtual.Bubble) {
 	t, c, _ := remote(b)
 	f := counted(t, c)
@@ -309,6 +331,43 @@ func TestAMemberThatFallsSilentBesideOtherSessions(t *testing.T) {
 				b.Sleep(time.Duration(phase.Int64N(int64(3 * time.Second))))
 				all = append(all, session(t, c, concurrency.WithTTL(6)))
 			}
+			b.Sleep(time.Duration(phase.Int64N(int64(6 * time.Second))))
+			n.Silence(12 * time.Second)
+			survives(t, all[0], 3)
+			for _, s := range all {
+				require.NoError(t, s.Ctx().Err())
+				require.NoError(t, s.Close())
+			}
+		}
+	})
+}
+
+// A session that lives for less than a round trip asks all members in vain. It takes no stream from
+// the sessions that live for longer.
+func TestASessionOfLessThanARoundTripCostsTheOthersNothing(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		all := sessions(t, c, 8, concurrency.WithTTL(6))
+		n.SetRoundTrip(virtual.RoundTrip{Min: 3100 * time.Millisecond, Max: 3100 * time.Millisecond})
+		for range 20 {
+			_, err := concurrency.NewSession(c, concurrency.WithTTL(6), concurrency.WithSafetyMargin(3*time.Second))
+			require.ErrorContains(t, err, "renew its lease")
+			for _, s := range all {
+				require.NoError(t, s.Ctx().Err())
+			}
+		}
+	})
+}
+
+// The two calls that a session makes in silence take turns with those of others that are renewed in the
+// same instant. Still one of the two reaches the other member.
+func TestAMemberThatFallsSilentBesideOtherSessionsThatAreRenewedByCalls(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		counted(t, c)
+		phase := b.Rand("phases")
+		for range 30 {
+			all := sessions(t, c, 2+phase.IntN(4), concurrency.WithTTL(6))
 			b.Sleep(time.Duration(phase.Int64N(int64(6 * time.Second))))
 			n.Silence(12 * time.Second)
 			survives(t, all[0], 3)

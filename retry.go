@@ -25,7 +25,8 @@ import (
 //
 // The call is sent twice each time, without a pause, because the members take turns. One of
 // the two then reaches another member than the silent one, whatever calls of others have
-// come in between since the first. While calls come back with faults, none is sent beside
+// come in between since the first. Calls that began together are repeated a little apart, so that
+// no calls of another come between the two. While calls come back with faults, none is sent beside
 // them: their own repetitions reach all members in turn. A client that is refused for an
 // hour thus calls no more often than at first.
 //
@@ -45,7 +46,7 @@ func repeat[R any](
 	detach := context.AfterFunc(until, r.cancel)
 	defer detach()
 	r.mu.Lock()
-	r.timer = time.AfterFunc(r.next, r.again)
+	r.timer = time.AfterFunc(apart(r.next), r.again)
 	r.mu.Unlock()
 	func() {
 		defer r.end() // after a panic of the client's too
@@ -118,7 +119,7 @@ func (r *repetition[R]) again() {
 		r.others.Go(r.insist)
 		r.others.Go(r.insist)
 		r.next = min(2*r.next, r.most)
-		r.timer.Reset(r.next)
+		r.timer.Reset(apart(r.next))
 	}
 }
 
@@ -153,6 +154,9 @@ func pause(ctx, until context.Context, n int) { sleep(ctx, until, afterFault(n))
 func afterFault(n int) time.Duration {
 	return jitter(min(10*time.Millisecond<<min(n, 10), longestPause))
 }
+
+// apart leaves up to a tenth of the time out at random, so that what began together parts.
+func apart(d time.Duration) time.Duration { return d - rand.N(d/10+1) }
 
 // jitter leaves up to a half of the time out.
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/2+1) }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -36,8 +37,8 @@ func (s *sent) call() (n int, end func()) {
 	}
 }
 
-// A third of the patience, then intervals that double up to the patience, two calls each time. The first call is
-// not called off: its answer is as good.
+// A third of the patience, then intervals that double up to the patience, two calls each time. Each
+// interval is up to a tenth shorter at random. The first call is not called off: its answer is as good.
 func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &sent{began: time.Now()}
@@ -45,7 +46,7 @@ func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 			n, end := s.call()
 			defer end()
 			if n == 1 {
-				sleep(ctx, forever, 19*time.Second)
+				sleep(ctx, forever, 20*time.Second) // before the fifth pair at the earliest
 				return n, ctx.Err()
 			}
 			<-ctx.Done()
@@ -53,10 +54,42 @@ func TestACallIsRepeatedBesideTheFirst(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.Equal(t, 1, answer)
-		const second = time.Second
-		require.Equal(t, []time.Duration{
-			0, 2 * second, 2 * second, 6 * second, 6 * second, 12 * second, 12 * second, 18 * second, 18 * second,
-		}, s.at)
+		require.Len(t, s.at, 9)
+		require.Zero(t, s.at[0])
+		for i, interval := range []time.Duration{2 * time.Second, 4 * time.Second, 6 * time.Second, 6 * time.Second} {
+			before, one, two := s.at[2*i], s.at[2*i+1], s.at[2*i+2]
+			require.Equal(t, one, two, "two calls")
+			require.LessOrEqual(t, one-before, interval)
+			require.GreaterOrEqual(t, one-before, interval*9/10)
+		}
+	})
+}
+
+// Calls that begin together and are silent are not repeated in the same instant, because no calls of
+// another are to come between the two of one.
+func TestCallsThatBeganTogetherAreRepeatedApart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &sent{began: time.Now()}
+		var calls sync.WaitGroup
+		for range 20 {
+			calls.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				_, err := repeat(ctx, forever, 6*time.Second, nil, func(ctx context.Context) (int, error) {
+					n, end := s.call()
+					defer end()
+					<-ctx.Done()
+					return n, ctx.Err()
+				})
+				require.ErrorIs(t, err, context.DeadlineExceeded)
+			})
+		}
+		calls.Wait()
+		require.Len(t, s.at, 3*20)
+		for pair := range slices.Chunk(s.at[20:], 2) {
+			require.Equal(t, pair[0], pair[1])
+		}
+		require.Len(t, slices.Compact(s.at[20:]), 20)
 	})
 }
 
@@ -108,7 +141,7 @@ func TestTheFirstAnswerCounts(t *testing.T) {
 		})
 		require.NoError(t, err)
 		require.Equal(t, 2, answer)
-		require.Equal(t, 4*time.Second, time.Since(s.began), "when the last of them has returned")
+		require.Equal(t, s.at[1]+2*time.Second, time.Since(s.began), "when the last of them has returned")
 		require.Zero(t, s.running)
 		require.Len(t, s.at, 3)
 	})

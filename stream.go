@@ -39,11 +39,12 @@ type renewal struct {
 	last  *sync.WaitGroup // what ran for all leases of the client, if this was the last
 }
 
-// soon is when k may be sent together with others, a tenth of its interval before it is
-// due.
+// soon is when k may be sent together with others, a tenth of its interval before it is due. Calls
+// gain nothing from that. In silence they lose by it: the two calls for a lease are to reach two
+// members, so no calls for other leases should come between them. Nor is the pause after a failed
+// call to be cut short.
 func (k *renewal) soon() time.Time {
-	// Only calls of its own count failures. After a break of a stream, renewals.again makes the pause.
-	if k.failures > 0 { // the pause is not to be cut short
+	if k.alone {
 		return k.due
 	}
 	return k.due.Add(-k.interval / 10)
@@ -183,6 +184,17 @@ func (s *stream) owesAlone(other *stream) bool {
 	return false
 }
 
+// dead reports whether the stream has owed each lease that waits for it an answer for the whole
+// life of that lease.
+func (s *stream) dead(now time.Time) bool {
+	for id, sent := range s.owed {
+		if life := 3 * sent[0].of.interval; !s.owes(id, now.Add(-life*9/10)) {
+			return false
+		}
+	}
+	return true
+}
+
 // first is the lease whose renewal was sent first of those that are not answered.
 func (s *stream) first() *renewal {
 	var first sending
@@ -206,23 +218,22 @@ const mostStreams = 6
 // [slower].
 //
 // No stream is closed because it is too slow for k. It may be in time for the other leases,
-// which live longer. Only if there are too many streams, one that has owed k an answer for
-// its whole life makes room.
+// which live longer. Only if there are too many streams, one that is dead to all leases makes
+// room.
 func another(streams []*stream, k *renewal, step time.Duration, now time.Time) (open bool, instead *stream) {
-	owes := func(s *stream, span time.Duration) bool { return s.owes(k.id, now.Add(-span*9/10)) }
 	for i, s := range streams {
 		span := 2 * step
 		if i == len(streams)-1 {
 			span = step // the newest was opened that much later
 		}
-		if !owes(s, span) {
+		if !s.owes(k.id, now.Add(-span*9/10)) {
 			return false, nil
 		}
 	}
 	if len(streams) < mostStreams {
 		return true, nil
 	}
-	i := slices.IndexFunc(streams, func(s *stream) bool { return owes(s, 3*k.interval) })
+	i := slices.IndexFunc(streams, func(s *stream) bool { return s.dead(now) })
 	if i < 0 {
 		return false, nil
 	}

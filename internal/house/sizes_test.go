@@ -13,7 +13,7 @@ import (
 // field that is a struct counts as one, because its type has a theme of its own.
 const (
 	longestFile      = 300
-	lockPath         = 2362
+	lockPath         = 2360
 	transactions     = 850
 	ranges           = 670
 	traces           = 280
