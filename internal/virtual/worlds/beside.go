@@ -131,8 +131,12 @@ func (w *worker) holdAndRelease(
 	if err := w.stand(ctx, s, name, t, op, acquire); err != nil {
 		return err
 	}
-	w.hold(ctx, w.holdingOf(s, name, t))
-	return w.stand(ctx, s, name, t, t.back, t.release)
+	h := w.holdingOf(s, name, t)
+	w.hold(ctx, h)
+	term := lasting(h.belief)
+	err := w.stand(ctx, s, name, t, t.back, t.release)
+	w.askReleased(t.back, name, term)
+	return err
 }
 
 // stand makes a call that uses the places of the session in all lines of the handle.

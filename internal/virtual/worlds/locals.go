@@ -28,6 +28,7 @@ func (w *worker) local(ctx context.Context) {
 // takeLocal takes, holds and releases.
 func (w *worker) takeLocal(ctx context.Context, s *stay, name string, m *concurrency.LocalMutex, since time.Duration) {
 	c := call{op: "Do", name: name, lease: s.lease, limit: w.patience()}
+	var term context.Context
 	hold := func(ctx context.Context, within bool) {
 		h := w.owning(s, name, m.Rev(), m.IsOwner(), m)
 		if h.Passed = 1 + m.Seq(); h.Token == 0 || m.Rev() == 0 {
@@ -38,6 +39,7 @@ func (w *worker) takeLocal(ctx context.Context, s *stay, name string, m *concurr
 		}
 		w.share(h.Token, since)
 		w.hold(ctx, h)
+		term = lasting(h.belief)
 	}
 	switch w.rnd.IntN(4) {
 	case 0:
@@ -62,6 +64,7 @@ func (w *worker) takeLocal(ctx context.Context, s *stay, name string, m *concurr
 	hold(ctx, false)
 	c.op, c.limit = "LocalMutex.Unlock", w.patience()
 	_ = w.call(ctx, c, m.Unlock)
+	w.askReleased(c.op, name, term)
 }
 
 // share notes since when there is the handle that passes a token on.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency/internal/history"
@@ -196,8 +197,11 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 		return
 	}
 	owner := m.IsOwner()
-	w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m))
+	h := w.owning(s, name, tokenOf(owner), owner, m)
+	w.hold(ctx, h)
+	term := lasting(h.belief)
 	err := w.release(ctx, call{op: "Unlock", name: name, lease: s.lease}, m.Unlock)
+	w.askReleased("Unlock", name, term)
 	if w.rnd.IntN(4) == 0 {
 		w.guarded(ctx, name, owner)
 	}
@@ -300,10 +304,15 @@ func (w *worker) callLocker(op, name string, s *stay, f func()) error {
 func (w *worker) orphaned(ctx context.Context) {
 	s, name := w.stay, w.anyLock()
 	w.stay = nil
+	lost := ended(s.Done())
 	w.leave(s)
 	s.Orphan()
 	m := s.NewMutex(name)
-	if w.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: w.patience()}, m.Lock) == nil {
+	err := w.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: w.patience()}, m.Lock)
+	if lives := !lost && w.here() && w.leaseLives(s.lease); lives && errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		w.violate("told", "%v: Lock of %q by an orphaned session says %q, and its lease lives", w.who, name, err)
+	}
+	if err == nil {
 		w.keep(ctx, s, name)
 		_ = w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.patience()}, m.Unlock)
 	}
@@ -330,11 +339,14 @@ func (w *worker) doAgain(ctx context.Context) {
 
 func (w *worker) doWith(ctx context.Context, name string, m library.Mutex) {
 	s := w.stay
+	var term context.Context
 	_ = w.call(ctx, call{op: "Do", name: name, lease: s.lease, limit: w.patience()}, func(ctx context.Context) error {
 		return m.(library.Doer).Do(ctx, func(ctx context.Context) error {
 			owner := m.IsOwner()
 			w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m).within(ctx, s.ttl))
+			term = lasting(ctx)
 			return nil
 		})
 	})
+	w.askReleased("Do", name, term)
 }

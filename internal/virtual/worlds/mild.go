@@ -45,13 +45,15 @@ func (s *station) silence(rnd *rand.Rand) (what string, length time.Duration, en
 	return "silent link", length, func() {}
 }
 
-// refuse breaks all connections, and has every call refused with one code until end. Of a life
-// enough is left for an attempt that is refused late, a pause of half a second, and another attempt.
+// refuse breaks all connections, and has every call refused with one code until end. Of a life two
+// thirds are left at the worst. They have to do for the refusals, for an attempt that is refused late, a
+// pause of half a second, and another attempt.
 func (s *station) refuse(rnd *rand.Rand) (what string, length time.Duration, end func()) {
 	_, refusals := faultNames()
 	code := pick(rnd, refusals)
-	length = between(rnd, 0, s.ttl()/4)
 	now := s.rec.Now()
+	trip := s.farthest(span{now - s.longest(), now})
+	length = between(rnd, 0, max(s.ttl()/4, s.ttl()*2/3-3*trip-700*time.Millisecond))
 	s.disturb(span{now, now + length + s.longest()}, false)
 	s.net.Set(code, 1)
 	s.net.Cut()

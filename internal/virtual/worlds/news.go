@@ -16,7 +16,7 @@ type followed struct {
 }
 
 // stale finds observers that were not told of a leader, although the leadership had lasted for longer
-// than the news need, and nothing was in the way. That nobody leads is not asked: Observe doesn't tell.
+// than the news need, and nothing was in the way. That nobody leads is told by Leaders alone.
 func (w *world) stale(h history.History) (found []history.Violation) {
 	told := map[int64][]history.Sighting{} // by stream, in the order of telling
 	for _, r := range h {
@@ -44,6 +44,27 @@ func (w *world) stale(h history.History) (found []history.Violation) {
 					"%v: %s of %q had not told of token %d, which led since %v, %v later, without a fault and with round trips of up to %v",
 					f.who, f.how, f.name, life.Token, led.from, bound, trip))
 			}
+		}
+		if f.how == "Leaders" {
+			found = append(found, w.unvacant(f, line, told[f.stream])...)
+		}
+	}
+	return found
+}
+
+// unvacant finds times in which nobody led for longer than the news need, and of which Leaders had not
+// told.
+func (w *world) unvacant(f followed, line *turns, told []history.Sighting) (found []history.Violation) {
+	for i, freed := range line.freed[1:] {
+		nobody := span{max(freed, f.during.from), min(line.lives[i+1].Created, f.during.to)}
+		bound, trip, ok := f.newsIn(nobody)
+		if !ok || nobody.to-nobody.from <= bound {
+			continue
+		}
+		if last, ok := latestAt(told, nobody.from+bound); !ok || last.Token != 0 {
+			found = append(found, w.violation("stale", nobody.from+bound,
+				"%v: Leaders of %q had not told that nobody led since %v, %v later, without a fault and with round trips of up to %v",
+				f.who, f.name, nobody.from, bound, trip))
 		}
 	}
 	return found

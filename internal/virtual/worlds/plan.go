@@ -30,12 +30,15 @@ type Plan struct {
 	Faults    []string // of internal/virtual
 	Blows     []blow
 	Strangers []stranger
+	Peace     time.Duration // the longest pause of strangers
 	Trips     []trip
 	Margins   bool
 	Meeting   int // of how many participants a double barrier is
 	Dense     bool
 	Hasty     bool
 	Mild      bool
+	Calm      bool
+	Foreign   bool // programs have put a Lease of their own in the place of their clients'
 }
 
 // Options are what a plan does not leave to the seed.
@@ -69,6 +72,8 @@ var Sets = []Set{
 	{Name: "dense ranges", Kinds: ranged, Shape: (*Plan).densify},
 	{Name: "haste", Weight: 1, Kinds: hasty, Shape: (*Plan).hurry},
 	{Name: "mild", Weight: 1, Kinds: func(string) bool { return true }, Shape: (*Plan).soften},
+	{Name: "calm", Weight: 1, Kinds: func(string) bool { return true }, Shape: (*Plan).calmDown},
+	{Name: "crowd", Weight: 1, Kinds: crowding, Shape: (*Plan).crowd},
 }
 
 // ranged selects what transactions over ranges meet.
@@ -131,6 +136,7 @@ func NewPlan(seed uint64, o Options) Plan {
 	p.Trips = some(rnd, trips, 0.4)
 	p.Margins = rnd.IntN(3) == 0 && !o.upstream()
 	p.Meeting = 1 + rnd.IntN(crew)
+	p.Foreign, p.Peace = rnd.IntN(8) == 0, 20*time.Second
 	switch {
 	case set.Shape != nil:
 		set.Shape(&p, rnd, o)
@@ -231,6 +237,9 @@ func (p Plan) String() string {
 	add("blows:", namesOf(p.Blows, func(b blow) string { return b.name }))
 	add("strangers:", namesOf(p.Strangers, func(s stranger) string { return s.name }))
 	add("round trips:", namesOf(p.Trips, func(t trip) string { return t.name }))
+	if p.Foreign {
+		parts = append(parts, "clients with a Lease of the program's")
+	}
 	return fmt.Sprintf("world %s of %v, TTL %v, %d workers a client, %d locks, %d elections; %s",
 		p.Work, p.Length.Round(time.Second), p.TTLs, p.Workers, p.Locks, p.Elections, strings.Join(parts, "; "))
 }

@@ -18,20 +18,22 @@ import (
 type stranger struct {
 	name     string
 	disturbs bool // calls that it has nothing to do with
+	takes    bool // keys
 	do       func(w *world, ctx context.Context, rnd *rand.Rand) (on string)
 }
 
 var strangers = []stranger{
-	{"delete a key", false, (*world).deleteKey},
-	{"revoke a lease", false, (*world).revokeLease},
-	{"compact", false, (*world).compact},
-	{"restart the server", true, (*world).restart},
-	{"run out of space", true, (*world).fill},
+	{name: "delete a key", takes: true, do: (*world).deleteKey},
+	{name: "delete a line", takes: true, do: (*world).deleteLine},
+	{name: "revoke a lease", takes: true, do: (*world).revokeLease},
+	{name: "compact", do: (*world).compact},
+	{name: "restart the server", disturbs: true, do: (*world).restart},
+	{name: "run out of space", disturbs: true, do: (*world).fill},
 }
 
 // interfere lets strangers act until ctx ends.
 func (w *world) interfere(ctx context.Context, rnd *rand.Rand) {
-	for pause(ctx, between(rnd, 0, 20*time.Second)) {
+	for pause(ctx, between(rnd, 0, w.plan.Peace)) {
 		s := pick(rnd, w.plan.Strangers)
 		f := history.Fault{What: s.name, From: w.rec.Now()}
 		f.On = s.do(w, ctx, rnd)
@@ -71,6 +73,24 @@ func (w *world) deleteKey(_ context.Context, rnd *rand.Rand) string {
 	defer cancel()
 	_, _ = w.operator.Txn(ctx).If(leads(life.key, life.Token)).Then(clientv3.OpDelete(life.key)).Commit()
 	return life.key
+}
+
+// deleteLine deletes several keys of a line at one revision.
+func (w *world) deleteLine(_ context.Context, rnd *rand.Rand) string {
+	name := w.victim(rnd).Name
+	var ops []clientv3.Op
+	for _, life := range w.audit.line() {
+		if life.Name == name && len(ops) < 100 && (len(ops) == 0 || rnd.IntN(2) == 0) {
+			w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
+			ops = append(ops, clientv3.OpTxn([]clientv3.Cmp{leads(life.key, life.Token)}, []clientv3.Op{clientv3.OpDelete(life.key)}, nil))
+		}
+	}
+	ctx, cancel := bounded()
+	defer cancel()
+	if len(ops) > 0 {
+		_, _ = w.operator.Txn(ctx).Then(ops...).Commit()
+	}
+	return name
 }
 
 func (w *world) revokeLease(_ context.Context, rnd *rand.Rand) string {

@@ -2,8 +2,10 @@ package worlds
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -139,6 +141,7 @@ func (w *worker) transactAs(ctx context.Context, c call, level int, f func(s *tr
 	}
 	guards, owner := w.guards()
 	var resp *clientv3.TxnResponse
+	since := w.rec.Now()
 	err := w.call(ctx, c, func(ctx context.Context) (err error) {
 		resp, err = w.lib.Transact(w.client, func(s library.STM) error {
 			abandon()
@@ -161,8 +164,48 @@ func (w *worker) transactAs(ctx context.Context, c call, level int, f func(s *tr
 		note(attempt, maps.Clone(attempt.writes), true, 0)
 		abandon()
 	default:
+		w.deny(attempt.writes, err)
+		w.askStarved(c, span{since, w.rec.Now()}, err)
 		abandon()
 	}
+}
+
+// deny notes that the error of a transaction says that these writes were not committed.
+func (w *worker) deny(writes map[string]string, err error) {
+	w.world.mu.Lock()
+	defer w.world.mu.Unlock()
+	own := fmt.Sprintf("%d.%d-", w.who.Client, w.index) // nobody else writes such a value
+	for key, value := range writes {
+		if strings.Contains(value, own) {
+			w.denied[[2]string{key, value}] = fmt.Sprintf("%v: %v", w.who, err)
+		}
+	}
+}
+
+// carriedOut finds writes that were committed, although the error of their transaction denies it.
+func (w *world) carriedOut(h history.History) (found []history.Violation) {
+	for _, r := range h {
+		if c := r.Commit; c != nil {
+			if text, ok := w.denied[[2]string{c.Key, c.Value}]; ok {
+				found = append(found, w.violation("denied", c.At, "%s=%q was committed, though its transaction failed with %s", c.Key, c.Value, text))
+			}
+		}
+	}
+	return found
+}
+
+// askStarved asks about a transaction that has ended without a commit when its context did. Nothing
+// makes its reads again over another link than the silent one.
+func (w *worker) askStarved(c call, during span, err error) {
+	if !w.here() || c.op == "wait" || !errors.Is(err, context.DeadlineExceeded) {
+		return
+	}
+	w.untroubledIn(during, func(trip, silent time.Duration) {
+		if took := during.to - during.from; silent == 0 && took > 5*time.Second+30*trip {
+			w.violateAt("starved", during.to, "%v: %s has not committed within %v, without a fault and with round trips of up to %v",
+				w.who, c.op, took, trip)
+		}
+	})
 }
 
 // guards are, now and then, the guard of whoever is first in some line at the moment: a

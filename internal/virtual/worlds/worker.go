@@ -11,7 +11,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency/internal/history"
 	"example.com/etcd/concurrency/internal/library"
@@ -106,13 +105,12 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	w.finish(doing)
 	r.Return = w.rec.Now()
 	r.Ended = over()
-	w.askEnd(c, r, lost())
 	if err != nil {
 		r.Error = err.Error()
 		r.Given = w.given(err)
 	}
 	w.rec.Add(history.Record{Call: &r})
-	w.askErrors(c, err)
+	w.askCall(c, r, lost(), err)
 	return err
 }
 
@@ -152,39 +150,12 @@ func (w *worker) lossOf(c call) (told func() time.Duration) {
 	}
 }
 
-// askEnd asks whether a call to acquire has returned when its session was lost. It may ask for the
-// lease first, and clean up for a moment.
-func (w *worker) askEnd(c call, r history.Call, lost time.Duration) {
-	if !w.here() || lost == 0 || c.op != "Lock" && c.op != "Campaign" {
-		return
-	}
-	trip, silent, ok := w.untroubled(span{lost, r.Return})
-	if late := r.Return - lost; ok && late > time.Second+2*trip+silent {
-		w.violate("wait", "%v: %s of %q returned %v after the loss of its session", w.who, c.op, c.name, late)
-	}
-}
-
 // given reports whether the error is one that the network or a stranger puts into the calls
 // of clients, and that they are to be told.
 func (w *world) given(err error) bool {
 	return err != nil && (strings.Contains(err.Error(), "made up: ") || slices.ContainsFunc([]error{
 		rpctypes.ErrNoSpace, rpctypes.ErrPermissionDenied, rpctypes.ErrInvalidAuthToken,
 	}, func(target error) bool { return errors.Is(err, target) }))
-}
-
-// askErrors asks whether the request had a sense for etcd, and whether Session.Ctx has ended if
-// the error says that the lease is gone.
-func (w *worker) askErrors(c call, err error) {
-	if e := new(rpctypes.EtcdError); errors.As(err, e) && e.Code() == codes.InvalidArgument {
-		w.violate("request", "%v: etcd refuses what %s of %q has sent: %v", w.who, c.op, c.name, err)
-	}
-	s := w.stay
-	if !w.here() || s == nil || c.lease != s.lease || !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return
-	}
-	if s.Ctx().Err() == nil {
-		w.violate("told", "%v: %s of %q says %q while Session.Ctx lives", w.who, c.op, c.name, err)
-	}
 }
 
 func (s *station) begin(d *stint) {

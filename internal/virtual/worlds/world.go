@@ -45,8 +45,10 @@ type world struct {
 	mu         sync.Mutex           // guards the fields below
 	revoked    map[int64]revocation // by strangers
 	violations []history.Violation
+	asks       []func() // when all is known that befell the clients
 	endings    []ending
 	followed   []followed
+	denied     map[[2]string]string    // writes by key and value, and why they were not committed
 	shared     map[int64]time.Duration // by token, since when there is the handle that passes it on
 
 	// Written by trace, which the networks call one at a time.
@@ -60,7 +62,7 @@ type world struct {
 func Play(t *testing.T, seed uint64, o Options) *Report {
 	w := &world{
 		plan: NewPlan(seed, o), lib: o.Library,
-		revoked: map[int64]revocation{}, shared: map[int64]time.Duration{}, sent: map[callOf]time.Duration{}, renewals: map[second]int{},
+		revoked: map[int64]revocation{}, shared: map[int64]time.Duration{}, denied: map[[2]string]string{}, sent: map[callOf]time.Duration{}, renewals: map[second]int{},
 	}
 	var lasted time.Duration
 	bounds := virtual.Options{Seed: seed, Trace: w.trace, RealTime: 20 * time.Minute}
@@ -128,9 +130,13 @@ func (w *world) heal() {
 
 // violate notes a promise that was not kept and that no history tells of.
 func (w *world) violate(property, format string, args ...any) {
+	w.violateAt(property, w.rec.Now(), format, args...)
+}
+
+func (w *world) violateAt(property string, at time.Duration, format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.violations = append(w.violations, w.violation(property, w.rec.Now(), format, args...))
+	w.violations = append(w.violations, w.violation(property, at, format, args...))
 }
 
 func (w *world) violation(property string, at time.Duration, format string, args ...any) history.Violation {
@@ -219,9 +225,16 @@ func (w *world) newStation(i int) *station {
 	}
 	var net *virtual.Network
 	s.client, net = w.Client(s.name)
+	if w.plan.Foreign {
+		s.client.Lease = foreign{s.client.Lease}
+	}
 	s.weather = &weather{net: net, trips: []tripped{{}}}
 	return s
 }
+
+// foreign is a Lease that a program has put in the place of its client's. The package then has no
+// stream of its own, and renews by calls.
+type foreign struct{ clientv3.Lease }
 
 // rand is a source of randomness for one of the station's.
 func (s *station) rand(who string, n int) *rand.Rand {

@@ -1,0 +1,37 @@
+package worlds
+
+import (
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// A calm world has no faults but round trips, so all that is promised for such times is asked all along.
+// Strangers act often: they delete keys and revoke leases, of which everybody has to be told soon.
+
+// calmDown makes a plan calm.
+func (p *Plan) calmDown(rnd *rand.Rand, _ Options) {
+	p.Strangers = some(rnd, strangers, 0.7)
+	p.clearUp()
+	p.Calm, p.Foreign, p.Peace = true, rnd.IntN(4) == 0, between(rnd, 500*time.Millisecond, 5*time.Second)
+	p.Think = between(rnd, 50*time.Millisecond, time.Second)
+	if rnd.IntN(4) == 0 {
+		p.Strangers = nil
+	}
+}
+
+// A crowd stands at one lock, in a line that is longer than what a waiter looks at.
+
+// crowding selects what stands in a line.
+func crowding(k string) bool {
+	return k == "lock/lock" || k == "kinds/write" || k == "kinds/read" || k == "kinds/permit" || strings.HasPrefix(k, "lock/try")
+}
+
+// crowd makes the plan of a crowd.
+func (p *Plan) crowd(rnd *rand.Rand, _ Options) {
+	p.Locks, p.Workers = 1, 4+rnd.IntN(5)
+	p.Think = between(rnd, 50*time.Millisecond, time.Second)
+	if rnd.IntN(2) == 0 {
+		p.clearUp()
+	}
+}

@@ -1,0 +1,127 @@
+package worlds
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+
+	"example.com/etcd/concurrency/internal/history"
+)
+
+// What is asked of a call when it has returned. Only this package is asked.
+
+// acquiring are the operations that return when the session owns.
+var acquiring = []string{
+	"Lock", "TryLock", "Campaign", "RLock", "TryRLock", "Acquire", "TryAcquire", "Lock of all", "TryLock all",
+	"LocalMutex.Lock", "LocalMutex.TryLock",
+}
+
+// single are the operations that cost one call.
+var single = []string{"Unlock", "Resign", "Proclaim", "Proclaim, resumed", "RUnlock", "Release", "Unlock of all"}
+
+// askCall asks for what is promised of a call, of which lost is when its session was lost, 0: it lives.
+func (w *worker) askCall(c call, r history.Call, lost time.Duration, err error) {
+	if e := new(rpctypes.EtcdError); errors.As(err, e) && e.Code() == codes.InvalidArgument {
+		w.violate("request", "%v: etcd refuses what %s of %q has sent: %v", w.who, c.op, c.name, err)
+	}
+	if !w.here() {
+		return
+	}
+	if slices.Contains(acquiring, c.op) && lost != 0 {
+		w.askEnd(c, r, lost, err)
+	}
+	if slices.Contains(single, c.op) {
+		w.askCost(c, r)
+	}
+	w.askTold(c, r.Return, err)
+}
+
+// askEnd asks of a call to acquire whether the loss of its session has ended it. Nobody has to be asked
+// for that. A call that has failed may clean up for a moment.
+func (w *worker) askEnd(c call, r history.Call, lost time.Duration, err error) {
+	if late := r.Return - lost; late > time.Second {
+		w.violate("wait", "%v: %s of %q returned %v after the loss of its session", w.who, c.op, c.name, late)
+	}
+	if err == nil && r.Return > lost {
+		w.violate("handle", "%v: %s of %q succeeded %v after the loss of its session", w.who, c.op, c.name, r.Return-lost)
+	}
+}
+
+// askCost asks whether an operation that costs one call took a round trip. If one of two links was
+// silent, the call was sent again after a third of the TTL, but for that of a Proclaim.
+func (w *worker) askCost(c call, r history.Call) {
+	w.untroubledIn(span{r.Call, r.Return}, func(trip, silent time.Duration) {
+		bound := trip + idleSync
+		if silent > 0 {
+			bound += silent/3 + trip
+		}
+		if took := r.Return - r.Call; took > bound && (silent == 0 || !strings.HasPrefix(c.op, "Proclaim")) {
+			w.violateAt("cost", r.Return, "%v: %s of %q, which costs one call, took %v, without a fault and with round trips of up to %v",
+				w.who, c.op, c.name, took, trip)
+		}
+	})
+}
+
+// untroubledIn has something asked when all is known that befell a client, if that was nothing in a
+// span. See untroubled.
+func (s *station) untroubledIn(during span, ask func(trip, silent time.Duration)) {
+	s.world.mu.Lock()
+	defer s.world.mu.Unlock()
+	s.asks = append(s.asks, func() {
+		if trip, silent, ok := s.untroubled(during); ok {
+			ask(trip, silent)
+		}
+	})
+}
+
+// askTold asks about an error that tells of a loss while Session.Ctx lives.
+func (w *worker) askTold(c call, returned time.Duration, err error) {
+	if s := w.stay; s == nil || c.lease != s.lease || s.Ctx().Err() != nil {
+		return
+	}
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		w.violate("told", "%v: %s of %q says %q while Session.Ctx lives", w.who, c.op, c.name, err)
+	}
+	if !errors.Is(err, w.lib.ErrSessionExpired) {
+		return
+	}
+	// The lease was asked for after the key was missed, and the answer was not under way for longer
+	// than a round trip. Do asks for a second at most.
+	if gone := w.revocationOf(int64(c.lease)).done; gone != 0 {
+		w.untroubledIn(span{gone, returned}, func(trip, silent time.Duration) {
+			if silent == 0 && trip < time.Second/2 && returned-gone > trip {
+				w.violateAt("told", returned, "%v: %s of %q says %q while Session.Ctx lives, %v after the lease was revoked",
+					w.who, c.op, c.name, err, returned-gone)
+			}
+		})
+	}
+	// Who takes part in a double barrier may be taken for dead by the others.
+	takes := slices.ContainsFunc(w.plan.Strangers, func(s stranger) bool { return s.takes })
+	if !takes && c.op != "Enter" && c.op != "Leave" {
+		w.violate("told", "%v: %s of %q says %q while the session lives, and nobody takes keys", w.who, c.op, c.name, err)
+	}
+}
+
+// lasting is the context of an ownership if it lives, or nil.
+func lasting(ctx context.Context) context.Context {
+	if ctx == nil || ctx.Err() != nil {
+		return nil
+	}
+	return ctx
+}
+
+// askReleased asks about the context of an ownership that lasted until its release began. nil is none.
+func (w *worker) askReleased(op, name string, ctx context.Context) {
+	switch {
+	case !w.here() || ctx == nil:
+	case ctx.Err() == nil:
+		w.violate("handle", "%v: the context of %q lives after %s", w.who, name, op)
+	case errors.Is(context.Cause(ctx), w.lib.ErrSessionExpired):
+		w.violate("told", "%v: the context of %q that %s has ended tells of a loss: %v", w.who, name, op, context.Cause(ctx))
+	}
+}
