@@ -35,7 +35,7 @@ func (w *worker) holdBarrier(ctx context.Context) {
 		c.op, hold = "Barrier.HoldWith", func(ctx context.Context) error { return b.HoldWith(ctx, bare(w.stay)) }
 	}
 	err := w.call(ctx, c, hold)
-	w.askTold(call{op: c.op, name: name, lease: w.stay.lease}, w.rec.Now(), err)
+	w.askTold(call{op: c.op, name: name, lease: w.stay.lease}, history.Call{Return: w.rec.Now()}, err)
 	_ = w.call(ctx, call{op: "keep", name: name}, func(ctx context.Context) error {
 		pause(ctx, w.duration())
 		return nil

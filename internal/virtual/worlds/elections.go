@@ -39,6 +39,25 @@ func (w *worker) elect(ctx context.Context, name string, e library.Election) boo
 	return true
 }
 
+// candidates are goroutines that campaign with handles of their own and values of their own, on one
+// session. They share the key, which has the value of the last. Whoever resigns takes it from the others.
+func (w *worker) candidates(ctx context.Context) {
+	s, name := w.stay, w.anyElection()
+	w.beside(2, func(sibling *worker) {
+		pause(ctx, sibling.think()/4)
+		e := s.NewElection(name)
+		c := call{op: "Campaign", name: name, lease: s.lease, limit: sibling.patience()}
+		if sibling.call(ctx, c, sibling.with(e.Campaign)) != nil {
+			return
+		}
+		h := sibling.owning(s, name, e.Rev(), leads(e.Key(), e.Rev()), e)
+		h.by, h.stay = nil, nil // a sibling may have resigned
+		sibling.hold(ctx, h.within(e.(library.Owned).Ctx(), s.ttl))
+		c.op, c.limit = "Resign", sibling.patience()
+		_ = sibling.call(ctx, c, e.Resign)
+	})
+}
+
 // campaign leads an election for a while, proclaims and resigns.
 func (w *worker) campaign(ctx context.Context) {
 	name := w.anyElection()

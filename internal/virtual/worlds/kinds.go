@@ -33,6 +33,7 @@ var Kinds = []Kind{
 	{Name: "context/same handle", Weight: 3, Here: true, Session: true, Do: (*worker).doAgain},
 	{Name: "context/lead", Weight: 4, Here: true, Session: true, Do: (*worker).lead},
 	{Name: "election/campaign", Weight: 6, Session: true, Do: (*worker).campaign},
+	{Name: "election/siblings", Weight: 2, Here: true, Session: true, Do: (*worker).candidates},
 	{Name: "election/resume", Weight: 2, Session: true, Do: (*worker).resume},
 	{Name: "election/leader", Weight: 1, Session: true, Do: (*worker).leader},
 	{Name: "transaction/append", Weight: 6, Do: (*worker).appendTo},

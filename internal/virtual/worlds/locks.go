@@ -235,7 +235,11 @@ func (w *worker) siblings(ctx context.Context) {
 	w.beside(2+w.rnd.IntN(2), func(sibling *worker) {
 		pause(ctx, sibling.think()/4)
 		m := s.NewMutex(name)
-		if sibling.call(ctx, call{op: "Lock", name: name, lease: s.lease, limit: sibling.patience()}, m.Lock) != nil {
+		op, acquire := "Lock", m.Lock
+		if sibling.rnd.IntN(4) == 0 {
+			op, acquire = "TryLock", m.TryLock
+		}
+		if sibling.call(ctx, call{op: op, name: name, lease: s.lease, limit: sibling.patience()}, acquire) != nil {
 			return
 		}
 		token := tokenOf(m.IsOwner())

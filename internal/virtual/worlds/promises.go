@@ -35,10 +35,13 @@ func (w *worker) askCall(c call, r history.Call, lost time.Duration, err error) 
 	if slices.Contains(acquiring, c.op) && lost != 0 {
 		w.askEnd(c, r, lost, err)
 	}
-	if slices.Contains(single, c.op) {
+	switch {
+	case slices.Contains(single, c.op):
 		w.askCost(c, r)
+	case strings.HasPrefix(c.op, "Try"):
+		w.askTry(c, r)
 	}
-	w.askTold(c, r.Return, err)
+	w.askTold(c, r, err)
 }
 
 // askEnd asks of a call to acquire whether the loss of its session has ended it. Nobody has to be asked
@@ -67,6 +70,17 @@ func (w *worker) askCost(c call, r history.Call) {
 	})
 }
 
+// askTry asks whether an attempt to acquire has waited. It may find a key of its session that is being
+// deleted, and help with that.
+func (w *worker) askTry(c call, r history.Call) {
+	w.untroubledIn(span{r.Call, r.Return}, func(trip, silent time.Duration) {
+		if took := r.Return - r.Call; took > 2*idleTrips*trip+idleSync+silent+time.Second {
+			w.violateAt("cost", r.Return, "%v: %s of %q took %v, without a fault and with round trips of up to %v",
+				w.who, c.op, c.name, took, trip)
+		}
+	})
+}
+
 // untroubledIn has something asked when all is known that befell a client, if that was nothing in a
 // span. See untroubled.
 func (s *station) untroubledIn(during span, ask func(trip, silent time.Duration)) {
@@ -80,7 +94,7 @@ func (s *station) untroubledIn(during span, ask func(trip, silent time.Duration)
 }
 
 // askTold asks about an error that tells of a loss while Session.Ctx lives.
-func (w *worker) askTold(c call, returned time.Duration, err error) {
+func (w *worker) askTold(c call, r history.Call, err error) {
 	if s := w.stay; s == nil || c.lease != s.lease || s.Ctx().Err() != nil {
 		return
 	}
@@ -91,12 +105,12 @@ func (w *worker) askTold(c call, returned time.Duration, err error) {
 		return
 	}
 	// The lease was asked for after the key was missed, and the answer was not under way for longer
-	// than a round trip. Do asks for a second at most.
-	if gone := w.revocationOf(int64(c.lease)).done; gone != 0 {
-		w.untroubledIn(span{gone, returned}, func(trip, silent time.Duration) {
-			if silent == 0 && trip < time.Second/2 && returned-gone > trip {
-				w.violateAt("told", returned, "%v: %s of %q says %q while Session.Ctx lives, %v after the lease was revoked",
-					w.who, c.op, c.name, err, returned-gone)
+	// than a round trip. A call whose context has ended does not wait for it.
+	if gone := w.revocationOf(int64(c.lease)).done; gone != 0 && r.Ended == 0 {
+		w.untroubledIn(span{gone, r.Return}, func(trip, silent time.Duration) {
+			if silent == 0 && r.Return-gone > trip {
+				w.violateAt("told", r.Return, "%v: %s of %q says %q while Session.Ctx lives, %v after the lease was revoked",
+					w.who, c.op, c.name, err, r.Return-gone)
 			}
 		})
 	}
