@@ -130,6 +130,7 @@ func (q queue) tidy(ctx context.Context, t ticket) (err error) {
 		}
 	}
 	doomed := false
+	// The look may be old by now: a handle may have joined meanwhile. The seat knows.
 	q.lease().seats.at(t.key, func(s *seat) { doomed = s.doomUnwanted(t) })
 	if !doomed {
 		return nil

@@ -195,6 +195,7 @@ func (q queue) setValue(ctx context.Context, v view, found *mvccpb.KeyValue, val
 			break
 		}
 		kvs := resp.Responses[0].GetResponseRange().Kvs
+		// The key is gone, or another ticket has its name.
 		if !v.mine.firstOf(kvs) {
 			return v, ErrSessionExpired
 		}
@@ -343,6 +344,8 @@ func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) 
 	l.seats.at(t.key, func(s *seat) { s.doom(t) })
 	header, err := q.remove(ctx, t)
 	dirty := false
+	// The grant leaves the seat in any case. What the caller holds to repeat the release is its own
+	// handle's.
 	l.seats.at(t.key, func(s *seat) {
 		if s.lose(t.rev); err != nil && err != ErrSessionExpired {
 			s.doubt(time.Now())
