@@ -53,7 +53,6 @@ type contest struct {
 	waiting []*contender  // to commit, the oldest first
 	news    any           // what the last answer said
 	took    time.Duration // by the last commit
-	timer   *time.Timer   // lets the next one commit if nobody does; nil: never set
 }
 
 // contender is one transaction, as contention sees it.
@@ -143,7 +142,7 @@ func (c *contender) leave() {
 		q.next()
 	default:
 		// Nobody stops the timer. If somebody commits when it fires, next does nothing.
-		q.timer = time.AfterFunc(q.took, func() {
+		time.AfterFunc(q.took, func() {
 			c.mu.Lock()
 			defer c.mu.Unlock()
 			q.next()

@@ -14,7 +14,7 @@ import (
 const (
 	longestFile      = 300
 	lockPath         = 2360
-	transactions     = 850
+	transactions     = 849
 	ranges           = 670
 	traces           = 280
 	mostFieldsOfSome = 14 // of type lease, which everything would otherwise be put in
