@@ -2,6 +2,7 @@ package worlds
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"time"
 )
@@ -9,8 +10,16 @@ import (
 // A calm world has no faults but round trips, so all that is promised for such times is asked all along.
 // Strangers act often: they delete keys and revoke leases, of which everybody has to be told soon.
 
-// calmDown makes a plan calm.
-func (p *Plan) calmDown(rnd *rand.Rand, _ Options) {
+// calmDown makes a plan calm. Its work is that of two groups.
+func (p *Plan) calmDown(rnd *rand.Rand, o Options) {
+	var groups []string
+	for _, k := range kindsOf(o, Set{Kinds: func(string) bool { return true }}) {
+		if group, _, _ := strings.Cut(k.Name, "/"); !slices.Contains(groups, group) {
+			groups = append(groups, group)
+		}
+	}
+	one, other := under(pick(rnd, groups)), under(pick(rnd, groups))
+	p.Kinds = kindsOf(o, Set{Kinds: func(k string) bool { return one(k) || other(k) }})
 	p.Strangers = some(rnd, strangers, 0.7)
 	p.clearUp()
 	p.Calm, p.Foreign, p.Peace = true, rnd.IntN(4) == 0, between(rnd, 500*time.Millisecond, 5*time.Second)

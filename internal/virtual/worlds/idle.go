@@ -96,6 +96,41 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 	return found
 }
 
+// besideItself finds calls of Lock that waited, although their session held the lock all the time by
+// another handle.
+func (w *world) besideItself(h history.History) (found []history.Violation) {
+	type place struct {
+		name  string
+		lease int64
+	}
+	holds := map[place][]history.Hold{}
+	for _, r := range h {
+		if r.Hold != nil && r.Hold.Kind == "" {
+			at := place{r.Hold.Name, r.Hold.Lease}
+			holds[at] = append(holds[at], *r.Hold)
+		}
+	}
+	for _, r := range h {
+		c := r.Call
+		if c == nil || c.Op != "Lock" && c.Op != "Campaign" {
+			continue
+		}
+		for _, hold := range holds[place{c.Name, c.Lease}] {
+			if hold.Start > c.Call || hold.End <= c.Call {
+				continue
+			}
+			until := min(hold.End, c.Return)
+			waited := until - c.Call
+			if bound, trip, ok := w.stations[c.Client].newsIn(span{c.Call, until}); ok && waited > bound {
+				found = append(found, w.violation("idle", c.Return,
+					"%v: %s of %q waited for %v beside token %d of its own session, without a fault and with round trips of up to %v",
+					c.Who, c.Op, c.Name, waited, hold.Token, trip))
+			}
+		}
+	}
+	return found
+}
+
 // newsIn is the longest that news of something may take in a span, and the longest round trip. For
 // ok see untroubled.
 func (s *station) newsIn(during span) (bound, trip time.Duration, ok bool) {

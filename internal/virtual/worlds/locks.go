@@ -344,13 +344,19 @@ func (w *worker) doAgain(ctx context.Context) {
 func (w *worker) doWith(ctx context.Context, name string, m library.Mutex) {
 	s := w.stay
 	var term context.Context
+	var returned time.Duration
+	over := func() time.Duration { return 0 }
 	_ = w.call(ctx, call{op: "Do", name: name, lease: s.lease, limit: w.patience()}, func(ctx context.Context) error {
 		return m.(library.Doer).Do(ctx, func(ctx context.Context) error {
 			owner := m.IsOwner()
+			over = w.endOf(ctx)
 			w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m).within(ctx, s.ttl))
-			term = lasting(ctx)
+			term, returned = lasting(ctx), w.rec.Now()
 			return nil
 		})
 	})
 	w.askReleased("Do", name, term)
+	if late := over() - returned; w.here() && late > 0 {
+		w.violate("handle", "%v: the context of Do of %q lived for %v after its work had returned", w.who, name, late)
+	}
 }

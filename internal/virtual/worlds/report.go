@@ -75,7 +75,7 @@ func (w *world) judge(lasted time.Duration) *Report {
 		ask()
 	}
 	found := slices.Concat(w.violations, check(r.history), w.unfounded(), w.storms(), w.strays(r.history, lasted), w.unserved(r.history), w.idle(r.history), w.stale(r.history),
-		w.carriedOut(r.history))
+		w.carriedOut(r.history), w.besideItself(r.history))
 	slices.SortStableFunc(found, func(a, b history.Violation) int { return cmp.Compare(a.At, b.At) })
 	for _, v := range found {
 		r.Kinds[v.Property]++

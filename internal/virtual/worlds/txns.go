@@ -209,7 +209,7 @@ func (w *worker) askStarved(c call, during span, err error) {
 }
 
 // guards are, now and then, the guard of whoever is first in some line at the moment: a
-// comparison that may have become false when it is asked.
+// comparison that may have become false when it is asked. Some are false from the beginning.
 func (w *worker) guards() (cmps []clientv3.Cmp, owner history.Life) {
 	if !w.here() || w.rnd.IntN(8) != 0 {
 		return nil, owner
@@ -223,6 +223,9 @@ func (w *worker) guards() (cmps []clientv3.Cmp, owner history.Life) {
 	}
 	if owner.Token == 0 {
 		return nil, owner
+	}
+	if w.rnd.IntN(4) == 0 {
+		owner.Token = 1 // the revision of an empty store
 	}
 	return []clientv3.Cmp{leads(key, owner.Token)}, owner
 }
