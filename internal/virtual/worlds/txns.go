@@ -221,18 +221,21 @@ func (w *worker) guards() (cmps []clientv3.Cmp, owner history.Life) {
 			owner, key = life.Life, life.key
 		}
 	}
-	if owner.Token == 0 {
-		return nil, owner
-	}
-	if w.rnd.IntN(4) == 0 {
-		owner.Token = 1 // the revision of an empty store
+	if owner.Token == 0 || w.rnd.IntN(4) == 0 {
+		key, owner.Token = lineArea+"nobody", never
 	}
 	return []clientv3.Cmp{leads(key, owner.Token)}, owner
 }
 
+// never is the revision of an empty store, at which no key was created.
+const never = 1
+
 // askGuard notes a write under a guard, for which the history has a check.
 func (w *worker) askGuard(owner history.Life, rev int64) {
-	if owner.Token != 0 && rev != 0 {
+	switch {
+	case owner.Token == never:
+		w.violate("write", "%v: a transaction was committed at revision %d under a guard that is false", w.who, rev)
+	case owner.Token != 0 && rev != 0:
 		w.rec.Add(history.Record{Write: &history.Write{
 			Who: w.who, Name: owner.Name, Token: owner.Token, Rev: rev, At: w.rec.Now(),
 		}})
