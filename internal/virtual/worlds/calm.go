@@ -38,7 +38,7 @@ func crowding(k string) bool {
 
 // crowd makes the plan of a crowd.
 func (p *Plan) crowd(rnd *rand.Rand, _ Options) {
-	p.Locks, p.Workers = 1, 4+rnd.IntN(5)
+	p.Locks, p.Workers = 1, 4+rnd.IntN(2)
 	p.Think = between(rnd, 50*time.Millisecond, time.Second)
 	if rnd.IntN(2) == 0 {
 		p.clearUp()

@@ -2,6 +2,7 @@ package worlds
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -48,14 +49,36 @@ func turnsOf(h history.History) map[string]*turns {
 	return lines
 }
 
-// of is when the turn of a ticket came.
-func (t *turns) of(token int64) (at time.Duration, ok bool) {
-	i, found := slices.BinarySearchFunc(t.lives, token, func(l history.Life, token int64) int { return cmp.Compare(l.Token, token) })
-	if !found || i >= len(t.freed) {
+// of is when the turn came of the ticket by which something was held. Those ahead of another kind had to
+// be gone, and of its own kind there may be fewer than most beside it.
+func (t *turns) of(hold history.Hold) (at time.Duration, ok bool) {
+	const never = time.Duration(math.MaxInt64)
+	i, found := slices.BinarySearchFunc(t.lives, hold.Token, func(l history.Life, token int64) int { return cmp.Compare(l.Token, token) })
+	if !found {
 		return 0, false
 	}
-	return max(t.freed[i], t.lives[i].Created), true
+	at = t.lives[i].Created
+	var beside []time.Duration // ends of those of its kind
+	for _, life := range t.lives[:i] {
+		gone := life.Gone
+		if life.Deleted == 0 {
+			gone = never
+		}
+		if hold.Kind != "" && life.Kind == hold.Kind {
+			beside = append(beside, gone)
+		} else {
+			at = max(at, gone)
+		}
+	}
+	if free := len(beside) - hold.Most; hold.Most > 0 && free >= 0 { // so many have to end first, and one more
+		slices.Sort(beside)
+		at = max(at, beside[free])
+	}
+	return at, at < never
 }
+
+// waiting are the operations that wait for a turn in one line.
+var waiting = []string{"Lock", "Campaign", "RLock", "Acquire"}
 
 // idle finds locks and leaderships that nobody had although the turn of a waiter had come: its Lock
 // or Campaign returned later than the news needs. A fault excuses it, even long before, for as long
@@ -66,23 +89,24 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 		lease int64
 		at    time.Duration
 	}
-	tokens := map[grant]int64{}
+	holds := map[grant]history.Hold{}
 	for _, r := range h {
 		if r.Hold != nil {
-			tokens[grant{r.Hold.Name, r.Hold.Lease, r.Hold.Start}] = r.Hold.Token
+			holds[grant{r.Hold.Name, r.Hold.Lease, r.Hold.Start}] = *r.Hold
 		}
 	}
 	lines := turnsOf(h)
 	for _, r := range h {
 		c := r.Call
-		if c == nil || c.Error != "" || c.Op != "Lock" && c.Op != "Campaign" {
+		if c == nil || c.Error != "" || !slices.Contains(waiting, c.Op) {
 			continue
 		}
-		token, line := tokens[grant{c.Name, c.Lease, c.Return}], lines[c.Name]
-		if token == 0 || line == nil {
+		hold, held := holds[grant{c.Name, c.Lease, c.Return}]
+		line := lines[c.Name]
+		if !held || line == nil {
 			continue
 		}
-		turn, ok := line.of(token)
+		turn, ok := line.of(hold)
 		if !ok {
 			continue
 		}
@@ -90,7 +114,7 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 		if bound, trip, ok := w.stations[c.Client].newsIn(span{turn, c.Return}); ok && c.Return-turn > bound {
 			found = append(found, w.violation("idle", c.Return,
 				"%v: %s of %q with token %d, whose turn came at %v, returned %v later, without a fault and with round trips of up to %v",
-				c.Who, c.Op, c.Name, token, turn, c.Return-turn, trip))
+				c.Who, c.Op, c.Name, hold.Token, turn, c.Return-turn, trip))
 		}
 	}
 	return found
@@ -99,10 +123,6 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 // besideItself finds calls of Lock that waited, although their session held the lock all the time by
 // another handle.
 func (w *world) besideItself(h history.History) (found []history.Violation) {
-	type place struct {
-		name  string
-		lease int64
-	}
 	holds := map[place][]history.Hold{}
 	for _, r := range h {
 		if r.Hold != nil && r.Hold.Kind == "" {

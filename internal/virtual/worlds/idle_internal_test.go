@@ -41,9 +41,26 @@ func TestIdle(t *testing.T) {
 	line0 := turnsOf(history.History{
 		{Life: &history.Life{Name: line, Token: 5, Created: 1}}, {Life: &history.Life{Name: line, Token: 6, Created: 2}},
 	})[line]
-	_, ok := line0.of(6)
+	_, ok := line0.of(history.Hold{Token: 6})
 	assert.False(t, ok)
-	at, ok := line0.of(5)
+	at, ok := line0.of(history.Hold{Token: 5})
 	assert.True(t, ok)
 	assert.EqualValues(t, 1, at)
+}
+
+// Those of a kind hold beside each other, behind all others.
+func TestTurnsOfKinds(t *testing.T) {
+	const line = "line"
+	life := func(token int64, kind string, gone time.Duration) history.Record {
+		return history.Record{Life: &history.Life{Name: line, Token: token, Kind: kind, Deleted: 100, Gone: gone}}
+	}
+	all := turnsOf(history.History{life(2, "p", 50), life(3, "", 20), life(4, "p", 40), life(5, "p", 60), life(6, "p", 70)})[line]
+	for most, turn := range map[int]time.Duration{0: 20, 1: 60, 2: 50, 3: 40, 4: 20} {
+		at, ok := all.of(history.Hold{Token: 6, Kind: "p", Most: most})
+		assert.True(t, ok)
+		assert.Equal(t, turn, at, "%d at once", most)
+	}
+	at, ok := all.of(history.Hold{Token: 6})
+	assert.True(t, ok)
+	assert.EqualValues(t, 60, at, "one that excludes waits for all")
 }
