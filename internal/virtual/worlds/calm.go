@@ -23,7 +23,7 @@ func (p *Plan) calmDown(rnd *rand.Rand, o Options) {
 	p.Strangers = some(rnd, strangers, 0.7)
 	p.clearUp()
 	p.Calm, p.Foreign, p.Peace = true, rnd.IntN(4) == 0, between(rnd, 500*time.Millisecond, 5*time.Second)
-	p.Think = between(rnd, 50*time.Millisecond, time.Second)
+	p.Think = between(rnd, 100*time.Millisecond, 2*time.Second)
 	if rnd.IntN(4) == 0 {
 		p.Strangers = nil
 	}
@@ -39,7 +39,7 @@ func crowding(k string) bool {
 // crowd makes the plan of a crowd.
 func (p *Plan) crowd(rnd *rand.Rand, _ Options) {
 	p.Locks, p.Workers = 1, 4+rnd.IntN(2)
-	p.Think = between(rnd, 50*time.Millisecond, time.Second)
+	p.Think = between(rnd, 200*time.Millisecond, 2*time.Second)
 	if rnd.IntN(2) == 0 {
 		p.clearUp()
 	}

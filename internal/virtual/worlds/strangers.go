@@ -19,6 +19,7 @@ type stranger struct {
 	name     string
 	disturbs bool // calls that it has nothing to do with
 	takes    bool // keys
+	compacts bool // what transactions may be reading
 	do       func(w *world, ctx context.Context, rnd *rand.Rand) (on string)
 }
 
@@ -26,7 +27,7 @@ var strangers = []stranger{
 	{name: "delete a key", takes: true, do: (*world).deleteKey},
 	{name: "delete a line", takes: true, do: (*world).deleteLine},
 	{name: "revoke a lease", takes: true, do: (*world).revokeLease},
-	{name: "compact", do: (*world).compact},
+	{name: "compact", compacts: true, do: (*world).compact},
 	{name: "restart the server", disturbs: true, do: (*world).restart},
 	{name: "run out of space", disturbs: true, do: (*world).fill},
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -197,7 +198,8 @@ func (w *world) carriedOut(h history.History) (found []history.Violation) {
 // askStarved asks about a transaction that has ended without a commit when its context did. Nothing
 // makes its reads again over another link than the silent one.
 func (w *worker) askStarved(c call, during span, err error) {
-	if !w.here() || c.op == "wait" || !errors.Is(err, context.DeadlineExceeded) {
+	compacted := slices.ContainsFunc(w.plan.Strangers, func(s stranger) bool { return s.compacts })
+	if !w.here() || compacted || c.op == "wait" || !errors.Is(err, context.DeadlineExceeded) {
 		return
 	}
 	w.untroubledIn(during, func(trip, silent time.Duration) {
