@@ -96,7 +96,8 @@ func RunLeader(
 	}
 }
 
-// tellLeaders tells who leads until the function that it returns is called.
+// tellLeaders tells who leads until the function that it returns is called. That function waits for
+// the last tell, because nothing may run on when RunLeader has returned.
 func tellLeaders(ctx context.Context, client *v3.Client, prefix string, tell func(Leader)) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var telling sync.WaitGroup
@@ -168,8 +169,7 @@ func (r leading) once(ctx context.Context) (led, again bool, err error) {
 		return nil
 	})
 	if led {
-		// What the resignation has met does not matter, because the lease ends, too.
-		return true, lost, failure
+		return true, lost, failure // what the resignation has met does not matter: the lease ends, too
 	}
 	lost = errors.Is(err, ErrSessionExpired) || errors.Is(err, rpctypes.ErrLeaseNotFound)
 	return false, lost || transient(err), err

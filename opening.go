@@ -70,10 +70,10 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 }
 
 // obtain has a lease granted, or asks what is left of the one given, and begins to renew
-// it.
+// it. A lease that was given is not revoked if that fails.
 //
-// The answer may have taken so long that another one would come after the deadline. Then
-// obtain waits for the answer to a renewal. All later answers come a third of a life apart,
+// The answer may have taken so long that another one would come after the deadline, which may
+// even have passed. Then obtain waits for the answer to a renewal. All later answers come a third of a life apart,
 // however long each of them takes.
 func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) error {
 	begun, given := time.Now(), l.id != v3.NoLease
@@ -84,7 +84,6 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	l.known()
 	// The server has granted the lease, or told what is left of it, after begun.
 	l.clock.deadline = begun.Add(left - l.clock.margin)
-	// Until the clock is started, the deadline may be in the past, and answers may still move it.
 	took := time.Since(begun)
 	renewed := make(chan struct{}, 1)
 	// The channel has room for one answer: only whether there was one since the last look
@@ -113,7 +112,6 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	l.end(err)
 	l.renewal.leave()
 	l.renewal.wait()
-	// A lease that the caller brought is not ours to revoke.
 	if given {
 		return err
 	}
@@ -128,7 +126,8 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	return err
 }
 
-// known notes what goes by the ID of the lease. A lease that is granted has none before.
+// known notes what goes by the ID of the lease. A lease that is granted has none before. The seats are
+// those of all sessions on the lease.
 func (l *lease) known() {
 	s := sharedOf(l.client)
 	l.seats, l.watches = s.seatsOf(l.id), &s.watches

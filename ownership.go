@@ -131,7 +131,8 @@ func (o *ownership) replace(held *grant) {
 	o.held = held
 }
 
-// state is what the handle holds, and the latest header.
+// state is what the handle holds, and the latest header. What is held may be lost already, see
+// [ownership.owns].
 func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 	o.queue.made()
 	o.mu.Lock()
@@ -255,7 +256,8 @@ func (q queue) follow(g *grant, rev int64) *term {
 //
 // The place that a session has in a line goes on with the watch of its wait, and leaves it to
 // the next wait. So one watch serves a session from turn to turn. Other places watch their own
-// keys, because many of them may own at once.
+// keys, because many of them may own at once. They look first, because the watch begins at the
+// revision of a look.
 func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
 	var w *watcher
 	kept, own := false, q.keys(t.key)
@@ -269,8 +271,6 @@ func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
 			w.stop()
 		}
 	}()
-	// Without a watch of the line, a look comes first: it gives the revision from which on the own
-	// keys are watched.
 	for stale := w == nil; ; {
 		if stale {
 			read, header, err := q.read(ctx, q.own(t.key), 0)

@@ -240,7 +240,8 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 //
 // Near the head it follows the line by one watch, which proves the turn. See [view.hear].
 // Otherwise it watches its own keys, and the ticket whose end may bring it near. When that one
-// goes, it looks.
+// goes, it looks. It may be near then, and one watch of the line takes the place of the other
+// two. If it is not, it watches the next such ticket.
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l := q.lease()
 	var line, own, far *watcher
@@ -258,13 +259,11 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	for told := (ticket{}); !v.turn(); {
 		told = q.tellWaiting(v, told)
 		switch {
-		// It is near now, if it was far. One watch of the line takes the place of the other two.
 		case v.follows() && line == nil:
 			own.stop()
 			far.stop()
 			line, _ = q.watchLine(v.header.Revision)
 			own, far = nil, nil
-		// It begins to wait from afar, or the ticket that it waited for has gone.
 		case !v.follows() && (far == nil || far.key != v.awaited().key):
 			if own == nil {
 				own = q.watchOwn(ctx, v.mine, v.header.Revision)
