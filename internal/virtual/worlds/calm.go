@@ -22,7 +22,7 @@ func (p *Plan) calmDown(rnd *rand.Rand, o Options) {
 	p.Kinds = kindsOf(o, Set{Kinds: func(k string) bool { return one(k) || other(k) }})
 	p.Strangers = some(rnd, strangers, 0.7)
 	p.clearUp()
-	p.Calm, p.Foreign, p.Peace = true, rnd.IntN(4) == 0, between(rnd, 500*time.Millisecond, 5*time.Second)
+	p.Foreign, p.Peace = rnd.IntN(4) == 0, between(rnd, 500*time.Millisecond, 5*time.Second)
 	p.Think = between(rnd, 100*time.Millisecond, 2*time.Second)
 	if rnd.IntN(4) == 0 {
 		p.Strangers = nil
@@ -33,7 +33,7 @@ func (p *Plan) calmDown(rnd *rand.Rand, o Options) {
 
 // crowding selects what stands in a line.
 func crowding(k string) bool {
-	return k == "lock/lock" || k == "kinds/write" || k == "kinds/read" || k == "kinds/permit" || strings.HasPrefix(k, "lock/try")
+	return k == "lock/lock" || k == "kinds/write" || k == "kinds/read" || k == "kinds/permit" || k == "lock/try"
 }
 
 // crowd makes the plan of a crowd.

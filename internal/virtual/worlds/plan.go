@@ -37,7 +37,6 @@ type Plan struct {
 	Dense     bool
 	Hasty     bool
 	Mild      bool
-	Calm      bool
 	Foreign   bool // programs have put a Lease of their own in the place of their clients'
 }
 

@@ -66,11 +66,11 @@ func (w *worker) askCost(c call, r history.Call) {
 		if silent > 0 {
 			bound += silent/3 + trip
 		}
-		if c.op == "NewSession" { // a renewal too, if the grant took long
+		switch {
+		case c.op == "NewSession" && r.Error != "": // a margin left it less than a round trip to live
+			return
+		case c.op == "NewSession": // a renewal too, if the grant took long
 			bound += trip
-			if r.Error != "" { // the margin leaves it less than a round trip to live
-				return
-			}
 		}
 		if took := r.Return - r.Call; took > bound && (silent == 0 || !slices.Contains(once, c.op)) {
 			w.violateAt("cost", r.Return, "%v: %s of %q, which costs one call, took %v, without a fault and with round trips of up to %v",
