@@ -69,8 +69,8 @@ func (w *worker) askCost(c call, r history.Call) {
 		switch {
 		case c.op == "NewSession" && r.Error != "": // a margin left it less than a round trip to live
 			return
-		case c.op == "NewSession": // a renewal too, if the grant took long
-			bound += trip
+		case c.op == "NewSession": // if the grant took long, renewals too, a third of a life apart
+			bound += w.longest()
 		}
 		if took := r.Return - r.Call; took > bound && (silent == 0 || !slices.Contains(once, c.op)) {
 			w.violateAt("cost", r.Return, "%v: %s of %q, which costs one call, took %v, without a fault and with round trips of up to %v",
