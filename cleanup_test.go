@@ -19,12 +19,7 @@ import (
 func TestLockWithoutAnAnswerTakesItsKeyAway(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
-	join := l.faults.HoldAnswer(fault.Txn, 1)
-	ctx, cancel := context.WithCancel(t.Context())
-	call := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-	ended(t, join.Reached(), "the join")
-	cancel()
-	require.Equal(t, context.Canceled, call.Wait(t))
+	l.givesUp(t, 1, l.mutex.Lock)
 	require.Empty(t, etcdtest.Keys(t, l.outside, l.name+"/"))
 }
 
@@ -55,13 +50,7 @@ func giveUp(tb testing.TB, l *line, kv *late) {
 func TestLockThatFailsLeavesNoKey(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
-	join := l.faults.HoldAnswer(fault.Txn, 1)
-	short, cancel := context.WithCancel(t.Context())
-	call := etcdtest.Go(func() error { return l.mutex.Lock(short) })
-	ended(t, join.Reached(), "the join")
-	l.stand(t, 1)
-	cancel()
-	require.Equal(t, context.Canceled, call.Wait(t))
+	l.givesUp(t, 1, l.mutex.Lock)
 	l.stand(t, 0)
 }
 

@@ -423,6 +423,19 @@ func (l *line) waits(tb testing.TB, n int, call func() error) *etcdtest.Call {
 	return c
 }
 
+// givesUp makes a call that joins the line, and ends its context when n keys stand there and the call
+// knows nothing of it, because the join is not answered.
+func (l *line) givesUp(tb testing.TB, n int, take func(context.Context) error) {
+	tb.Helper()
+	join := l.faults.HoldAnswer(fault.Txn, 1)
+	ctx, cancel := context.WithCancel(tb.Context())
+	call := etcdtest.Go(func() error { return take(ctx) })
+	ended(tb, join.Reached(), "the join")
+	l.stand(tb, n)
+	cancel()
+	require.Equal(tb, context.Canceled, call.Wait(tb))
+}
+
 // waiting starts a Lock and returns when it waits, on a watch that has begun.
 func (l *line) waiting(tb testing.TB, ctx context.Context, m *concurrency.Mutex, n int) *etcdtest.Call {
 	tb.Helper()

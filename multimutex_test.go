@@ -309,19 +309,12 @@ var multiTakes = map[string]func(*concurrency.MultiMutex, context.Context) error
 
 func TestMultiMutexLeavesNothingWhenCtxEndsBeforeTheAnswer(t *testing.T) {
 	t.Parallel()
-	ctx := t.Context()
 	for what, take := range multiTakes {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
 			l := newLines(t)
 			m := l.multi("a", "b", "c")
-			join := l.faults.HoldAnswer(fault.Txn, 1)
-			giveUp, cancel := context.WithCancel(ctx)
-			call := etcdtest.Go(func() error { return take(m, giveUp) })
-			ended(t, join.Reached(), "the join")
-			l.stand(t, 3)
-			cancel()
-			require.Equal(t, context.Canceled, call.Wait(t))
+			l.givesUp(t, 3, func(ctx context.Context) error { return take(m, ctx) })
 			l.stand(t, 0)
 		})
 	}

@@ -245,13 +245,7 @@ func TestTryLockRepeatsOverTransientFaultsALostAnswerToo(t *testing.T) {
 func TestTryLockEndsWithItsContextAndLeavesNoKey(t *testing.T) {
 	t.Parallel()
 	l := newLine(t)
-	join := l.faults.HoldAnswer(fault.Txn, 1)
-	giveUp, cancel := context.WithCancel(t.Context())
-	call := etcdtest.Go(func() error { return l.mutex.TryLock(giveUp) })
-	ended(t, join.Reached(), "the join")
-	l.stand(t, 1)
-	cancel()
-	require.Equal(t, context.Canceled, call.Wait(t))
+	l.givesUp(t, 1, l.mutex.TryLock)
 	l.stand(t, 0)
 }
 

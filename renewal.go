@@ -321,7 +321,7 @@ func (r *renewals) drop(s *stream) {
 		// A stream that owes the lease an answer may still give it. If none does, to wait until the
 		// lease is due would cost it a third of its life.
 		last := sent[len(sent)-1]
-		if !slices.ContainsFunc(r.streams, func(other *stream) bool { return other.owes(id, now) }) {
+		if !slices.ContainsFunc(r.streams, func(other *stream) bool { return other.owes(id, 0, now) }) {
 			last.of.due = now
 		}
 	}

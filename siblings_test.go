@@ -53,12 +53,7 @@ func TestHandlesOfOneSessionOfWhichOneHoldsAndOneGivesUp(t *testing.T) {
 	l := newLine(t)
 	require.NoError(t, l.mutex.Lock(ctx))
 	require.Equal(t, context.Canceled, l.handle().Lock(cancelled()))
-	join := l.faults.HoldAnswer(fault.Txn, 1)
-	short, cancel := context.WithCancel(ctx)
-	call := etcdtest.Go(func() error { return l.handle().Lock(short) })
-	ended(t, join.Reached(), "the join")
-	cancel()
-	require.Equal(t, context.Canceled, call.Wait(t))
+	l.givesUp(t, 1, l.handle().Lock)
 	require.True(t, l.owns(t, l.mutex))
 }
 

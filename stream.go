@@ -164,10 +164,10 @@ func (s *stream) remove(x sending) {
 	}
 }
 
-// owes reports whether a renewal of the lease is not answered that was sent at the time or
-// before.
-func (s *stream) owes(id v3.LeaseID, at time.Time) bool {
-	return len(s.owed[id]) > 0 && !s.owed[id][0].at.After(at)
+// owes reports whether the stream has owed the lease an answer for a span. A tenth may be missing,
+// because renewals go out up to a tenth of an interval before they are due, see renewal.soon.
+func (s *stream) owes(id v3.LeaseID, span time.Duration, now time.Time) bool {
+	return len(s.owed[id]) > 0 && !s.owed[id][0].at.After(now.Add(-span*9/10))
 }
 
 // owesAlone reports whether the stream owes an answer that still counts and that other cannot
@@ -188,7 +188,7 @@ func (s *stream) owesAlone(other *stream) bool {
 // life of that lease.
 func (s *stream) dead(now time.Time) bool {
 	for id, sent := range s.owed {
-		if life := 3 * sent[0].of.interval; !s.owes(id, now.Add(-life*9/10)) {
+		if life := 3 * sent[0].of.interval; !s.owes(id, life, now) {
 			return false
 		}
 	}
@@ -226,7 +226,7 @@ func another(streams []*stream, k *renewal, step time.Duration, now time.Time) (
 		if i == len(streams)-1 {
 			span = step // the newest was opened that much later
 		}
-		if !s.owes(k.id, now.Add(-span*9/10)) {
+		if !s.owes(k.id, span, now) {
 			return false, nil
 		}
 	}

@@ -131,9 +131,7 @@ func (w *worker) holdAndRelease(
 	if err := w.stand(ctx, s, name, t, op, acquire); err != nil {
 		return err
 	}
-	h := w.holdingOf(s, name, t)
-	w.hold(ctx, h)
-	term := lasting(h.belief)
+	term := w.hold(ctx, w.holdingOf(s, name, t))
 	err := w.stand(ctx, s, name, t, t.back, t.release)
 	w.askReleased(t.back, name, term)
 	return err

@@ -13,7 +13,7 @@ import (
 // calmDown makes a plan calm. Its work is that of two groups.
 func (p *Plan) calmDown(rnd *rand.Rand, o Options) {
 	var groups []string
-	for _, k := range kindsOf(o, Set{Kinds: func(string) bool { return true }}) {
+	for _, k := range kindsOf(o, Set{Kinds: everything}) {
 		if group, _, _ := strings.Cut(k.Name, "/"); !slices.Contains(groups, group) {
 			groups = append(groups, group)
 		}

@@ -38,8 +38,7 @@ func (w *worker) takeLocal(ctx context.Context, s *stay, name string, m *concurr
 			h = h.within(ctx, s.ttl)
 		}
 		w.share(h.Token, since)
-		w.hold(ctx, h)
-		term = lasting(h.belief)
+		term = w.hold(ctx, h)
 	}
 	switch w.rnd.IntN(4) {
 	case 0:

@@ -61,11 +61,16 @@ func (h holding) within(ctx context.Context, ttl time.Duration) holding {
 }
 
 // hold holds for a while, at the longest until it is known that it was lost or ctx ends. Now
-// and then it writes. It reports whether it still held in the end.
-func (w *worker) hold(ctx context.Context, h holding) bool {
+// and then it writes. It returns the context of the ownership if that lives when all is written, or nil.
+func (w *worker) hold(ctx context.Context, h holding) (term context.Context) {
 	if ended(h.over) {
-		return false
+		return nil
 	}
+	defer func() {
+		if h.belief != nil && h.belief.Err() == nil {
+			term = h.belief
+		}
+	}()
 	h.Start = w.rec.Now()
 	if h.belief != nil && h.by != nil && h.Passed == 0 { // who releases may believe until the end of the context, and no longer
 		context.AfterFunc(h.belief, func() { w.held(h) })
@@ -95,12 +100,10 @@ func (w *worker) hold(ctx context.Context, h holding) bool {
 			writing.Go(func() { w.guarded(ctx, h.Name, h.owner) })
 		}
 	}
-	h.End = w.held(h)
-	if !ended(h.over) {
-		return true
+	if h.End = w.held(h); ended(h.over) {
+		w.askLoss(h)
 	}
-	w.askLoss(h)
-	return false
+	return nil
 }
 
 // held records a holding that has lasted until now.
@@ -197,9 +200,7 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 		return
 	}
 	owner := m.IsOwner()
-	h := w.owning(s, name, tokenOf(owner), owner, m)
-	w.hold(ctx, h)
-	term := lasting(h.belief)
+	term := w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m))
 	err := w.release(ctx, call{op: "Unlock", name: name, lease: s.lease}, m.Unlock)
 	w.askReleased("Unlock", name, term)
 	if w.rnd.IntN(4) == 0 {
@@ -350,8 +351,8 @@ func (w *worker) doWith(ctx context.Context, name string, m library.Mutex) {
 		return m.(library.Doer).Do(ctx, func(ctx context.Context) error {
 			owner := m.IsOwner()
 			over = w.endOf(ctx)
-			w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m).within(ctx, s.ttl))
-			term, returned = lasting(ctx), w.rec.Now()
+			term = w.hold(ctx, w.owning(s, name, tokenOf(owner), owner, m).within(ctx, s.ttl))
+			returned = w.rec.Now()
 			return nil
 		})
 	})

@@ -1,6 +1,8 @@
 package worlds
 
 import (
+	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -30,44 +32,53 @@ func (w *world) stale(h history.History) (found []history.Violation) {
 		if line == nil {
 			continue
 		}
-		for i, life := range line.lives[:len(line.freed)] {
-			led := span{max(line.freed[i], life.Created, f.during.from), f.during.to}
-			if life.Deleted != 0 {
-				led.to = min(led.to, life.Gone)
-			}
-			bound, trip, ok := f.newsIn(led)
-			if !ok || led.to-led.from <= bound {
+		for _, l := range line.leads() {
+			if l.token == 0 && f.how != "Leaders" {
 				continue
 			}
-			if last, ok := latestAt(told[f.stream], led.from+bound); !ok || last.Token != life.Token {
-				found = append(found, w.violation("stale", led.from+bound,
-					"%v: %s of %q had not told of token %d, which led since %v, %v later, without a fault and with round trips of up to %v",
-					f.who, f.how, f.name, life.Token, led.from, bound, trip))
+			during := span{max(l.from, f.during.from), min(l.to, f.during.to)}
+			bound, trip, ok := f.newsIn(during)
+			if !ok || during.to-during.from <= bound {
+				continue
 			}
-		}
-		if f.how == "Leaders" {
-			found = append(found, w.unvacant(f, line, told[f.stream])...)
+			if last, ok := latestAt(told[f.stream], during.from+bound); !ok || last.Token != l.token {
+				found = append(found, w.violation("stale", during.from+bound,
+					"%v: %s of %q had not told %s since %v, %v later, without a fault and with round trips of up to %v",
+					f.who, f.how, f.name, l, during.from, bound, trip))
+			}
 		}
 	}
 	return found
 }
 
-// unvacant finds times in which nobody led for longer than the news need, and of which Leaders had not
-// told.
-func (w *world) unvacant(f followed, line *turns, told []history.Sighting) (found []history.Violation) {
-	for i, freed := range line.freed[1:] {
-		nobody := span{max(freed, f.during.from), min(line.lives[i+1].Created, f.during.to)}
-		bound, trip, ok := f.newsIn(nobody)
-		if !ok || nobody.to-nobody.from <= bound {
-			continue
-		}
-		if last, ok := latestAt(told, nobody.from+bound); !ok || last.Token != 0 {
-			found = append(found, w.violation("stale", nobody.from+bound,
-				"%v: Leaders of %q had not told that nobody led since %v, %v later, without a fault and with round trips of up to %v",
-				f.who, f.name, nobody.from, bound, trip))
-		}
+// lead is a time in which a ticket led, or nobody if that is 0.
+type lead struct {
+	span
+	token int64
+}
+
+// String is what is to be told of it.
+func (l lead) String() string {
+	if l.token == 0 {
+		return "that nobody led"
 	}
-	return found
+	return fmt.Sprintf("of token %d, which led", l.token)
+}
+
+// leads are the leaders of a line, and the times between them.
+func (t *turns) leads() (all []lead) {
+	for i, freed := range t.freed {
+		life := t.lives[i]
+		if i > 0 {
+			all = append(all, lead{span{freed, life.Created}, 0})
+		}
+		led := lead{span{max(freed, life.Created), math.MaxInt64}, life.Token}
+		if life.Deleted != 0 {
+			led.to = life.Gone
+		}
+		all = append(all, led)
+	}
+	return all
 }
 
 // latestAt is what was told last at a moment.

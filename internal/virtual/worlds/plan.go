@@ -60,7 +60,7 @@ type Set struct {
 
 // Sets are all of them. "any" draws from all kinds.
 var Sets = []Set{
-	{Name: "any", Weight: 4, Kinds: func(string) bool { return true }},
+	{Name: "any", Weight: 4, Kinds: everything},
 	{Name: "locks", Weight: 3, Kinds: under("lock")},
 	{Name: "kinds", Weight: 3, Kinds: func(k string) bool { return under("kinds")(k) || under("lock")(k) }},
 	{Name: "barriers", Weight: 2, Kinds: under("barrier")},
@@ -70,10 +70,13 @@ var Sets = []Set{
 	{Name: "ranges", Weight: 2, Kinds: ranged},
 	{Name: "dense ranges", Kinds: ranged, Shape: (*Plan).densify},
 	{Name: "haste", Weight: 1, Kinds: hasty, Shape: (*Plan).hurry},
-	{Name: "mild", Weight: 1, Kinds: func(string) bool { return true }, Shape: (*Plan).soften},
-	{Name: "calm", Weight: 1, Kinds: func(string) bool { return true }, Shape: (*Plan).calmDown},
+	{Name: "mild", Weight: 1, Kinds: everything, Shape: (*Plan).soften},
+	{Name: "calm", Weight: 1, Kinds: everything, Shape: (*Plan).calmDown},
 	{Name: "crowd", Weight: 1, Kinds: crowding, Shape: (*Plan).crowd},
 }
+
+// everything selects all kinds.
+func everything(string) bool { return true }
 
 // ranged selects what transactions over ranges meet.
 func ranged(k string) bool { return under("range")(k) || under("transaction")(k) }

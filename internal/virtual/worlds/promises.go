@@ -130,14 +130,6 @@ func (w *worker) askTold(c call, r history.Call, err error) {
 	}
 }
 
-// lasting is the context of an ownership if it lives, or nil.
-func lasting(ctx context.Context) context.Context {
-	if ctx == nil || ctx.Err() != nil {
-		return nil
-	}
-	return ctx
-}
-
 // askReleased asks about the context of an ownership that lasted until its release began. nil is none.
 func (w *worker) askReleased(op, name string, ctx context.Context) {
 	switch {
