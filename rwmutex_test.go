@@ -170,11 +170,9 @@ func TestRWMutexOrder(t *testing.T) {
 		write := l.waits(t, 2, func() error { return middle.Lock(giveUp) })
 		read := l.waits(t, 3, func() error { return reader.RLock(ctx) })
 		l.watched(t, 2)
-		looks := l.faults.KV()
 		cancel()
 		require.Equal(t, context.Canceled, write.Wait(t))
-		etcdtest.Eventually(t, func() bool { return l.faults.KV() > looks }, "another look")
-		l.watched(t, 3)
+		l.watched(t, 3) // the ticket ahead of the writer, which only a look has shown
 		require.True(t, read.Running())
 		require.NoError(t, held.Unlock(ctx))
 		require.NoError(t, read.Wait(t))
