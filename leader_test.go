@@ -674,10 +674,12 @@ func TestRunLeaderTellsWhoLeads(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	proclaimed := make(chan struct{})
 	call := etcdtest.Go(func() error {
 		defer over.Store(true)
 		return concurrency.RunLeader(ctx, l.outside, l.name, "mine", func(inner context.Context, e *concurrency.Election) error {
 			assert.NoError(t, e.Proclaim(inner, "mine, ready"))
+			close(proclaimed)
 			<-inner.Done()
 			return inner.Err()
 		}, tell, concurrency.WithTTL(10))
@@ -693,6 +695,7 @@ func TestRunLeaderTellsWhoLeads(t *testing.T) {
 			require.FailNow(t, "nothing is told")
 		}
 	}
+	ended(t, proclaimed, "it has proclaimed") // the value may be told before the answer has come
 	cancel()
 	require.Equal(t, context.Canceled, call.Wait(t))
 	l.stand(t, 0)
