@@ -89,7 +89,7 @@ var transactionRows = []row{
 	{"T15", "no transaction starves by the package's own doing", []part{
 		{name: "4 goroutines, 40 ms", run: func(e *env) error { return starve(e, 4) }, wire: true, plain: true, bubble: true},
 		{name: "8 goroutines, 40 ms", run: func(e *env) error { return starve(e, 8) }, wire: true, plain: true, bubble: true},
-		{name: "slow beside quick", run: slowBesideQuick, plain: true},
+		{name: "slow beside quick", run: slowBesideQuick, wire: true, plain: true, bubble: true},
 		{name: "nested", run: nested, plain: true},
 	}},
 	{"T16", "thousands of keys cost linear time", []part{
@@ -822,7 +822,10 @@ func (e *env) quick(busy func()) int {
 // A function of 200 ms runs again and again, since the quick ones change what it reads. They
 // hardly notice.
 func slowBesideQuick(e *env) error {
-	const span = 2 * time.Second
+	const rtt, span = 2 * time.Millisecond, 2 * time.Second
+	client, network := e.remote()
+	network.SetRoundTrip(virtual.RoundTrip{Min: rtt, Max: rtt})
+	e.plain = client
 	alone := e.quick(func() { <-time.After(span) })
 	beside := e.quick(func() {
 		ctx, cancel := context.WithTimeout(e.Context(), span)
