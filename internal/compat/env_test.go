@@ -139,6 +139,13 @@ func (e *env) remote() (*clientv3.Client, *virtual.Network) {
 	return e.inNamespace(c), n
 }
 
+// away is a client in virtual time whose every round trip takes as long.
+func (e *env) away(rtt time.Duration) *clientv3.Client {
+	c, n := e.remote()
+	n.SetRoundTrip(virtual.RoundTrip{Min: rtt, Max: rtt})
+	return c
+}
+
 // inNamespace puts the client into the namespace, where the run has one.
 func (e *env) inNamespace(c *clientv3.Client) *clientv3.Client {
 	if e.path == namespaced {

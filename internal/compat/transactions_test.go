@@ -20,7 +20,6 @@ import (
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
 	"example.com/etcd/concurrency/internal/library"
-	"example.com/etcd/concurrency/internal/virtual"
 )
 
 // The isolation levels by their numbers, which are the same in both packages.
@@ -760,9 +759,8 @@ func (e *env) increment(s library.STM, key string) {
 // starve lets goroutines of one client increment one key, 40 ms from the server. Each gets
 // its share of the commits, and none waits for many times what the others need together.
 func starve(e *env, workers int) error {
-	const rtt, span = 40 * time.Millisecond, 15 * time.Second
-	client, network := e.remote()
-	network.SetRoundTrip(virtual.RoundTrip{Min: rtt, Max: rtt})
+	const span = 15 * time.Second
+	client := e.away(40 * time.Millisecond)
 	commits, slowest := make([]int, workers), make([]time.Duration, workers)
 	begin := time.Now()
 	var wg sync.WaitGroup
@@ -820,12 +818,11 @@ func (e *env) quick(busy func()) int {
 }
 
 // A function of 200 ms runs again and again, since the quick ones change what it reads. They
-// hardly notice.
+// hardly notice. They are 2 ms from the server, because a quick function that takes no time would
+// run for ever in one moment of virtual time.
 func slowBesideQuick(e *env) error {
-	const rtt, span = 2 * time.Millisecond, 2 * time.Second
-	client, network := e.remote()
-	network.SetRoundTrip(virtual.RoundTrip{Min: rtt, Max: rtt})
-	e.plain = client
+	const span = 2 * time.Second
+	e.plain = e.away(2 * time.Millisecond)
 	alone := e.quick(func() { <-time.After(span) })
 	beside := e.quick(func() {
 		ctx, cancel := context.WithTimeout(e.Context(), span)
