@@ -301,8 +301,8 @@ func (r *renewals) broke(s *stream, reason error) {
 	r.broken++
 	r.trouble = reason
 	r.again = time.Now().Add(afterFailures(r.broken))
-	if k := s.first(); k != nil {
-		k.suspect = true
+	if oldest := s.oldest(); oldest.of != nil {
+		oldest.of.suspect = true
 	}
 	for _, sent := range s.owed {
 		// Of the older ones the trace was told when the next one was sent, see sends.

@@ -123,6 +123,12 @@ func TestWhenAnotherStreamIsOpened(t *testing.T) {
 	send(longer, at(0), all...)
 	require.False(t, first(another(all, k, k.interval, at(4))), "a lease that lives longer may have an answer in time")
 	require.True(t, first(another(all, k, k.interval, at(6))), "the first is dead to both")
+	send(kept(3), at(5.5), all...)
+	require.True(t, first(another(all, k, k.interval, at(6))), "it is, to one that has just begun to wait, too")
+	all = six(k, 0, 1, 1, 2, 2, 3)
+	longer.over = true
+	send(longer, at(0), all...)
+	require.True(t, first(another(all, k, k.interval, at(4))), "nobody waits for the lease that lives longer")
 }
 
 func first(open bool, _ *stream) bool { return open }

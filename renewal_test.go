@@ -406,6 +406,40 @@ func TestALeaseThatHasExpiredHoldsNobodyUp(t *testing.T) {
 	})
 }
 
+// All streams of a client die without a word, while sessions come and go. When new streams work,
+// new sessions live.
+func TestSessionsThatComeAndGoKeepNoDeadStream(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		ctx, cancel := context.WithCancel(context.Background())
+		var guests sync.WaitGroup
+		defer guests.Wait()
+		defer cancel()
+		for i := range 8 {
+			rnd := b.Rand(fmt.Sprintf("guest %d", i))
+			guests.Go(func() {
+				for ctx.Err() == nil {
+					s, err := concurrency.NewSession(c, concurrency.WithTTL(3))
+					if !assert.NoError(t, err) {
+						return
+					}
+					b.Sleep(time.Duration(rnd.Int64N(int64(s.TTL()))))
+					assert.NoError(t, s.Close())
+				}
+			})
+		}
+		n.Set("stream-dead", 1)
+		b.Sleep(time.Minute)
+		n.Set("stream-dead", 0)
+		b.Sleep(virtual.Longest + 3*time.Second) // by then each of them has died, and has been silent for a life
+		for range 10 {
+			s := session(t, c, concurrency.WithTTL(3))
+			survives(t, s, 2)
+			require.NoError(t, s.Close())
+		}
+	})
+}
+
 // The same with nothing beside. The stream is on the silent link a few times.
 func TestAMemberThatFallsSilent(t *testing.T) {
 	var shared streams

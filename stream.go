@@ -184,26 +184,28 @@ func (s *stream) owesAlone(other *stream) bool {
 	return false
 }
 
-// dead reports whether the stream has owed each lease that waits for it an answer for the whole
-// life of that lease.
+// dead reports whether the oldest answer that the stream owes has been due for as long as any lease
+// lives that waits for it. A member answers in order, so what was sent later would come too late for
+// each of them. A lease that has just begun to wait does not make the stream younger. Otherwise sessions
+// that come and go would keep dead streams for ever.
 func (s *stream) dead(now time.Time) bool {
-	for id, sent := range s.owed {
-		if life := 3 * sent[0].of.interval; !s.owes(id, life, now) {
-			return false
+	life := time.Duration(0)
+	for _, sent := range s.owed {
+		if k := sent[0].of; !k.over {
+			life = max(life, 3*k.interval)
 		}
 	}
-	return true
+	return len(s.owed) > 0 && s.owes(s.oldest().of.id, life, now)
 }
 
-// first is the lease whose renewal was sent first of those that are not answered.
-func (s *stream) first() *renewal {
-	var first sending
+// oldest is the renewal that was sent first of those that are not answered, if there is any.
+func (s *stream) oldest() (oldest sending) {
 	for _, sent := range s.owed {
-		if first.of == nil || sent[0].nth < first.nth {
-			first = sent[0]
+		if oldest.of == nil || sent[0].nth < oldest.nth {
+			oldest = sent[0]
 		}
 	}
-	return first.of
+	return oldest
 }
 
 // mostStreams bounds the streams of a client. In silence a lease opens two beside the one in
@@ -218,8 +220,7 @@ const mostStreams = 6
 // [slower].
 //
 // No stream is closed because it is too slow for k. It may be in time for the other leases,
-// which live longer. Only if there are too many streams, one that is dead to all leases makes
-// room.
+// which live longer. Only if there are too many streams, one that is dead makes room.
 func another(streams []*stream, k *renewal, step time.Duration, now time.Time) (open bool, instead *stream) {
 	for i, s := range streams {
 		span := 2 * step
