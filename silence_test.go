@@ -37,8 +37,10 @@ func (l *links) silence(tb testing.TB) {
 	tb.Helper()
 	l.client.SetEndpoints(l.both...)
 	l.first.Stall()
+	bound := 50 * time.Millisecond // twice as long each time, because a busy machine answers late
 	etcdtest.Eventually(tb, func() bool {
-		ctx, cancel := context.WithTimeout(tb.Context(), 100*time.Millisecond)
+		bound *= 2
+		ctx, cancel := context.WithTimeout(tb.Context(), bound)
 		defer cancel()
 		_, err := l.client.Get(ctx, "key")
 		return err == nil
