@@ -79,7 +79,9 @@ const (
 	Serializable
 	// RepeatableReads reads each key once, at revisions of their own. It conflicts with later
 	// changes of a key that was read. Its reads are linearizable. A function that ends with an
-	// error for what it has read therefore does not do so for an old value.
+	// error for what it has read therefore does not do so for an old value. After a conflict all
+	// is read anew, call by call. Where others write within that time again and again, it does
+	// not commit. The levels above read from the answer to the commit that conflicted.
 	RepeatableReads
 	// ReadCommitted reads each key once, and conflicts with nothing.
 	ReadCommitted

@@ -12,7 +12,8 @@ import (
 // The longest that a line stands idle, in round trips. At worst a turn comes when a look of a repeated
 // Campaign has just been answered. The rest of the look, the value of the Campaign, the opening of a
 // watch, and a second look are on their way one after the other. etcd's server looks ten times a
-// second for what a watch has missed that was opened meanwhile.
+// second for what a watch has missed that was opened meanwhile. What others of the client open comes
+// on top, see openings.
 const (
 	idleTrips = 4
 	idleSync  = 250 * time.Millisecond
@@ -155,7 +156,13 @@ func (w *world) besideItself(h history.History) (found []history.Violation) {
 // ok see untroubled.
 func (s *station) newsIn(during span) (bound, trip time.Duration, ok bool) {
 	trip, silent, ok := s.untroubled(during)
-	return idleTrips*trip + idleSync + silent, trip, ok
+	return (idleTrips+s.openings())*trip + idleSync + silent, trip, ok
+}
+
+// openings is how many watches of others may be opened before one of a client's, each in a round trip.
+// etcd's client opens those of one stream one after the other (watchGRPCStream.run in client/v3's watch.go).
+func (s *station) openings() time.Duration {
+	return time.Duration(s.plan.Workers + len(s.plan.Residents) - 1)
 }
 
 // untroubled reports whether nothing befell a client in a span, nor before for as long as a watch may

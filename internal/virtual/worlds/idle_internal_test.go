@@ -12,15 +12,16 @@ import (
 )
 
 // A waiter whose turn came when the one before it went has four round trips and a quarter of a
-// second.
+// second, and a round trip for each other worker of its client.
 func TestIdle(t *testing.T) {
 	const line, lease = "line/lock-0", 9
+	workers := 1
 	idle := func(returned time.Duration, disturbed ...span) []history.Violation {
 		air := &weather{trips: []tripped{{0, time.Second}}}
 		for _, s := range disturbed {
 			air.disturb(s, true)
 		}
-		w := &world{lib: library.Here}
+		w := &world{lib: library.Here, plan: Plan{Workers: workers}}
 		w.stations = []*station{{world: w, weather: air}}
 		return w.idle(history.History{
 			{Life: &history.Life{Name: line, Token: 7, Lease: lease, Created: 120 * time.Second}},
@@ -36,6 +37,9 @@ func TestIdle(t *testing.T) {
 	assert.Contains(t, found[0].Text, "whose turn came at 3m20s, returned 4.251s later")
 	assert.Empty(t, idle(220*time.Second, span{120 * time.Second, 126 * time.Second}), "a watch may be silent for long")
 	assert.NotEmpty(t, idle(220*time.Second, span{120 * time.Second, 124 * time.Second}))
+	workers = 3
+	assert.Empty(t, idle(206250*time.Millisecond))
+	assert.NotEmpty(t, idle(206251*time.Millisecond))
 
 	// Nobody has a turn behind a key that stands.
 	line0 := turnsOf(history.History{

@@ -22,12 +22,13 @@ func (p *Plan) soften(rnd *rand.Rand, _ Options) {
 	p.Trips = slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return t.max > 10 })
 }
 
-// bother changes the round trips of the station, and troubles it for a while.
+// bother changes the round trips of the station, and troubles it for a while. It comes when all is over
+// that the trouble before has left. A call that is made again then would need the longer round trips.
 func (s *station) bother(ctx context.Context, rnd *rand.Rand) {
-	s.change(pick(rnd, s.plan.Trips), rnd)
 	if !pause(ctx, 2*s.longest()) {
 		return
 	}
+	s.change(pick(rnd, s.plan.Trips), rnd)
 	from := s.rec.Now()
 	trouble := pick(rnd, []func(*rand.Rand) (string, time.Duration, func()){s.silence, s.silence, s.refuse})
 	what, length, end := trouble(rnd)

@@ -19,7 +19,7 @@ func TestStale(t *testing.T) {
 		for _, s := range disturbed {
 			air.disturb(s, false)
 		}
-		w := &world{lib: library.Here}
+		w := &world{lib: library.Here, plan: Plan{Workers: 1}}
 		s := &station{world: w, weather: air}
 		w.followedBy(followed{s, line, "Observe", 3, span{100 * time.Second, 900 * time.Second}})
 		return w.stale(history.History{

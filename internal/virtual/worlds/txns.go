@@ -166,7 +166,7 @@ func (w *worker) transactAs(ctx context.Context, c call, level int, f func(s *tr
 		abandon()
 	default:
 		w.deny(attempt.writes, err)
-		w.askStarved(c, span{since, w.rec.Now()}, err)
+		w.askStarved(c, levels[level], span{since, w.rec.Now()}, err)
 		abandon()
 	}
 }
@@ -196,10 +196,11 @@ func (w *world) carriedOut(h history.History) (found []history.Violation) {
 }
 
 // askStarved asks about a transaction that has ended without a commit when its context did. Nothing
-// makes its reads again over another link than the silent one.
-func (w *worker) askStarved(c call, during span, err error) {
+// makes its reads again over another link than the silent one. At RepeatableReads each attempt reads
+// anew, one call after the other. Others may write within that time again and again.
+func (w *worker) askStarved(c call, level string, during span, err error) {
 	compacted := slices.ContainsFunc(w.plan.Strangers, func(s stranger) bool { return s.compacts })
-	if !w.here() || compacted || c.op == "wait" || !errors.Is(err, context.DeadlineExceeded) {
+	if !w.here() || compacted || c.op == "wait" || level == "RepeatableReads" || !errors.Is(err, context.DeadlineExceeded) {
 		return
 	}
 	w.untroubledIn(during, func(trip, silent time.Duration) {
