@@ -117,6 +117,12 @@ func (w *worker) visit(ctx context.Context, s *stay, d *concurrency.DoubleBarrie
 		return
 	}
 	in, runs := w.revNow()
+	if w.rnd.IntN(4) == 0 {
+		// Another handle of the session comes in with the same ticket, or gives up. The participant stays.
+		again := concurrency.NewDoubleBarrier(bare(s), name, w.plan.Meeting)
+		c := call{op: "Enter", name: name, lease: s.lease, limit: between(w.rnd, time.Millisecond, w.station.ttl())}
+		_ = w.call(ctx, c, again.Enter)
+	}
 	w.keep(ctx, s, name)
 	for {
 		err := w.call(ctx, call{op: "Leave", name: name, lease: s.lease, limit: w.patience()}, d.Leave)

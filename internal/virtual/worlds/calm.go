@@ -24,8 +24,19 @@ func (p *Plan) calmDown(rnd *rand.Rand, o Options) {
 	p.clearUp()
 	p.Foreign, p.Peace = rnd.IntN(4) == 0, between(rnd, 500*time.Millisecond, 5*time.Second)
 	p.Think = between(rnd, 100*time.Millisecond, 2*time.Second)
+	p.Holds = 1 + rnd.IntN(4)
 	if rnd.IntN(4) == 0 {
 		p.Strangers = nil
+	}
+}
+
+// gather makes a plan in which barriers are used often. In a half of them no call is disturbed.
+func (p *Plan) gather(rnd *rand.Rand, _ Options) {
+	p.Strangers = few(rnd, strangers, 0.3)
+	p.Peace = between(rnd, 500*time.Millisecond, 5*time.Second)
+	p.Think = between(rnd, 100*time.Millisecond, time.Second)
+	if rnd.IntN(2) == 0 {
+		p.clearUp()
 	}
 }
 
@@ -36,9 +47,13 @@ func crowding(k string) bool {
 	return k == "lock/lock" || k == "kinds/write" || k == "kinds/read" || k == "kinds/permit" || k == "lock/try"
 }
 
-// crowd makes the plan of a crowd.
-func (p *Plan) crowd(rnd *rand.Rand, _ Options) {
+// crowd makes the plan of a crowd. In some of them all want permits, and hold them for long.
+func (p *Plan) crowd(rnd *rand.Rand, o Options) {
 	p.Locks, p.Workers = 1, 4+rnd.IntN(2)
+	if rnd.IntN(3) == 0 && !o.upstream() {
+		p.Kinds = kindsOf(o, Set{Kinds: func(k string) bool { return k == "kinds/permit" }})
+		p.Holds = 1 + rnd.IntN(3)
+	}
 	p.Think = between(rnd, 200*time.Millisecond, 2*time.Second)
 	if rnd.IntN(2) == 0 {
 		p.clearUp()

@@ -78,8 +78,8 @@ func (t *turns) of(hold history.Hold) (at time.Duration, ok bool) {
 	return at, at < never
 }
 
-// waiting are the operations that wait for a turn in one line.
-var waiting = []string{"Lock", "Campaign", "RLock", "Acquire"}
+// awaiting are the operations that wait for a turn in one line.
+var awaiting = []string{"Lock", "Campaign", "RLock", "Acquire"}
 
 // idle finds locks and leaderships that nobody had although the turn of a waiter had come: its Lock
 // or Campaign returned later than the news needs. A fault excuses it, even long before, for as long
@@ -99,7 +99,7 @@ func (w *world) idle(h history.History) (found []history.Violation) {
 	lines := turnsOf(h)
 	for _, r := range h {
 		c := r.Call
-		if c == nil || c.Error != "" || !slices.Contains(waiting, c.Op) {
+		if c == nil || c.Error != "" || !slices.Contains(awaiting, c.Op) {
 			continue
 		}
 		hold, held := holds[grant{c.Name, c.Lease, c.Return}]

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -102,6 +103,8 @@ func (w *worker) hold(ctx context.Context, h holding) (term context.Context) {
 	}
 	if h.End = w.held(h); ended(h.over) {
 		w.askLoss(h)
+	} else if gone, ok := w.audit.goneAt(h.Token); ok && h.ttl > 0 { // and its context lives
+		w.askNews(h, span{max(gone, h.Start), h.End})
 	}
 	return nil
 }
@@ -150,7 +153,7 @@ func (w *worker) askLoss(h holding) {
 func (w *worker) askNews(h holding, known span) {
 	bound, trip, ok := w.newsIn(known)
 	if late := known.to - known.from; ok && late > bound {
-		w.violate("told", "%v: token %d of %q was gone for %v before its context ended, without a fault and with round trips of up to %v",
+		w.violate("told", "%v: token %d of %q was gone for %v, and its context lived, without a fault and with round trips of up to %v",
 			w.who, h.Token, h.Name, late, trip)
 	}
 }
@@ -233,39 +236,56 @@ func (w *worker) release(ctx context.Context, c call, f func(context.Context) er
 // then. Without such contexts they can't know, as if a stranger had taken it.
 func (w *worker) siblings(ctx context.Context) {
 	s, name := w.stay, w.anyLock()
-	w.beside(2+w.rnd.IntN(2), func(sibling *worker) {
-		pause(ctx, sibling.think()/4)
-		m := s.NewMutex(name)
-		op, acquire := "Lock", m.Lock
-		if sibling.rnd.IntN(4) == 0 {
-			op, acquire = "TryLock", m.TryLock
+	n, turns := 2+w.rnd.IntN(2), 1
+	if w.plan.Hasty {
+		n, turns = n+w.rnd.IntN(3), 1+w.rnd.IntN(6)
+	}
+	w.beside(n, func(sibling *worker) {
+		for range turns {
+			sibling.takeShared(ctx, s, name)
 		}
-		if sibling.call(ctx, call{op: op, name: name, lease: s.lease, limit: sibling.patience()}, acquire) != nil {
+	})
+}
+
+// takeShared is the turn of a sibling. A release that failed is repeated now and then.
+func (w *worker) takeShared(ctx context.Context, s *stay, name string) {
+	pause(ctx, w.think()/4)
+	m := s.NewMutex(name)
+	op, acquire := "Lock", m.Lock
+	if w.rnd.IntN(4) == 0 {
+		op, acquire = "TryLock", m.TryLock
+	}
+	if w.call(ctx, call{op: op, name: name, lease: s.lease, limit: w.patience()}, acquire) != nil {
+		return
+	}
+	token := tokenOf(m.IsOwner())
+	h := w.owning(s, name, token, m.IsOwner(), m)
+	h.by, h.stay = nil, nil // a sibling may have unlocked
+	if o, ok := m.(library.Owned); ok {
+		h = h.within(o.Ctx(), s.ttl)
+	}
+	w.hold(ctx, h)
+	if h.belief == nil {
+		w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
+	}
+	for again := true; again; again = w.rnd.IntN(2) == 0 {
+		if w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.patience()}, m.Unlock) == nil {
 			return
 		}
-		token := tokenOf(m.IsOwner())
-		h := sibling.owning(s, name, token, m.IsOwner(), m)
-		h.by, h.stay = nil, nil // a sibling may have unlocked
-		if o, ok := m.(library.Owned); ok {
-			h = h.within(o.Ctx(), s.ttl)
-		}
-		sibling.hold(ctx, h)
-		if h.belief == nil {
-			w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
-		}
-		_ = sibling.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: sibling.patience()}, m.Unlock)
-	})
+	}
 }
 
 // beside lets n goroutines of the worker's work on its session, and waits for them.
 func (w *worker) beside(n int, f func(sibling *worker)) {
 	var wg sync.WaitGroup
-	for i := range n {
+	siblings := make([]*worker, n)
+	for i := range siblings {
 		rnd := w.rand(fmt.Sprint("sibling of ", w.index, " at ", w.rec.Now()), i)
-		sibling := &worker{station: w.station, rnd: rnd, index: w.index, stay: w.stay}
-		wg.Go(func() { f(sibling) })
+		siblings[i] = &worker{station: w.station, rnd: rnd, index: w.index, stay: w.stay}
+		wg.Go(func() { f(siblings[i]) })
 	}
 	wg.Wait()
+	w.failed = w.failed || slices.ContainsFunc(siblings, func(s *worker) bool { return s.failed })
 }
 
 // locker locks by a Locker, several times. Goroutines don't share it here: those that wait for

@@ -31,6 +31,8 @@ type Plan struct {
 	Blows     []blow
 	Strangers []stranger
 	Peace     time.Duration // the longest pause of strangers
+	Lull      time.Duration // the longest pause of faults; 0: drawn each time
+	Holds     int           // one hold of so many may be long
 	Trips     []trip
 	Margins   bool
 	Meeting   int // of how many participants a double barrier is
@@ -63,7 +65,7 @@ var Sets = []Set{
 	{Name: "any", Weight: 4, Kinds: everything},
 	{Name: "locks", Weight: 3, Kinds: under("lock")},
 	{Name: "kinds", Weight: 3, Kinds: func(k string) bool { return under("kinds")(k) || under("lock")(k) }},
-	{Name: "barriers", Weight: 2, Kinds: under("barrier")},
+	{Name: "barriers", Weight: 2, Kinds: under("barrier"), Shape: (*Plan).gather},
 	{Name: "elections", Weight: 2, Kinds: under("election")},
 	{Name: "contexts", Weight: 2, Kinds: under("context")},
 	{Name: "transactions", Weight: 2, Kinds: under("transaction")},
@@ -73,6 +75,7 @@ var Sets = []Set{
 	{Name: "mild", Weight: 1, Kinds: everything, Shape: (*Plan).soften},
 	{Name: "calm", Weight: 1, Kinds: everything, Shape: (*Plan).calmDown},
 	{Name: "crowd", Weight: 1, Kinds: crowding, Shape: (*Plan).crowd},
+	{Name: "streams", Weight: 1, Kinds: waiting, Shape: (*Plan).killStreams},
 }
 
 // everything selects all kinds.
@@ -138,7 +141,7 @@ func NewPlan(seed uint64, o Options) Plan {
 	p.Trips = some(rnd, trips, 0.4)
 	p.Margins = rnd.IntN(3) == 0 && !o.upstream()
 	p.Meeting = 1 + rnd.IntN(crew)
-	p.Foreign, p.Peace = rnd.IntN(8) == 0, 20*time.Second
+	p.Foreign, p.Peace, p.Holds = rnd.IntN(8) == 0, 20*time.Second, 4
 	switch {
 	case set.Shape != nil:
 		set.Shape(&p, rnd, o)

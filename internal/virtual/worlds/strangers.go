@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -26,6 +27,7 @@ type stranger struct {
 var strangers = []stranger{
 	{name: "delete a key", takes: true, do: (*world).deleteKey},
 	{name: "delete a line", takes: true, do: (*world).deleteLine},
+	{name: "replace a key", takes: true, do: (*world).replaceKey},
 	{name: "revoke a lease", takes: true, do: (*world).revokeLease},
 	{name: "compact", compacts: true, do: (*world).compact},
 	{name: "restart the server", disturbs: true, do: (*world).restart},
@@ -92,6 +94,32 @@ func (w *world) deleteLine(_ context.Context, rnd *rand.Rand) string {
 		_, _ = w.operator.Txn(ctx).Then(ops...).Commit()
 	}
 	return name
+}
+
+// replaceKey puts the key of a line again, and takes it away after a while. It is another ticket then.
+func (w *world) replaceKey(ctx context.Context, rnd *rand.Rand) string {
+	life := w.victim(rnd)
+	if life.Lease == 0 || !strings.HasPrefix(life.key, lineArea) {
+		return ""
+	}
+	w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
+	bound, cancel := bounded()
+	defer cancel()
+	gone, err := w.operator.Txn(bound).If(leads(life.key, life.Token)).Then(clientv3.OpDelete(life.key)).Commit()
+	if err != nil || !gone.Succeeded {
+		return life.key
+	}
+	put, err := w.operator.Put(bound, life.key, life.Value, clientv3.WithLease(clientv3.LeaseID(life.Lease)))
+	if err != nil { // the lease is gone meanwhile
+		return life.key
+	}
+	token := put.Header.Revision
+	w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
+	pause(ctx, between(rnd, 0, 2*time.Second))
+	bound, cancel = bounded()
+	defer cancel()
+	_, _ = w.operator.Txn(bound).If(leads(life.key, token)).Then(clientv3.OpDelete(life.key)).Commit()
+	return life.key
 }
 
 func (w *world) revokeLease(_ context.Context, rnd *rand.Rand) string {

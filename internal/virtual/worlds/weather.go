@@ -163,10 +163,19 @@ func longestFree(s span, taken []span) (longest time.Duration) {
 
 // torment lets the weather of a station change until ctx ends.
 func (s *station) torment(ctx context.Context, rnd *rand.Rand) {
-	for pause(ctx, between(rnd, 0, pick(rnd, []time.Duration{5 * time.Second, 20 * time.Second, time.Minute}))) {
+	for pause(ctx, s.lull(rnd)) {
 		s.draw(ctx, rnd)
 	}
 	s.clear()
+}
+
+// lull is how long a weather lasts that troubles nobody.
+func (s *station) lull(rnd *rand.Rand) time.Duration {
+	longest := s.plan.Lull
+	if longest == 0 {
+		longest = pick(rnd, []time.Duration{5 * time.Second, 20 * time.Second, time.Minute})
+	}
+	return between(rnd, 0, longest)
 }
 
 // draw makes a weather, and lets it last.

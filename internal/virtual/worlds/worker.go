@@ -22,7 +22,8 @@ type worker struct {
 	rnd    *rand.Rand
 	index  int // among those of the station
 	stay   *stay
-	number int // of the values that it has written
+	number int  // of the values that it has written
+	failed bool // a call, in the piece of work that is under way
 }
 
 // stint is a call under way.
@@ -40,11 +41,12 @@ func (w *worker) work(ctx context.Context) {
 			pause(ctx, between(w.rnd, 0, 5*time.Second))
 			continue
 		}
+		w.failed = false
 		k.Do(w, ctx)
-		switch w.rnd.IntN(20) {
-		case 0:
+		switch n := w.rnd.IntN(20); {
+		case n == 0:
 			w.shut()
-		case 1: // what it has left behind shows
+		case n == 1 || w.failed && n < 5: // what it has left behind shows
 			pause(ctx, w.patient())
 		}
 	}
@@ -106,6 +108,7 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	r.Return = w.rec.Now()
 	r.Ended = over()
 	if err != nil {
+		w.failed = true
 		r.Error = err.Error()
 		r.Given = w.given(err)
 	}
@@ -189,7 +192,7 @@ const brief = 50 * time.Millisecond
 
 // duration is how long to hold: mostly short, sometimes long enough for a fault to end it.
 func (w *worker) duration() time.Duration {
-	if !ended(w.calm) && !w.plan.Hasty && w.rnd.IntN(4) == 0 {
+	if !ended(w.calm) && !w.plan.Hasty && w.rnd.IntN(w.plan.Holds) == 0 {
 		return between(w.rnd, brief, 3*w.station.ttl())
 	}
 	return between(w.rnd, 0, brief)
