@@ -47,12 +47,14 @@ func crowding(k string) bool {
 	return k == "lock/lock" || k == "kinds/write" || k == "kinds/read" || k == "kinds/permit" || k == "lock/try"
 }
 
-// crowd makes the plan of a crowd. In some of them all want permits, and hold them for long.
+// crowd makes the plan of a crowd. In some of them all want permits, and some hold them for long.
 func (p *Plan) crowd(rnd *rand.Rand, o Options) {
 	p.Locks, p.Workers = 1, 4+rnd.IntN(2)
 	if rnd.IntN(3) == 0 && !o.upstream() {
 		p.Kinds = kindsOf(o, Set{Kinds: func(k string) bool { return k == "kinds/permit" }})
-		p.Holds = 1 + rnd.IntN(3)
+		// Many are served while one holds, if turns come quickly.
+		p.Workers, p.Holds = 6, 4+rnd.IntN(8)
+		p.Trips = slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return t.max > 10 })
 	}
 	p.Think = between(rnd, 200*time.Millisecond, 2*time.Second)
 	if rnd.IntN(2) == 0 {

@@ -38,6 +38,7 @@ type Plan struct {
 	Meeting   int // of how many participants a double barrier is
 	Dense     bool
 	Hasty     bool
+	Busy      bool // nobody waits to see what was left behind
 	Mild      bool
 	Foreign   bool // programs have put a Lease of their own in the place of their clients'
 }

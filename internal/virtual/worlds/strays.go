@@ -34,7 +34,6 @@ func (w *world) strays(h history.History, end time.Duration) (found []history.Vi
 			used[at] = append(used[at], use{span{r.Hold.Start, r.Hold.End}, r.Hold.Client, r.Hold.Token})
 		}
 	}
-	bound := 2*w.longest() + 5*time.Second
 	for _, r := range h {
 		if r.Life == nil || len(used[place{r.Life.Name, r.Life.Lease}]) == 0 {
 			continue
@@ -49,8 +48,10 @@ func (w *world) strays(h history.History, end time.Duration) (found []history.Vi
 			}
 			last.station = u.station // the same for all
 		}
-		idle := span{last.to, life.Gone}
-		if calm := w.stations[last.station].calmest(idle, w.stations[0].ttl()/10); calm > bound+w.audit.lateness(life.Token) {
+		s, idle := w.stations[last.station], span{last.to, life.Gone}
+		// The clean-up may have to look, to delete and to look again.
+		bound := 2*w.longest() + 5*time.Second + 6*s.farthest(idle) + w.audit.lateness(life.Token)
+		if calm := s.calmest(idle, w.longest()); calm > bound {
 			found = append(found, w.violation("stray", life.Gone,
 				"token %d of client %d, lease %x, stood in line of %q for %v after its last use, %v of them without a fault",
 				life.Token, last.station, life.Lease, life.Name, idle.to-idle.from, calm))

@@ -14,12 +14,11 @@ func waiting(k string) bool {
 }
 
 // killStreams makes the plan of such a world.
-func (p *Plan) killStreams(rnd *rand.Rand, o Options) {
+func (p *Plan) killStreams(rnd *rand.Rand, _ Options) {
 	p.clearUp()
-	p.Faults, p.Lull = []string{"stream-dead"}, 4*time.Minute
-	p.Workers = 2 + rnd.IntN(4)
-	p.Think = between(rnd, 100*time.Millisecond, 2*time.Second)
-	if o.Length == 0 {
-		p.Length *= 2
-	}
+	// What is late lets streams die that have answered nothing. An answer would close the dead ones.
+	p.Faults, p.Lull = []string{"stream-dead", "message-late"}, 2*time.Minute
+	// So many that some session is always open. The last one that ends takes all streams with it.
+	p.Workers, p.TTLs = 4+rnd.IntN(3), []int{1 + rnd.IntN(4)}
+	p.Busy = true
 }

@@ -55,7 +55,7 @@ func (w *worker) work(ctx context.Context) {
 
 // patient is longer than a session needs to clean up, see strays, and ends with the faults.
 func (w *worker) patient() time.Duration {
-	if ended(w.calm) || w.plan.Dense {
+	if ended(w.calm) || w.plan.Dense || w.plan.Busy {
 		return 0
 	}
 	return between(w.rnd, 2*w.longest()+5*time.Second, time.Minute)
