@@ -156,7 +156,12 @@ func (w *world) besideItself(h history.History) (found []history.Violation) {
 // ok see untroubled.
 func (s *station) newsIn(during span) (bound, trip time.Duration, ok bool) {
 	trip, silent, ok := s.untroubled(during)
-	return (idleTrips+s.openings())*trip + idleSync + silent, trip, ok
+	return s.news(trip, silent), trip, ok
+}
+
+// news is the longest that news may take at a round trip, and beside a link that is silent for so long.
+func (s *station) news(trip, silent time.Duration) time.Duration {
+	return (idleTrips+s.openings())*trip + idleSync + silent
 }
 
 // openings is how many watches of others may be opened before one of a client's, each in a round trip.

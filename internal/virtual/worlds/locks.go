@@ -151,11 +151,12 @@ func (w *worker) askLoss(h holding) {
 // askNews asks whether a loss was told as soon as the news need, in a span in which it was known to
 // the servers.
 func (w *worker) askNews(h holding, known span) {
-	bound, trip, ok := w.newsIn(known)
-	if late := known.to - known.from; ok && late > bound {
-		w.violate("told", "%v: token %d of %q was gone for %v, and its context lived, without a fault and with round trips of up to %v",
-			w.who, h.Token, h.Name, late, trip)
-	}
+	w.untroubledIn(known, func(trip, silent time.Duration) {
+		if late := known.to - known.from; late > w.news(trip, silent) {
+			w.violateAt("told", known.to, "%v: token %d of %q was gone for %v, and its context lived, without a fault and with round trips of up to %v",
+				w.who, h.Token, h.Name, late, trip)
+		}
+	})
 }
 
 // errRefused is what a guarded write ends with when its guard does not hold.

@@ -83,14 +83,15 @@ func (w *worker) attend(s *stay) {
 	case !w.here():
 	case r.done != 0:
 		known := span{max(r.done, s.since), now}
-		bound := s.ttl
-		if trip, silent, ok := w.untroubled(known); ok { // the next renewal tells
-			bound = min(bound, s.life/3+idleTrips*trip+silent)
+		ask := func(bound time.Duration) {
+			if known.to-known.from > bound {
+				w.violateAt("told", now, "%v: a session of %v was lost %v after its lease was revoked, and %v after it was opened",
+					w.who, s.ttl, now-r.done, now-s.since)
+			}
 		}
-		if late := known.to - known.from; late > bound {
-			w.violate("told", "%v: a session of %v was lost %v after its lease was revoked, and %v after it was opened",
-				w.who, s.ttl, now-r.done, now-s.since)
-		}
+		ask(s.ttl)
+		// The next renewal tells.
+		w.untroubledIn(known, func(trip, silent time.Duration) { ask(s.life/3 + idleTrips*trip + silent) })
 	case r.ordered != 0: // and perhaps carried out
 	default:
 		w.lose(ending{w.station, now, s})
