@@ -142,7 +142,8 @@ func untilClosed(ctx context.Context, client *v3.Client) (context.Context, conte
 	}
 }
 
-// longestPause bounds a pause, so that a server that is back is asked soon.
+// longestPause bounds a pause, so that a server that is back is asked soon. Upstream's client
+// waits that long before it asks for renewals again (retryConnWait in client/v3's lease.go).
 const longestPause = 500 * time.Millisecond
 
 // pause waits before the n-th repetition. It ends with ctx and with until.

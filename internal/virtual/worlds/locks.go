@@ -216,6 +216,8 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 		w.take(ctx, s, name, try)
 	case w.rnd.IntN(2) == 0 && s == w.stay:
 		w.shut()
+	default: // what it has left behind shows
+		pause(ctx, w.patient())
 	}
 }
 
@@ -223,7 +225,7 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 // failed is repeated now and then.
 func (w *worker) release(ctx context.Context, c call, f func(context.Context) error) (err error) {
 	for again := true; again; again = err != nil && w.rnd.IntN(2) == 0 {
-		c.limit = w.patience()
+		c.limit = w.impatience()
 		err = w.call(ctx, c, f)
 		if w.here() && (errors.Is(err, w.lib.ErrLockReleased) || errors.Is(err, w.lib.ErrSessionExpired)) {
 			w.violate("handle", "%v: %s of %q after it was acquired: %v", w.who, c.op, c.name, err)
@@ -270,7 +272,7 @@ func (w *worker) takeShared(ctx context.Context, s *stay, name string) {
 		w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
 	}
 	for again := true; again; again = w.rnd.IntN(2) == 0 {
-		if w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.patience()}, m.Unlock) == nil {
+		if w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.impatience()}, m.Unlock) == nil {
 			return
 		}
 	}

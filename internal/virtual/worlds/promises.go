@@ -10,6 +10,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc/codes"
 
+	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/history"
 )
 
@@ -27,6 +28,9 @@ var single = []string{"Unlock", "Resign", "Proclaim", "Proclaim, resumed", "RUnl
 // once are those of them whose call is not sent again beside the first.
 var once = []string{"Proclaim", "Proclaim, resumed", "NewSession"}
 
+// repeated are those whose commits change nothing if they come twice, so that none of them is unknown.
+var repeated = []string{"Enter", "Leave", "Barrier.Wait"}
+
 // askCall asks for what is promised of a call, of which lost is when its session was lost, 0: it lives.
 func (w *worker) askCall(c call, r history.Call, lost time.Duration, err error) {
 	if e := new(rpctypes.EtcdError); errors.As(err, e) && e.Code() == codes.InvalidArgument {
@@ -37,6 +41,9 @@ func (w *worker) askCall(c call, r history.Call, lost time.Duration, err error) 
 	}
 	if slices.Contains(acquiring, c.op) && lost != 0 {
 		w.askEnd(c, r, lost, err)
+	}
+	if errors.Is(err, concurrency.ErrCommitUnknown) && slices.Contains(repeated, c.op) {
+		w.violate("error", "%v: %s of %q, which may be repeated, says %q", w.who, c.op, c.name, err)
 	}
 	switch {
 	case slices.Contains(single, c.op):

@@ -58,7 +58,7 @@ func (w *worker) patient() time.Duration {
 	if ended(w.calm) || w.plan.Dense || w.plan.Busy {
 		return 0
 	}
-	return between(w.rnd, 2*w.longest()+5*time.Second, time.Minute)
+	return between(w.rnd, 2*w.longest()+5*time.Second, 90*time.Second)
 }
 
 // think is a pause: short in a burst, and long now and then.
@@ -85,7 +85,7 @@ func (w *world) here() bool { return w.lib.Name == library.Here.Name }
 type call struct {
 	op, name string
 	lease    clientv3.LeaseID
-	limit    time.Duration // of its context; 0: it ends with the given one
+	limit    time.Duration // of its context; 0: it ends with the given one; less: it has ended before the call
 	due      time.Duration // the longest that this package may take; 0: none
 }
 
@@ -95,7 +95,7 @@ func (w *worker) call(ctx context.Context, c call, f func(context.Context) error
 	if c.due > 0 && w.here() {
 		r.Due = r.Call + c.due
 	}
-	if c.limit > 0 {
+	if c.limit != 0 {
 		bound, cancel := context.WithTimeout(ctx, c.limit)
 		defer cancel()
 		ctx = bound
@@ -185,6 +185,14 @@ func (w *worker) patience() time.Duration {
 		return between(w.rnd, time.Millisecond, w.station.ttl()/2)
 	}
 	return between(w.rnd, time.Second, 4*w.station.ttl())
+}
+
+// impatience is the patience of a release. Some contexts have ended before it.
+func (w *worker) impatience() time.Duration {
+	if w.here() && !ended(w.calm) && w.rnd.IntN(8) == 0 {
+		return -1
+	}
+	return w.patience()
 }
 
 // brief is the longest hold when the faults are over.
