@@ -75,19 +75,15 @@ const (
 	// others is the company of all cases that wait for states: each other, all at once.
 	others company = "others"
 	// timed is that of cases whose sessions have to be renewed in time: the rows run at once, and
-	// the cases of a row one after the other. All others would take the machine from them.
+	// the cases of a row one after the other. They hardly work. All others would take the machine
+	// from them.
 	timed company = "timed"
-	// itself is that of cases for which a pause of a few 100 ms is too long: a case runs with both
-	// packages and in all variants at once, and beside no other case.
-	itself company = "itself"
 	// alone is that of cases which measure time, or have a time of their own: none.
 	alone company = "alone"
 )
 
-// with is the company of the rows, and of the cases, whose company is not others.
+// with is the company of the rows whose company is not others.
 var with = map[string]company{
-	"S9/TTL 1 s behind etcd's proxy": itself,
-
 	"L8": alone, "T15": alone, "T16": alone,
 	"S1": timed, "S9": timed, "S11": timed,
 }
@@ -96,7 +92,7 @@ func (r row) company(p *part) company {
 	if p.bubble {
 		return alone
 	}
-	return cmp.Or(with[r.id+"/"+p.name], with[r.id], others)
+	return cmp.Or(with[r.id], others)
 }
 
 // rows is the contract, in its order.
@@ -175,7 +171,7 @@ func TestContract(t *testing.T) {
 	b := &board{outcomes: map[*part]*outcome{}}
 	t.Cleanup(func() { fmt.Print(b) })
 	embeddedServer := shared().Embedded()
-	for _, c := range []company{alone, itself, timed, others} {
+	for _, c := range []company{alone, timed, others} {
 		t.Run(string(c), func(t *testing.T) {
 			for _, r := range rows {
 				if ps := r.in(c, embeddedServer); len(ps) > 0 {
