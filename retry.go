@@ -150,8 +150,9 @@ const longestPause = 500 * time.Millisecond
 func pause(ctx, until context.Context, n int) { sleep(ctx, until, afterFault(n)) }
 
 // afterFault is the pause before the n-th repetition, counted from zero: 10 ms at first, twice
-// as long each time, half a second at most. Up to a half of that is left out at random, so that
-// those who failed together do not return together.
+// as long each time, half a second at most. A client that is refused at once so calls seven times
+// within two thirds of a second, and then two to four times a second. Up to a half of a pause is left
+// out at random, so that those who failed together do not return together.
 func afterFault(n int) time.Duration {
 	return jitter(min(10*time.Millisecond<<min(n, 10), longestPause))
 }

@@ -37,14 +37,7 @@ func (l *links) silence(tb testing.TB) {
 	tb.Helper()
 	l.client.SetEndpoints(l.both...)
 	l.first.Stall()
-	bound := 50 * time.Millisecond // twice as long each time, because a busy machine answers late
-	etcdtest.Eventually(tb, func() bool {
-		bound *= 2
-		ctx, cancel := context.WithTimeout(tb.Context(), bound)
-		defer cancel()
-		_, err := l.client.Get(ctx, "key")
-		return err == nil
-	}, "the second link is open")
+	etcdtest.Answers(tb, l.client)
 }
 
 // far is the TTL of those on a link that falls silent, and heard how long the member may hold

@@ -196,14 +196,7 @@ func (l *twoLinks) silence(e *env) {
 	// Calls go over the links in turn. One that is answered when the first is silent went
 	// over the second.
 	l.first.Stall()
-	bound := 50 * time.Millisecond // twice as long each time, because a busy machine answers late
-	etcdtest.Eventually(e, func() bool {
-		bound *= 2
-		ctx, cancel := context.WithTimeout(e.Context(), bound)
-		defer cancel()
-		_, err := l.client.Get(ctx, e.name)
-		return err == nil
-	}, "the second link is open")
+	etcdtest.Answers(e, l.client)
 }
 
 // silentTTL is that of those who are on a link that falls silent.

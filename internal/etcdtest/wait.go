@@ -187,3 +187,17 @@ func (c *Call) Wait(tb testing.TB) error {
 		return nil
 	}
 }
+
+// Answers waits until a call of the client is answered. A call over a link that is silent is not, so
+// each has a bound. The bound is twice the one before, because a busy machine answers late.
+func Answers(tb testing.TB, c *clientv3.Client) {
+	tb.Helper()
+	limit := 50 * time.Millisecond
+	Eventually(tb, func() bool {
+		limit *= 2
+		ctx, cancel := context.WithTimeout(tb.Context(), limit)
+		defer cancel()
+		_, err := c.Get(ctx, "key")
+		return err == nil
+	}, "a call of the client is answered")
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
 	"strings"
 	"time"
@@ -18,6 +19,16 @@ import (
 const barrierPlace = "/held"
 
 func (w *world) barrier(i int) string { return fmt.Sprintf("%sbarrier-%d", lineArea, i) }
+
+// gather makes a plan in which barriers are used often. In a half of them no call is disturbed.
+func (p *Plan) gather(rnd *rand.Rand, _ Options) {
+	p.Strangers = few(rnd, strangers, 0.3)
+	p.Peace = between(rnd, 500*time.Millisecond, 5*time.Second)
+	p.Think = between(rnd, 100*time.Millisecond, time.Second)
+	if rnd.IntN(2) == 0 {
+		p.clearUp()
+	}
+}
 
 // anyBarrier is a barrier, and its name as a line.
 func (w *worker) anyBarrier() (b *concurrency.Barrier, name string) {

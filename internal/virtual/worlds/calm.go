@@ -30,16 +30,6 @@ func (p *Plan) calmDown(rnd *rand.Rand, o Options) {
 	}
 }
 
-// gather makes a plan in which barriers are used often. In a half of them no call is disturbed.
-func (p *Plan) gather(rnd *rand.Rand, _ Options) {
-	p.Strangers = few(rnd, strangers, 0.3)
-	p.Peace = between(rnd, 500*time.Millisecond, 5*time.Second)
-	p.Think = between(rnd, 100*time.Millisecond, time.Second)
-	if rnd.IntN(2) == 0 {
-		p.clearUp()
-	}
-}
-
 // A crowd stands at one lock, in a line that is longer than what a waiter looks at.
 
 // crowding selects what stands in a line.
@@ -54,7 +44,7 @@ func (p *Plan) crowd(rnd *rand.Rand, o Options) {
 		p.Kinds = kindsOf(o, Set{Kinds: func(k string) bool { return k == "kinds/permit" }})
 		// Many are served while one holds, if turns come quickly.
 		p.Workers, p.Holds = 6, 4+rnd.IntN(8)
-		p.Trips = slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return t.max > 10 })
+		p.Trips = tripsOf(short)
 	}
 	p.Think = between(rnd, 200*time.Millisecond, 2*time.Second)
 	if rnd.IntN(2) == 0 {

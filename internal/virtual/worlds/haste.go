@@ -2,7 +2,6 @@ package worlds
 
 import (
 	"math/rand/v2"
-	"slices"
 	"time"
 )
 
@@ -23,7 +22,7 @@ func (p *Plan) hurry(rnd *rand.Rand, o Options) {
 	p.TTLs = []int{1 + rnd.IntN(4)}
 	p.Think = between(rnd, 50*time.Millisecond, 500*time.Millisecond)
 	// An answer takes a while.
-	p.Trips = slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return t.max < 10 })
+	p.Trips = tripsOf(func(t trip) bool { return t.max >= 10 })
 }
 
 // hastily is the time after which a hasty call gives up: about that of one to three round trips.

@@ -221,15 +221,22 @@ func (w *worker) take(ctx context.Context, s *stay, name string, try bool) {
 	}
 }
 
-// release gives back what was acquired, or has been lost since: both are no error. A release that
-// failed is repeated now and then.
-func (w *worker) release(ctx context.Context, c call, f func(context.Context) error) (err error) {
-	for again := true; again; again = err != nil && w.rnd.IntN(2) == 0 {
-		c.limit = w.impatience()
-		err = w.call(ctx, c, f)
+// release gives back what was acquired, or has been lost since: both are no error.
+func (w *worker) release(ctx context.Context, c call, f func(context.Context) error) error {
+	return w.insist(ctx, c, func(ctx context.Context) error {
+		err := f(ctx)
 		if w.here() && (errors.Is(err, w.lib.ErrLockReleased) || errors.Is(err, w.lib.ErrSessionExpired)) {
 			w.violate("handle", "%v: %s of %q after it was acquired: %v", w.who, c.op, c.name, err)
 		}
+		return err
+	})
+}
+
+// insist makes a release, and now and then repeats one that failed.
+func (w *worker) insist(ctx context.Context, c call, f func(context.Context) error) (err error) {
+	for again := true; again; again = err != nil && w.rnd.IntN(2) == 0 {
+		c.limit = w.impatience()
+		err = w.call(ctx, c, f)
 	}
 	return err
 }
@@ -250,7 +257,7 @@ func (w *worker) siblings(ctx context.Context) {
 	})
 }
 
-// takeShared is the turn of a sibling. A release that failed is repeated now and then.
+// takeShared is the turn of a sibling.
 func (w *worker) takeShared(ctx context.Context, s *stay, name string) {
 	pause(ctx, w.think()/4)
 	m := s.NewMutex(name)
@@ -271,11 +278,7 @@ func (w *worker) takeShared(ctx context.Context, s *stay, name string) {
 	if h.belief == nil {
 		w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
 	}
-	for again := true; again; again = w.rnd.IntN(2) == 0 {
-		if w.call(ctx, call{op: "Unlock", name: name, lease: s.lease, limit: w.impatience()}, m.Unlock) == nil {
-			return
-		}
-	}
+	_ = w.insist(ctx, call{op: "Unlock", name: name, lease: s.lease}, m.Unlock)
 }
 
 // beside lets n goroutines of the worker's work on its session, and waits for them.

@@ -3,7 +3,6 @@ package worlds
 import (
 	"context"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"example.com/etcd/concurrency/internal/history"
@@ -19,7 +18,7 @@ func (p *Plan) soften(rnd *rand.Rand, _ Options) {
 	p.Mild, p.Margins = true, false
 	p.TTLs = []int{3 + rnd.IntN(8)}
 	// A renewal may need several round trips in a row.
-	p.Trips = slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return t.max > 10 })
+	p.Trips = tripsOf(short)
 }
 
 // bother changes the round trips of the station, and troubles it for a while. It comes when all is over

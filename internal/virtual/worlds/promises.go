@@ -130,7 +130,7 @@ func (w *worker) askTold(c call, r history.Call, err error) {
 			}
 		})
 	}
-	if takes := slices.ContainsFunc(w.plan.Strangers, func(s stranger) bool { return s.takes }); !takes {
+	if !slices.ContainsFunc(w.plan.Strangers, func(s stranger) bool { return s.takes }) {
 		w.violate("told", "%v: %s of %q says %q while the session lives, and nobody takes keys", w.who, c.op, c.name, err)
 	}
 }

@@ -83,15 +83,20 @@ func (w *worker) attend(s *stay) {
 	case !w.here():
 	case r.done != 0:
 		known := span{max(r.done, s.since), now}
-		ask := func(bound time.Duration) {
-			if known.to-known.from > bound {
-				w.violateAt("told", now, "%v: a session of %v was lost %v after its lease was revoked, and %v after it was opened",
-					w.who, s.ttl, now-r.done, now-s.since)
-			}
+		late := known.to - known.from
+		told := func() {
+			w.violateAt("told", now, "%v: a session of %v was lost %v after its lease was revoked, and %v after it was opened",
+				w.who, s.ttl, now-r.done, now-s.since)
 		}
-		ask(s.ttl)
-		// The next renewal tells.
-		w.untroubledIn(known, func(trip, silent time.Duration) { ask(s.life/3 + idleTrips*trip + silent) })
+		if late > s.ttl {
+			told()
+			break
+		}
+		w.untroubledIn(known, func(trip, silent time.Duration) {
+			if late > s.life/3+idleTrips*trip+silent { // the next renewal tells
+				told()
+			}
+		})
 	case r.ordered != 0: // and perhaps carried out
 	default:
 		w.lose(ending{w.station, now, s})
@@ -154,11 +159,10 @@ func (w *world) unfounded() (found []history.Violation) {
 		s, last := e.stay, span{max(e.at-e.stay.life, 0), e.at}
 		// A lease that was taken over may have little left, until a renewal was answered. In a mild world
 		// that may be too little for the trouble.
-		if known := (span{s.since, e.at}); s.given && known.to-known.from < s.life {
-			soon := known.to-known.from <= 3*e.farthest(last)+idleSync
-			if soon || e.hushed(known) || !e.undisturbed(known) {
-				continue
-			}
+		lived, open := e.at-s.since, span{s.since, e.at}
+		troubled := w.plan.Mild && (e.hushed(open) || !e.undisturbed(open))
+		if s.given && lived < s.life && (troubled || lived <= 3*e.farthest(last)+idleSync) {
+			continue
 		}
 		if e.fair(last, s.life*55/100) {
 			found = append(found, w.violation("session", e.at,

@@ -13,10 +13,11 @@ import (
 // over is excused until its first renewal was answered, if there was little time for that or some trouble.
 func TestUnfounded(t *testing.T) {
 	const life = 6 * time.Second
+	mild := true
 	lost := func(given bool, after time.Duration, trouble func(*weather)) bool {
 		air := &weather{trips: []tripped{{0, 600 * time.Millisecond}}}
 		trouble(air)
-		w := &world{lib: library.Here, plan: Plan{Workers: 1}}
+		w := &world{lib: library.Here, plan: Plan{Mild: mild}}
 		opened := 100 * time.Second
 		s := &stay{since: opened, life: life, ttl: life, given: given}
 		w.endings = []ending{{&station{world: w, weather: air}, opened + after, s}}
@@ -35,4 +36,6 @@ func TestUnfounded(t *testing.T) {
 	assert.False(t, lost(true, 3*time.Second, refused), "too little was left")
 	assert.False(t, lost(true, 3*time.Second, silent))
 	assert.True(t, lost(true, life, refused), "a renewal was answered")
+	mild = false
+	assert.True(t, lost(true, 3*time.Second, refused), "no renewal was hindered")
 }

@@ -70,12 +70,17 @@ func (w *world) deleteKey(_ context.Context, rnd *rand.Rand) string {
 	if life.Token == 0 {
 		return ""
 	}
-	// Its owner can't know in time.
-	w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
+	w.snatch(life.key, life.Token)
+	return life.key
+}
+
+// snatch deletes the key of a ticket, and reports whether it stood. Its owner can't know in time.
+func (w *world) snatch(key string, token int64) bool {
+	w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
 	ctx, cancel := bounded()
 	defer cancel()
-	_, _ = w.operator.Txn(ctx).If(leads(life.key, life.Token)).Then(clientv3.OpDelete(life.key)).Commit()
-	return life.key
+	resp, err := w.operator.Txn(ctx).If(leads(key, token)).Then(clientv3.OpDelete(key)).Commit()
+	return err == nil && resp.Succeeded
 }
 
 // deleteLine deletes several keys of a line at one revision.
@@ -102,23 +107,17 @@ func (w *world) replaceKey(ctx context.Context, rnd *rand.Rand) string {
 	if life.Lease == 0 || !strings.HasPrefix(life.key, lineArea) {
 		return ""
 	}
-	w.rec.Add(history.Record{Loss: &history.Loss{Token: life.Token, At: w.rec.Now()}})
-	bound, cancel := bounded()
-	defer cancel()
-	gone, err := w.operator.Txn(bound).If(leads(life.key, life.Token)).Then(clientv3.OpDelete(life.key)).Commit()
-	if err != nil || !gone.Succeeded {
+	if !w.snatch(life.key, life.Token) {
 		return life.key
 	}
+	bound, cancel := bounded()
+	defer cancel()
 	put, err := w.operator.Put(bound, life.key, life.Value, clientv3.WithLease(clientv3.LeaseID(life.Lease)))
 	if err != nil { // the lease is gone meanwhile
 		return life.key
 	}
-	token := put.Header.Revision
-	w.rec.Add(history.Record{Loss: &history.Loss{Token: token, At: w.rec.Now()}})
 	pause(ctx, between(rnd, 0, 2*time.Second))
-	bound, cancel = bounded()
-	defer cancel()
-	_, _ = w.operator.Txn(bound).If(leads(life.key, token)).Then(clientv3.OpDelete(life.key)).Commit()
+	w.snatch(life.key, put.Header.Revision)
 	return life.key
 }
 

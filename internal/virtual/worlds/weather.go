@@ -28,6 +28,14 @@ var trips = []trip{
 	{"jumping", 0, 60},
 }
 
+// tripsOf are those that a world is to have.
+func tripsOf(has func(t trip) bool) []trip {
+	return slices.DeleteFunc(slices.Clone(trips), func(t trip) bool { return !has(t) })
+}
+
+// short are those after which several in a row have a place in the life of a session.
+func short(t trip) bool { return t.max <= 10 }
+
 // blow is what befalls a network at once.
 type blow struct {
 	name string
