@@ -361,12 +361,13 @@ func TestElectionCampaignFailsIfALeaderWaitsAgainAndLosesItsKey(t *testing.T) {
 	b := newBallot(t, server(t))
 	b.wins(t, b.election, "v")
 	rival := b.rival(t)
-	b.waits(t, ctx, rival, "rival", 2)
+	rivals := b.waits(t, ctx, rival, "rival", 2)
 	b.delete(t, b.election.Key())
 	call := b.waits(t, ctx, b.election, "again", 2)
 	b.delete(t, string(b.stand(t, 2)[1].Key))
 	require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
 	require.Empty(t, b.election.Key())
+	require.NoError(t, rivals.Wait(t))
 	b.leads(t, rival, "rival")
 }
 
