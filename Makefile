@@ -54,9 +54,8 @@ lint: ## formatting, knots, sentences, vet, staticcheck, modernizers, tidiness, 
 	@$(call nowhere,--exclude='*.sum',\b(TOD[O]|FIXM[E]|XX[X])\b)
 	@$(call nowhere,--include='*_test.go',time\.Sleep)
 	@$(call nowhere,--include='*.go',\.Skip(f|Now)?\b)
-	@go list -f '{{join .GoFiles "\n"}}' . | xargs awk -v long=1 -f testdata/lint.awk
-	@go list -f '{{$$d := .Dir}}{{range .GoFiles}}{{$$d}}/{{println .}}{{end}}' ./... | \
-		xargs awk -f testdata/lint.awk
+	$(TOOL) revive -config testdata/revive.toml ./...
+	$(TOOL) revive -config testdata/revive-tests.toml ./...
 	@echo "== knots, sentences, sizes"
 	go test -count=1 ./internal/house
 	go vet ./...

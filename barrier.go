@@ -50,7 +50,7 @@ func (b *Barrier) HoldWith(ctx context.Context, s *Session) error {
 	err := b.hold(ctx, v3.WithLease(l.id))
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		// The session has ended before the caller hears that its lease is gone.
-		l.gone()
+		l.heardGone()
 	}
 	return err
 }
@@ -145,7 +145,7 @@ func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
 // costs more if the store is written to while the watches begin, or a round is under way.
 func (d *DoubleBarrier) Enter(ctx context.Context) error {
 	need(ctx)
-	if err := d.queue.gone(); err != nil {
+	if err := d.queue.lossBefore(); err != nil {
 		return err
 	}
 	r := &round{}
@@ -159,9 +159,9 @@ func (d *DoubleBarrier) Enter(ctx context.Context) error {
 			d.forget(r)
 		}
 	}()
-	join, last := d.queue.lockTxn(), int64(0)
-	v, err := d.queue.participate(ctx, join, func() (v view, err error) {
-		v, last, err = d.stand(ctx, join)
+	txn, last := d.queue.lockTxn(), int64(0)
+	v, err := d.queue.participate(ctx, txn, func() (v view, err error) {
+		v, last, err = d.obtain(ctx, txn)
 		return v, err
 	})
 	if err != nil {
@@ -174,10 +174,10 @@ func (d *DoubleBarrier) Enter(ctx context.Context) error {
 	return nil
 }
 
-// stand draws a ticket and waits until it is inside. Its view has the ticket after an error too.
-func (d *DoubleBarrier) stand(ctx context.Context, join joinTxn) (view, int64, error) {
+// obtain draws a ticket and waits until it is inside. Its view has the ticket after an error too.
+func (d *DoubleBarrier) obtain(ctx context.Context, txn joinTxn) (view, int64, error) {
 	l := d.queue.lease()
-	v, err := d.queue.join(ctx, join)
+	v, err := d.queue.join(ctx, txn)
 	if err != nil {
 		return v, 0, err
 	}
@@ -195,7 +195,7 @@ func (d *DoubleBarrier) stand(ctx context.Context, join joinTxn) (view, int64, e
 		return v, 0, err
 	}
 	// Nobody deletes the ticket from now on but Leave.
-	l.seats.at(join.key, func(s *seat) {
+	l.seats.at(txn.key, func(s *seat) {
 		if s.grant(v.mine) == nil {
 			err = ErrSessionExpired
 		}
@@ -345,7 +345,7 @@ func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
 // transact has the patience of the session: a silent member holds up nobody for longer than a TTL.
 func (d *DoubleBarrier) transact(ctx context.Context, apply func(STM) error, opts ...STMOption) error {
 	l := d.queue.lease()
-	return transact(ctx, l.client, apply, append(opts, withPatience(l.timeToLive()))...)
+	return transact(ctx, l.client, apply, append(opts, withPatience(l.patience()))...)
 }
 
 // transact runs a transaction that may be repeated: its commit is refused unless all is as it was

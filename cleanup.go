@@ -16,10 +16,10 @@ const cleanUpWait = 500 * time.Millisecond
 
 // enter notes that an acquisition begins. A join that must be alone does not wait with a
 // ticket. It keeps no clean-up of an earlier acquisition from its work.
-func (q queue) enter(join joinTxn) {
-	q.lease().seats.at(join.key, func(s *seat) {
+func (q queue) enter(txn joinTxn) {
+	q.lease().seats.at(txn.key, func(s *seat) {
 		s.users++
-		if !join.alone {
+		if !txn.alone {
 			s.waiting++
 		}
 	})
@@ -28,11 +28,11 @@ func (q queue) enter(join joinTxn) {
 // exit notes that an acquisition has ended, with the ticket t. It starts the clean-up if
 // there is something to clean away. After an error it waits a moment for the clean-up, until
 // the key was seen to be wanted or gone.
-func (q queue) exit(join joinTxn, t ticket, err error) {
+func (q queue) exit(txn joinTxn, t ticket, err error) {
 	dirty := false
-	q.lease().seats.at(join.key, func(s *seat) {
+	q.lease().seats.at(txn.key, func(s *seat) {
 		s.users--
-		if !join.alone {
+		if !txn.alone {
 			s.waiting--
 		}
 		// The acquisition that failed leaves a ticket, or may.
@@ -46,7 +46,7 @@ func (q queue) exit(join joinTxn, t ticket, err error) {
 	}
 	// After a success there may be something to clean away too, of an earlier call that failed. It
 	// needs no wait.
-	if cleaned := q.clean(ticket{join.key, t.rev}); err != nil {
+	if cleaned := q.clean(ticket{txn.key, t.rev}); err != nil {
 		select {
 		case <-cleaned:
 		case <-time.After(cleanUpWait):
@@ -65,33 +65,33 @@ func (q queue) exit(join joinTxn, t ticket, err error) {
 func (q queue) clean(t ticket) <-chan struct{} {
 	// The channel also names this clean-up: the seat lets one of them look at a time.
 	l, tidied := q.lease(), make(chan struct{})
-	tell := sync.OnceFunc(func() { close(tidied) })
+	settle := sync.OnceFunc(func() { close(tidied) })
 	ended := l.background(func(ctx context.Context) {
-		defer tell()
+		defer settle()
 		defer l.seats.at(t.key, func(s *seat) { s.endCleaning(tidied) })
-		left := false // the trace was told of it
+		reported := false // the trace was told of it
 		for n := 0; l.loss() == nil; n++ {
 			// What counts is when the look began. A join that lands after it is for the
 			// next look.
 			began, again := time.Now(), false
 			err := q.tidy(ctx, t)
 			if err == nil {
-				tell()
+				settle()
 			}
 			l.seats.at(t.key, func(s *seat) { again = s.cleanAgain(tidied, began, err) })
 			switch {
-			case !again && left:
+			case !again && reported:
 				q.tellCleanedUp(t)
 				return
 			case !again:
 				return
-			case !left:
-				left = true
+			case !reported:
+				reported = true
 				q.tellLeftBehind(t, err)
 			}
 			// At first a join may land soon. Later only a member that was stopped for long can carry it
 			// out, so a look every few seconds is enough, or every TTL if that is shorter.
-			sleep(ctx, l.lost, jitter(min(l.timeToLive(), 50*time.Millisecond<<min(n, 6))))
+			sleep(ctx, l.lost, jitter(min(l.clock.ttl, 50*time.Millisecond<<min(n, 6))))
 			// The ticket that stands next time may be a later one, of a join that was not
 			// answered.
 			t.rev = 0
@@ -114,11 +114,12 @@ func (q queue) lookLater(key string) {
 		if l.ctx.Err() != nil {
 			_ = q.askForLease(ctx)
 		}
-		ended := l.loss() != nil
-		l.seats.at(key, func(s *seat) { s.lookLater(time.Now(), ended) })
-		if !ended {
-			q.clean(ticket{key: key})
+		if l.loss() != nil {
+			l.seats.at(key, (*seat).lookNoMore)
+			return
 		}
+		l.seats.at(key, func(s *seat) { s.lookLater(time.Now()) })
+		q.clean(ticket{key: key})
 	})
 }
 

@@ -28,9 +28,9 @@ func (c *clock) start(expire func()) {
 	}
 }
 
-// extend moves the deadline to the life of the lease after the time at which the answered
-// renewal was sent. The server can't have counted from an earlier moment. A deadline that
-// has passed stays, even if nobody has looked yet.
+// extend moves the deadline to the TTL, less the margin, after the time at which the answered renewal
+// was sent. The server can't have counted from an earlier moment. Once the session is open, a
+// deadline that has passed stays, even if nobody has looked yet.
 func (c *clock) extend(sent time.Time, ttl time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -29,25 +29,25 @@ func (o *ownership) during(ctx context.Context, acquire func() (*grant, error), 
 }
 
 // whileOwned runs work with a context that ends with ctx and with owned. When work has
-// returned, that context ends with the cause released, and then giveBack is called. The loss
-// that giveBack is told is why owned has ended before that, or nil.
+// returned, that context ends with the cause released, and then giveBack is called. giveBack is
+// given the cause with which owned has ended by then, or nil.
 func whileOwned(
 	ctx, owned context.Context, released error, giveBack func(loss error) error, work func(context.Context) error,
 ) (err error) {
 	// The context of work ends with ctx because it is derived from it. The end of the term
 	// is carried over by hand. Its Err looks at the term first, and so at the clock.
 	inner, cancel := context.WithCancelCause(ctx)
-	lost := func() {
+	carryOver := func() {
 		if owned.Err() != nil {
 			cancel(context.Cause(owned))
 		}
 	}
-	detach := context.AfterFunc(owned, lost)
+	detach := context.AfterFunc(owned, carryOver)
 	// Deferred, so that a panic of work's passes through after the release.
 	defer func() {
 		// The term may have ended although no timer has run yet. What is found now counts
 		// as a loss, and not as the release that follows.
-		lost()
+		carryOver()
 		loss := context.Cause(owned)
 		detach()
 		// The context of work ends before the release is sent. What still runs on it stops
@@ -55,11 +55,11 @@ func whileOwned(
 		cancel(released)
 		err = joinErrors(err, loss, giveBack(loss))
 	}()
-	return work(&punctual{inner, lost})
+	return work(&punctual{inner, carryOver})
 }
 
 // giveBack releases the ownership after work has returned. loss is why the term ended before
-// that, or nil if it did not. giveBack returns an error that loss does not tell. It waits for
+// that, or nil if it did not. giveBack returns the error of the release, unless loss tells it. It waits for
 // the answer, and after the end of ctx for cleanUpWait at most.
 func (o *ownership) giveBack(ctx context.Context, held *grant, loss error) error {
 	// The release is sent even if ctx has ended, because the others wait for it.

@@ -79,7 +79,7 @@
 //     and answers with the next answer to a renewal of its own. It may have sent that
 //     renewal before the session asked. The deadline is then late by at most the time which
 //     that answer took from the server to the proxy. Give [WithSafetyMargin] that time, if it
-//     is known, but less than half of the TTL minus 750 ms, because the proxy answers only
+//     is known, but less than TTL/2 - 750 ms, because the proxy answers only
 //     every third of the TTL. Where answers may take longer, guard the writes.
 //   - A session is one participant. Two handles of one session and one name share the
 //     lock or the candidacy, and each is given it while the other has it. [LocalMutex] and
@@ -119,9 +119,9 @@
 //
 // The TTL of a session is how long the others wait for a session that died. It is also
 // how long a fault may last without costing the ownership. Renewals are sent every third
-// of it. A TTL of 10 s lets sessions survive an election among the servers; a TTL of 2 s
+// of the session's life, which is the TTL less the margin. A TTL of 10 s lets sessions survive an election among the servers; a TTL of 2 s
 // often does not. [WithSafetyMargin] ends the session that much earlier than the lease.
-// The margin should cover three times: what clocks may drift apart within a TTL, the
+// The margin should cover the sum of what clocks may drift apart within a TTL, the
 // longest pause that is to be harmless, and what the work needs to stop. The rest, TTL
 // less margin, should be long enough for a few renewals.
 //
@@ -154,7 +154,7 @@
 // retry_interceptor.go).
 //
 // A server may keep silent on a connection that stands. A call of a lock or an election
-// that has no answer after a third of the TTL is sent again beside the first, and the
+// that has no answer after a third of the TTL is sent twice more beside the first. The
 // first answer counts. A watch that has told nothing for two thirds of the TTL is replaced,
 // and a read shows what it has not told. So a member that is silent hides a deletion for a
 // TTL and one and a half round trips at most. Transactions, Proclaim and Leader wait for as

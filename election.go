@@ -78,7 +78,7 @@ func (e *Election) Proclaim(ctx context.Context, val string) error {
 	case err != nil && ctx.Err() != nil:
 		return ctx.Err()
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
-		e.queue.lease().gone()
+		e.queue.lease().heardGone()
 		return err
 	case err != nil:
 		return err

@@ -27,8 +27,8 @@ type ends struct {
 //	the server says: gone    ErrLeaseGone       ends      has nothing to do
 //
 // Where lost lives on, the lease lives on for its TTL, or for as long as somebody renews it,
-// and so do calls, waits and clean-ups. Where lost ends, calls are called off, waits return
-// [ErrSessionExpired], and clean-ups stop because the keys go with the lease.
+// and so do calls, waits and clean-ups. Where lost ends, calls are called off, waits return the
+// error of [lease.loss], and clean-ups stop because the keys go with the lease.
 type ending struct {
 	cause error
 	lost  bool

@@ -14,8 +14,8 @@ var (
 	// stands in line for it.
 	ErrLocked = errors.New("mutex: Locked by another session")
 
-	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock] and
-	// [Election.Campaign] when their key in etcd is gone. The lease was lost or revoked, or
+	// ErrSessionExpired is returned by [Mutex.Lock], [Mutex.TryLock], [Election.Campaign] and
+	// their like when their key in etcd is gone. The lease was lost or revoked, or
 	// somebody deleted the key. It is returned bare. The causes of contexts say which of these
 	// it was, and wrap it: [ErrDeadline], [ErrLeaseGone], [ErrKeyDeleted]. If [Session.Ctx]
 	// lives when a call returns it, only the key is gone, and the session can be used further.
@@ -43,11 +43,12 @@ var (
 	// in time and is sent again. No call returns it.
 	ErrNoAnswer = errors.New("concurrency: no answer yet")
 
-	// ErrLockReleased is returned by [Mutex.Unlock] when the handle holds no lock.
+	// ErrLockReleased is returned by [Mutex.Unlock], and by what releases the other locks, when the
+	// handle holds no lock. It is the cause of [Mutex.Ctx] after a release.
 	ErrLockReleased = errors.New("mutex: lock has already been released")
 
-	// ErrHeld is returned by [Mutex.Do] and [Election.Lead]. Either this handle already
-	// holds the lock or the leadership, or another Do or Lead of it is under way.
+	// ErrHeld is returned by [Mutex.Do] and [Election.Lead], and by their like. Either this handle
+	// already holds the lock or the leadership, or another Do or Lead of it is under way.
 	ErrHeld = errors.New("concurrency: already held by this handle")
 
 	// ErrElectionNotLeader is returned by [Election.Proclaim] when this handle does not

@@ -171,6 +171,10 @@ func (m *metrics) trace() *concurrency.Trace {
 		Acquired: func(e concurrency.LineEvent) {
 			m.waits(e.Key, false)
 			m.acquired.WithLabelValues(e.Name).Inc()
+			for _, label := range causes {
+				m.lost.WithLabelValues(e.Name, label) // at 0, so that an alert sees the first loss
+			}
+			m.lost.WithLabelValues(e.Name, closed)
 			m.wait.WithLabelValues(e.Name).Observe(e.Waited.Seconds())
 		},
 		Released: func(e concurrency.LineEvent) { m.hold.WithLabelValues(e.Name).Observe(e.Held.Seconds()) },
@@ -199,19 +203,24 @@ func (m *metrics) trace() *concurrency.Trace {
 	}
 }
 
+// causes are the labels of the causes of a loss. The session was closed if it is none of them.
+var causes = map[error]string{
+	concurrency.ErrDeadline:     "deadline",
+	concurrency.ErrLeaseGone:    "lease gone",
+	concurrency.ErrKeyDeleted:   "key deleted",
+	concurrency.ErrClientClosed: "client closed",
+}
+
+const closed = "session closed"
+
 // causeOf is the cause of a loss as a label.
 func causeOf(err error) string {
-	for cause, label := range map[error]string{
-		concurrency.ErrDeadline:     "deadline",
-		concurrency.ErrLeaseGone:    "lease gone",
-		concurrency.ErrKeyDeleted:   "key deleted",
-		concurrency.ErrClientClosed: "client closed",
-	} {
+	for cause, label := range causes {
 		if errors.Is(err, cause) {
 			return label
 		}
 	}
-	return "session closed"
+	return closed
 }
 
 // Prometheus is told of waits, holds, hand-overs, losses by cause, and of what is left of the
@@ -261,7 +270,11 @@ func ExampleTrace_prometheus() {
 	// lock_calls_repeated_total 0
 	// lock_hold_seconds name="report" observed 2 times
 	// lock_keys_left_behind at most 0
+	// lock_lost_total cause="client closed" name="report" 0
+	// lock_lost_total cause="deadline" name="report" 0
 	// lock_lost_total cause="key deleted" name="report" 1
+	// lock_lost_total cause="lease gone" name="report" 0
+	// lock_lost_total cause="session closed" name="report" 0
 	// lock_renewals_failed_total 0
 	// lock_session_left_seconds at most 10
 	// lock_wait_seconds name="report" observed 2 times

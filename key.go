@@ -63,8 +63,8 @@ func (r rule) blocks(prefix string, ahead []ticket) bool {
 }
 
 const (
-	// nearby is how many tickets that keep its turn from coming a waiter knows at most. A waiter
-	// who knows all of them follows the line, and is told of each release. So each release is told
+	// nearby is how many tickets a waiter knows at most that keep its turn from coming. A waiter that
+	// knows all such tickets follows the line, and is told of each release. So each release is told
 	// to as many waiters at most, however long the line is.
 	nearby = 16
 	// approach is how many tickets are still ahead of a waiter from far back when it begins to
@@ -72,10 +72,10 @@ const (
 	approach = 3
 )
 
-// reach is how many tickets ahead a waiter may have and follow the line. One watch of one line
-// can't prove that all lines are free at once. Nor can it tell a reader of the writers ahead
-// alone, beside its own key. So these follow nobody, and look when the ticket directly ahead is
-// gone.
+// reach is how many tickets may be ahead of a waiter that follows the line. One watch of one line
+// can't prove that several lines are free at once. Nor can it tell a reader of the writers ahead
+// alone, beside its own key. So these two kinds of waiters follow no line. They look when the ticket
+// directly ahead is gone.
 func (r rule) reach() int {
 	if r.several || !r.shows() {
 		return 0
@@ -84,11 +84,11 @@ func (r rule) reach() int {
 }
 
 // deciding is what has to be read of the line under the prefix to know who blocks a ticket.
-// own keys of the ticket stand in that line.
-func (r rule) deciding(prefix string, own int) []part {
+// ownKeys is how many keys of the ticket itself stand in that line.
+func (r rule) deciding(prefix string, ownKeys int) []part {
 	end, newest := v3.GetPrefixRangeEnd(prefix), r.reach()+1
 	if r.shows() {
-		return []part{{prefix, end, own + newest}}
+		return []part{{prefix, end, ownKeys + newest}}
 	}
 	// Any number of the kind may be ahead. Only the tickets around them count.
 	kind := prefix + r.kind
@@ -142,13 +142,13 @@ type view struct {
 	rule   rule
 	prefix string
 	mine   ticket
-	ahead  []ticket           // of mine, the newest first; not the oldest of them if there are many
+	ahead  []ticket           // tickets ahead of mine, the newest first; the oldest of many are left out
 	near   bool               // ahead has all that count
 	header *pb.ResponseHeader // of that revision
 }
 
-// stand takes in what was read of the parts. A part that was filled may have left some out.
-func (v *view) stand(parts []part, read [][]*mvccpb.KeyValue) {
+// takeIn takes in what was read of the parts. A part that was filled may have left some out.
+func (v *view) takeIn(parts []part, read [][]*mvccpb.KeyValue) {
 	v.near = true
 	for i, kvs := range read {
 		v.near = v.near && len(kvs) < parts[i].newest
@@ -161,8 +161,8 @@ func (v *view) stand(parts []part, read [][]*mvccpb.KeyValue) {
 	slices.SortStableFunc(v.ahead, func(a, b ticket) int { return cmp.Compare(b.rev, a.rev) })
 }
 
-// follows reports whether the waiter follows the line. A waiter of a rule that lets several own
-// always does. Those ahead of it go in any order, so the end of no single ticket brings it near.
+// follows reports whether the waiter follows the line. A waiter for one of several permits always
+// does. Those ahead of it go in any order, so the end of no single ticket brings it near.
 func (v *view) follows() bool { return v.near || v.rule.most > 1 }
 
 // turn reports whether mine owns.
@@ -182,7 +182,7 @@ func (v *view) awaited() ticket { return v.ahead[min(v.rule.reach(), approach, l
 // hear takes in what a watch of the line's deletions has told. It reports whether mine is
 // gone, and whether the view is stale, so that a look is needed.
 //
-// A view that has not all who count is not stale as long as those that it has are in the way.
+// A view that leaves some tickets out needs a look only when those that it has leave room.
 //
 // A view that has all who count needs no look to know that the turn has come. etcd promises
 // that a watch tells all events since its beginning, in their order, and the events of one
@@ -218,8 +218,8 @@ func (v *view) hear(news v3.WatchResponse) (gone, stale bool) {
 }
 
 // joinTxn is the transaction by which a participant joins its lines. It puts its keys and reads
-// back who is ahead. If it may not put the keys, it reads back its own keys that are there.
-// Repeating it is harmless, because the repetition finds its own keys.
+// back who is ahead. If it may not put the keys, it reads the participant's own keys instead, and the
+// line where that is of use. Repeating it is harmless, because the repetition finds its own keys.
 type joinTxn struct {
 	leaseID   v3.LeaseID
 	key       string   // the first of own, by which the seat is known
@@ -227,7 +227,7 @@ type joinTxn struct {
 	prefix    string
 	rule      rule
 	deciding  []part
-	unless    []v3.Cmp // a single one for a single key, as If wants it
+	absent    []v3.Cmp // a single one for a single key, as If wants it
 	then, els []v3.Op
 	value     string
 	alone     bool // the keys are put only if nobody stands in line who excludes, and nobody waits
@@ -238,7 +238,7 @@ type joinTxn struct {
 func newJoin(own []string, prefix, value string, id v3.LeaseID, r rule, deciding []part) joinTxn {
 	j := joinTxn{leaseID: id, key: own[0], own: own, prefix: prefix, rule: r, deciding: deciding, value: value}
 	for _, key := range own {
-		j.unless = append(j.unless, v3.Compare(v3.CreateRevision(key), "=", 0))
+		j.absent = append(j.absent, v3.Compare(v3.CreateRevision(key), "=", 0))
 		j.then = append(j.then, v3.OpPut(key, value, v3.WithLease(id)))
 		j.els = append(j.els, v3.OpGet(key))
 	}
@@ -249,20 +249,20 @@ func newJoin(own []string, prefix, value string, id v3.LeaseID, r rule, deciding
 	return j
 }
 
-// ifAlone makes a join put its keys only if all that stand in line, the session itself
-// included, stood there at the revision. They must leave the room. 0 wants nobody there.
+// ifAlone makes a join put its keys only if nobody has come into its lines since the revision. The
+// session's own keys count, too. Those who stood there must leave room. 0 wants nobody there.
 func (j joinTxn) ifAlone(at int64) joinTxn {
 	if !j.alone && j.rule != (rule{}) {
 		j.els = append(slices.Clip(j.els), reads(j.deciding, 0)...)
 	}
-	absent := j.unless[:0:0]
-	if !j.rule.shows() {
+	var absent []v3.Cmp
+	if !j.rule.shows() { // the parts of such a rule do not show the participant's own key
 		absent = append(absent, v3.Compare(v3.CreateRevision(j.key), "=", 0))
 	}
 	for _, p := range j.deciding {
 		absent = append(absent, p.older(at))
 	}
-	j.alone, j.unless = true, absent
+	j.alone, j.absent = true, absent
 	return j
 }
 
@@ -276,28 +276,28 @@ func (j joinTxn) replacing() joinTxn {
 var oldest = append(v3.WithFirstCreate(), v3.WithKeysOnly())
 
 // joined reads the answer to a join. Keys that were just put are the newest in line. If the
-// participant stood there before, it gets the key that it was found by. Nothing is known then
-// of those ahead, unless it is the head. If it does not stand there, because it was to be
-// alone, all who do count as ahead.
-func (j joinTxn) joined(resp *v3.TxnResponse) (v view, own *mvccpb.KeyValue) {
+// participant stood there before, joined also returns the key that was found. Then nothing is known
+// of the tickets ahead, unless mine is the head. If the participant was to be alone and does not
+// stand there, all who do stand there count as ahead.
+func (j joinTxn) joined(resp *v3.TxnResponse) (v view, found *mvccpb.KeyValue) {
 	v = view{rule: j.rule, prefix: j.prefix, header: resp.Header}
 	read := keysOf(resp.Responses)
 	if resp.Succeeded {
 		v.mine = ticket{j.key, resp.Header.Revision}
-		v.stand(j.deciding, read[len(j.own):])
+		v.takeIn(j.deciding, read[len(j.own):])
 		return v, nil
 	}
 	if kvs := slices.Concat(read[:len(j.own)]...); len(kvs) > 0 {
-		own = kvs[0]
-		v.mine = ticket{j.key, own.CreateRevision}
+		found = kvs[0]
+		v.mine = ticket{j.key, found.CreateRevision}
 	}
 	switch others := read[len(j.own):]; {
-	case own == nil:
+	case found == nil:
 		v.mine.rev = math.MaxInt64 // behind all others
-		v.stand(j.deciding, others)
+		v.takeIn(j.deciding, others)
 		v.mine = ticket{}
 	case j.rule == (rule{}):
 		v.near = v.mine.firstOf(others[0])
 	}
-	return v, own
+	return v, found
 }

@@ -12,12 +12,12 @@ import (
 )
 
 // lease is a lease that a session keeps alive. All copies of a Session share it.
-// The files above this one ask loss before they act. What has to go on after their call has
-// returned runs in the background of the lease.
+// What uses a lease asks loss before an acquisition, and after a call that has failed. What has to
+// go on after such a call has returned runs in the background of the lease.
 type lease struct {
 	client *v3.Client
 	id     v3.LeaseID
-	parent context.Context // given with WithContext, or the client's
+	parent context.Context // given with WithContext, or the client's without its end
 
 	ends
 	clock   clock
@@ -41,8 +41,7 @@ type tasks struct {
 	detach func() bool // forgets what the end of the client would end
 }
 
-// finish ends the session. When it returns, Ctx has ended and Done is closed. Who sees that
-// lost has ended sees Ctx ended too.
+// finish ends the session. When it returns, Ctx has ended and Done is closed.
 func (l *lease) finish(e ending) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,6 +53,7 @@ func (l *lease) finish(e ending) {
 	if e.lost {
 		l.setLost(e.cause)
 	}
+	// In each ending the renewals end. An orphaned lease lives for its TTL, or is renewed by somebody else.
 	l.renewal.leave()
 	l.clock.stop()
 	select {
@@ -64,7 +64,7 @@ func (l *lease) finish(e ending) {
 	}
 	// What is owned on the lease is lost with it. An orphaned session loses nothing.
 	if e.lost && l.trace != nil {
-		l.seats.lost(e.cause)
+		l.seats.tellLost(e.cause)
 	}
 }
 
@@ -100,14 +100,14 @@ func (l *lease) unuse() {
 	}
 }
 
-// gone is for whoever hears from the server that it does not have the lease. Session.Ctx
+// heardGone is for whoever hears from the server that it does not have the lease. Session.Ctx
 // has ended when it returns.
 //
 // A member that was cut off may say so of a lease that was granted meanwhile, because it
 // does not know of the lease yet. The session ends then for nothing, which is safe.
 //
 // The cause of a session whose deadline has passed is the deadline, whoever speaks first.
-func (l *lease) gone() {
+func (l *lease) heardGone() {
 	l.expire()
 	l.finish(toldGone)
 }
@@ -132,7 +132,7 @@ func (l *lease) loss() error {
 func (l *lease) answered(sent time.Time, ttl time.Duration) {
 	// etcd answers the renewal of a lease that it does not have with a TTL of zero.
 	if ttl <= 0 {
-		l.gone()
+		l.heardGone()
 		return
 	}
 	l.clock.extend(sent, ttl)
@@ -141,18 +141,16 @@ func (l *lease) answered(sent time.Time, ttl time.Duration) {
 
 // watch watches a key, as [watches.watch] does.
 func (l *lease) watch(ctx context.Context, key string, from int64, opts ...v3.OpOption) *watcher {
-	return l.watches.watch(ctx, l.client, l.timeToLive(), key, from, opts...)
+	return l.watches.watch(ctx, l.client, l.patience(), key, from, opts...)
 }
 
-// timeToLive is also the patience of all calls on the lease: within it they have to reach a
+// patience is the TTL. It is the patience of all calls on the lease: within it they have to reach a
 // member that answers.
-func (l *lease) timeToLive() time.Duration { return l.clock.ttl }
-
-// wait returns when nothing renews the lease any more, of a session that has ended.
-func (l *lease) wait() { l.renewal.wait() }
+func (l *lease) patience() time.Duration { return l.clock.ttl }
 
 // revoke ends everything that still runs on the lease and revokes it.
 func (l *lease) revoke() error {
+	// A program may rely on it that its trace is told nothing after Close.
 	defer l.trace.wait()
 	l.mu.Lock()
 	// From here on nothing new begins in the background. What runs ends with lost.
@@ -160,7 +158,7 @@ func (l *lease) revoke() error {
 	l.mu.Unlock()
 	// No handle owns from here on, so a rival may be let in.
 	l.finish(closed)
-	l.wait()
+	l.renewal.wait()
 	l.work.Wait()
 	// Nothing uses the kept watch any more, and no renewal or clean-up runs.
 	l.kept.close()
@@ -174,7 +172,7 @@ func (l *lease) revoke() error {
 	ctx, cancel := context.WithTimeout(ctx, max(l.clock.left(), time.Second))
 	defer cancel()
 	// ask would not do here: it makes no call for a session that has ended.
-	_, err := repeat(ctx, forever, l.timeToLive(), l.trace, func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
+	_, err := repeat(ctx, forever, l.patience(), l.trace, func(ctx context.Context) (*v3.LeaseRevokeResponse, error) {
 		return leasesOnce(l.client).Revoke(ctx, l.id)
 	})
 	// An earlier call whose answer was lost may have revoked the lease.
@@ -189,8 +187,8 @@ func (l *lease) revoke() error {
 // channel when work has returned. After Close it does nothing. The work has to end when
 // lost does, as [repeat] and sleep do with it.
 //
-// The context of the work is the client's, because clean-ups need it. What they are to
-// clean away blocks others for as long as the lease lives.
+// The context of the work is the client's, because a clean-up outlives the session. A key that nobody
+// wants blocks others for as long as the lease lives.
 func (l *lease) background(work func(ctx context.Context)) <-chan struct{} {
 	done := make(chan struct{})
 	l.mu.Lock()

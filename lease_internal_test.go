@@ -38,6 +38,16 @@ func TestTheFirstLookAtASession(t *testing.T) {
 	s.Orphan()
 }
 
+// Otherwise the timer of the looks would keep the session for ever.
+func TestALeaseThatHasEndedIsLookedAtOnceMore(t *testing.T) {
+	l := stopped(t)
+	l.seats = &seats{of: map[string]*seat{}}
+	l.seats.at("name/1", func(s *seat) { s.miss(time.Now(), time.Hour, func() {}) })
+	queue{session: &Session{lease: l}}.lookLater("name/1")
+	l.work.Wait()
+	l.seats.at("name/1", func(s *seat) { require.Nil(t, s.later) })
+}
+
 func TestALateTimerKeepsNothingAlive(t *testing.T) {
 	t.Run("the first look of each kind says that the session has ended", func(t *testing.T) {
 		for how, look := range map[string]func(l *lease) error{
@@ -46,7 +56,7 @@ func TestALateTimerKeepsNothingAlive(t *testing.T) {
 			"a key that is missed": func(l *lease) error {
 				return queue{session: &Session{lease: l}}.lossOf()
 			},
-			"a server that says the lease is gone": func(l *lease) error { l.gone(); return context.Cause(l.ctx) },
+			"a server that says the lease is gone": func(l *lease) error { l.heardGone(); return context.Cause(l.ctx) },
 			"a call": func(l *lease) error {
 				require.Equal(t, ErrSessionExpired, l.loss())
 				return context.Cause(l.ctx)

@@ -50,9 +50,9 @@ func newQueue(s *Session, name string) queue {
 	return queue{session: s, prefix: name + "/"}
 }
 
-// apart is a place of its own in the line, which follows the rule. Its number is drawn at
+// numbered is a place of its own in the line, which follows the rule. Its number is drawn at
 // random, because other processes may have used the lease before.
-func (q queue) apart(r rule) queue {
+func (q queue) numbered(r rule) queue {
 	q.rule = r
 	q.number = "/" + strconv.FormatUint(rand.Uint64(), 16)
 	return q
@@ -141,8 +141,8 @@ func (q queue) lease() *lease {
 	return q.session.lease
 }
 
-// gone is [lease.loss] for who has not begun yet. It says of a lost lease what etcd would say.
-func (q queue) gone() error {
+// lossBefore is [lease.loss] for who has not begun yet. It says of a lost lease what etcd would say.
+func (q queue) lossBefore() error {
 	err := q.lease().loss()
 	// The caller has not joined yet, so no key of it can be gone.
 	if err == ErrSessionExpired {
@@ -163,7 +163,7 @@ func need(ctx context.Context) {
 // error of [lease.loss]. If the answer is that the lease is gone, the session has ended.
 func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, error)) (R, error) {
 	// The patience is the TTL. A call that reaches a member later than that is of no use.
-	answer, err := repeat(ctx, l.lost, l.timeToLive(), l.trace, call)
+	answer, err := repeat(ctx, l.lost, l.patience(), l.trace, call)
 	switch {
 	case err == nil:
 	case ctx.Err() != nil:
@@ -173,7 +173,7 @@ func ask[R any](ctx context.Context, l *lease, call func(context.Context) (R, er
 		err = l.loss()
 	// The server has answered a put or a question about the lease.
 	case errors.Is(err, rpctypes.ErrLeaseNotFound):
-		l.gone()
+		l.heardGone()
 	}
 	return answer, err
 }
@@ -207,8 +207,8 @@ func (q queue) read(ctx context.Context, parts []part, upTo int64) ([][]*mvccpb.
 	return keysOf(resp.Responses), resp.Header, nil
 }
 
-// own are the parts with the keys of the place, of which key is the first.
-func (q queue) own(key string) (parts []part) {
+// ownParts are the parts with the keys of the place, of which key is the first.
+func (q queue) ownParts(key string) (parts []part) {
 	for _, key := range q.keys(key) {
 		parts = append(parts, part{from: key})
 	}
@@ -230,7 +230,7 @@ func (q queue) among(t ticket, read [][]*mvccpb.KeyValue) bool {
 // find returns the ticket that stands under the key, or none. It also finds a ticket that
 // stands only in some of its lines.
 func (q queue) find(ctx context.Context, key string) (ticket, error) {
-	read, _, err := q.read(ctx, q.own(key), 0)
+	read, _, err := q.read(ctx, q.ownParts(key), 0)
 	// The keys that one transaction has put have one number. So any of them tells the ticket.
 	if kvs := slices.Concat(read...); err == nil && len(kvs) > 0 {
 		return ticket{key, kvs[0].CreateRevision}, nil
@@ -244,13 +244,13 @@ func (q queue) find(ctx context.Context, key string) (ticket, error) {
 // remove returns [ErrSessionExpired].
 func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
 	l := q.lease()
-	stand, then, els := q.removal(t)
+	present, then, els := q.removal(t)
 	// calls counts also those that were sent beside the first, because each may have
 	// deleted the ticket.
 	var calls atomic.Int64
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
 		calls.Add(1)
-		return l.client.Txn(ctx).If(stand...).Then(then...).Else(els...).Commit()
+		return l.client.Txn(ctx).If(present...).Then(then...).Else(els...).Commit()
 	})
 	switch {
 	case err != nil:
@@ -264,9 +264,9 @@ func (q queue) remove(ctx context.Context, t ticket) (*pb.ResponseHeader, error)
 
 // removal is the transaction that deletes the ticket. It succeeds if the ticket stood in all
 // its lines. Otherwise it deletes what there is.
-func (q queue) removal(t ticket) (stand []v3.Cmp, then, els []v3.Op) {
+func (q queue) removal(t ticket) (present []v3.Cmp, then, els []v3.Op) {
 	for _, t := range q.tickets(t) {
-		stand = append(stand, t.stands())
+		present = append(present, t.stands())
 		then = append(then, v3.OpDelete(t.key))
 		// Of several keys some may be gone. Each of the others is deleted for itself, and is compared
 		// with its own ticket again.
@@ -274,7 +274,7 @@ func (q queue) removal(t ticket) (stand []v3.Cmp, then, els []v3.Op) {
 			els = append(els, v3.OpTxn([]v3.Cmp{t.stands()}, []v3.Op{v3.OpDelete(t.key)}, nil))
 		}
 	}
-	return stand, then, els
+	return present, then, els
 }
 
 // askForLease finds out whether the lease lives, after its key was seen to be gone. If the
@@ -292,7 +292,7 @@ func (q queue) askForLease(ctx context.Context) error {
 	})
 	switch {
 	case err == nil && resp.TTL < 0: // what the server says of a lease that it does not have
-		l.gone()
+		l.heardGone()
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}

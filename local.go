@@ -290,7 +290,7 @@ func (m *locals) ask(h *hold) {
 		// The key is gone. No goroutine is passed the lock any more, and the contexts of the
 		// ownership end.
 		if err == ErrSessionExpired {
-			q.lease().seats.at(h.key, func(s *seat) { s.lose(h.rev) })
+			q.lease().seats.at(h.key, func(s *seat) { s.forget(h.rev) })
 			_ = q.askForLease(life) // because the whole lease may have been revoked
 		}
 	})

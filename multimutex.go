@@ -32,7 +32,7 @@ func NewMultiMutex(s *Session, names ...string) *MultiMutex {
 	if len(names) == 0 {
 		panic("concurrency: a MultiMutex without names")
 	}
-	q, known := newQueue(s, names[0]).apart(rule{several: true}), map[string]bool{}
+	q, known := newQueue(s, names[0]).numbered(rule{several: true}), map[string]bool{}
 	q.also = &further{}
 	for i, name := range names {
 		if known[name] {
@@ -82,8 +82,8 @@ func (m *MultiMutex) IsOwner() []v3.Cmp {
 	if t == (ticket{}) {
 		return []v3.Cmp{m.stands()} // which is false
 	}
-	stand, _, _ := m.queue.removal(t)
-	return stand
+	present, _, _ := m.queue.removal(t)
+	return present
 }
 
 // Keys returns the keys in etcd by which the locks are held, in the order of the names, or none

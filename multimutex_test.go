@@ -239,6 +239,24 @@ func TestMultiMutexLossThatNobodySawAndAnotherLock(t *testing.T) {
 	}
 }
 
+// The Lock that finds the keys that are left decides their deletion. So it has to see to it.
+func TestMultiMutexLeavesNothingWhenALockAfterALossIsGivenUp(t *testing.T) {
+	t.Parallel()
+	for what, take := range multiTakes {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			l := newLines(t)
+			m := l.multi("a", "b", "c")
+			require.NoError(t, m.Lock(t.Context()))
+			l.delete(t, m.Keys()[1])
+			ctx, giveUp := context.WithCancel(t.Context())
+			l.faults.Before(fault.Txn, 3, giveUp) // the deletion: the first finds the keys, the second reads the lines
+			require.Equal(t, context.Canceled, take(m, ctx))
+			l.stand(t, 0)
+		})
+	}
+}
+
 func TestMultiMutexLossWhileItWaits(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

@@ -104,7 +104,7 @@ func observerOf(ctx context.Context, client *v3.Client, name string) observer {
 
 func (e *Election) observer() observer {
 	l := e.queue.lease()
-	return observer{client: l.client, prefix: e.queue.prefix, patience: l.timeToLive(), trace: l.trace}
+	return observer{client: l.client, prefix: e.queue.prefix, patience: l.patience(), trace: l.trace}
 }
 
 // leaderIn is who leads by what was read or told; the zero Leader if nobody does.

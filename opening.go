@@ -49,16 +49,16 @@ func openLease(ctx context.Context, client *v3.Client, o sessionOptions) (*lease
 		}
 	}
 	if l.id < v3.NoLease {
-		l.known()
-		l.gone()
+		l.bindID()
+		l.heardGone()
 		return l, nil
 	}
 	// From here on three things end the session by themselves: the deadline, the end of the
 	// context given, and the end of the client.
 	l.clock.start(l.expire)
 	l.use()
-	// The end of ctx comes here, whatever ended it. This is where the context given with
-	// WithContext, or the client's, ends the session.
+	// The end of ctx comes here, whatever ended it. This is where the context given with WithContext
+	// ends the session. That may be a child of the client's context.
 	context.AfterFunc(l.ctx, func() {
 		if client.Ctx().Err() != nil {
 			l.finish(clientClosed)
@@ -81,7 +81,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	if err != nil {
 		return err
 	}
-	l.known()
+	l.bindID()
 	// The server has granted the lease, or told what is left of it, after begun.
 	l.clock.deadline = begun.Add(left - l.clock.margin)
 	took := time.Since(begun)
@@ -95,7 +95,7 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 		default:
 		}
 	})
-	l.renewal.due = begun.Add(apart(l.renewal.interval))
+	l.renewal.due = begun.Add(spread(l.renewal.interval))
 	if given { // less than a third of its life may be left
 		l.renewal.due = begun
 	}
@@ -121,14 +121,14 @@ func (l *lease) obtain(ctx context.Context, ttl int64, asked time.Duration) erro
 	// The server may have said that the lease is gone. Otherwise nobody else would end it
 	// before its TTL.
 	if !l.revoked.Load() {
-		l.giveBack()
+		l.revokeUnused()
 	}
 	return err
 }
 
-// known notes what goes by the ID of the lease. A lease that is granted has none before. The seats are
-// those of all sessions on the lease.
-func (l *lease) known() {
+// bindID sets what depends on the ID of the lease. A lease that is granted has no ID before. The seats
+// are those of all sessions on the lease.
+func (l *lease) bindID() {
 	s := sharedOf(l.client)
 	l.seats, l.watches = s.seatsOf(l.id), &s.watches
 	if l.trace != nil {
@@ -193,7 +193,7 @@ func (l *lease) create(ctx context.Context, ttl int64) (left time.Duration, err 
 	// The call is not made again here, because each Grant that arrives grants another lease.
 	l.id, l.clock.ttl = resp.ID, seconds(resp.TTL)
 	if err := ctx.Err(); err != nil {
-		l.giveBack()
+		l.revokeUnused()
 		return 0, err
 	}
 	return l.clock.ttl, nil
@@ -219,9 +219,9 @@ func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 	return left, nil
 }
 
-// giveBack revokes a lease that was granted for nothing. Its own error is not told, because
+// revokeUnused revokes a lease that was granted for nothing. Its own error is not told, because
 // the first error is the one to tell.
-func (l *lease) giveBack() {
+func (l *lease) revokeUnused() {
 	// The caller's context may have ended, so this has a bound of its own: the second in which
 	// a call obeys its context.
 	ctx, cancel := context.WithTimeout(l.client.Ctx(), time.Second)
@@ -240,8 +240,8 @@ func (l *lease) giveBack() {
 func (l *lease) newRenewal(given bool, answer func(sent time.Time, ttl time.Duration)) keeper {
 	// The session lives for the TTL less the margin, so a third of that is the interval.
 	life := l.clock.ttl - l.clock.margin
-	alone := given || !ownLease(l.client)
-	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, alone: alone}
+	byCalls := given || !ownLease(l.client)
+	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, byCalls: byCalls}
 	if l.trace != nil {
 		k.failed = func(err error) { l.trace.renewalFailed(err, l.clock.until()) }
 	}

@@ -9,8 +9,9 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// A handle holds a grant until it has given the grant back, also when the ownership is lost long
-// before. So Unlock after a loss finds what to release, and IsOwner goes by owns and not by held.
+// A handle holds a grant until it has given the grant back, or a call of its own has met the loss. A
+// watch that sees the loss leaves the grant. So Unlock after a loss finds what to release, and
+// IsOwner goes by owns and not by held.
 // The term is the context of that ownership. A release ends the term before it sends anything.
 
 // ownership is what a Mutex and an Election have in common: a place in a line, and the
@@ -38,30 +39,29 @@ func (o *ownership) resume(key string, rev int64) {
 
 // acquire stands in line for the turn, see [queue.acquire]. What was held before is not
 // held any more if somebody else is proven to own.
-func (o *ownership) acquire(ctx context.Context, join joinTxn) (*grant, error) {
-	return o.acquireIn(ctx, o.queue, join)
+func (o *ownership) acquire(ctx context.Context, txn joinTxn) (*grant, error) {
+	return o.acquireIn(ctx, o.queue, txn)
 }
 
 // acquireIn acquires by one of the places of a handle that has several.
-func (o *ownership) acquireIn(ctx context.Context, q queue, join joinTxn) (*grant, error) {
-	// A failure tells that this ownership is lost, and tells nothing of a newer one.
+func (o *ownership) acquireIn(ctx context.Context, q queue, txn joinTxn) (*grant, error) {
+	// What the call tells of a loss is of this ownership, and not of a newer one.
 	before, _ := o.state()
-	if before != nil && before.key != join.key {
+	if before != nil && before.key != txn.key {
 		before = nil // nor of one by another place
 	}
 	begun := q.lease().trace.now()
-	g, header, err := q.acquire(ctx, join)
-	q.tellTaken(begun, join.key, g, err)
-	switch err {
-	case nil:
+	g, header, err := q.acquire(ctx, txn)
+	// Somebody else is in line or owns, or the session has lost its key, or owns by a newer ticket.
+	// The handle does not own by the earlier grant any more. Other errors tell nothing about it.
+	if err == ErrLocked || err == ErrSessionExpired || err == nil && g != before {
+		o.lose(before) // and not what another call has acquired meanwhile
+	}
+	if q.tellTaken(begun, txn.key, g, err); err == nil {
 		o.mu.Lock()
 		defer o.mu.Unlock()
 		o.replace(g)
 		o.header = header
-	// Somebody else is in line or owns, or the session has lost its key. Either way the handle does
-	// not own by the earlier grant any more. Other errors tell nothing about it.
-	case ErrLocked, ErrSessionExpired:
-		o.lose(before) // and not what another call has acquired meanwhile
 	}
 	return g, err
 }
@@ -105,7 +105,7 @@ func (o *ownership) unlock(ctx context.Context, q queue) error {
 // lose notes that held was seen to be gone, for the siblings too. nil is nothing.
 func (o *ownership) lose(held *grant) {
 	if held != nil {
-		o.queue.lease().seats.at(held.key, func(s *seat) { s.lose(held.rev) })
+		o.queue.lease().seats.at(held.key, func(s *seat) { s.forget(held.rev) })
 		held.holding.lose(o.queue.lossOf())
 		o.drop(held)
 	}
@@ -226,13 +226,12 @@ func (q queue) follow(g *grant, rev int64) *term {
 	l.background(func(life context.Context) {
 		defer detach()
 		// The watch may outlive the caller of context, but not the session or the release.
-		err := q.standing(ctx, g.ticket, rev)
-		if err != ErrSessionExpired {
+		if err := q.untilGone(ctx, g.ticket, rev); err != ErrSessionExpired {
 			// A key that can't be read for a permanent reason ends the term as well.
 			cancel(err)
 			return
 		}
-		l.seats.at(g.key, func(s *seat) { s.lose(g.rev) })
+		l.seats.at(g.key, func(s *seat) { s.forget(g.rev) })
 		cancel(q.lossOf())
 		// The whole lease may have been revoked. The term has ended before that is known, and
 		// the trace is told when it is.
@@ -249,16 +248,16 @@ func (q queue) follow(g *grant, rev int64) *term {
 	return &term{&punctual{ctx, look}, cancel}
 }
 
-// standing returns [ErrSessionExpired] when the ticket is seen to be gone, in any of its lines.
+// untilGone returns [ErrSessionExpired] when the ticket is seen to be gone, in any of its lines.
 // It stood at the revision rev; 0 is none. It ends earlier when ctx does. It also ends with a
 // permanent error that keeps it from reading the key, because a process that can't know does
 // not own.
 //
-// The place that a session has in a line goes on with the watch of its wait, and leaves it to
-// the next wait. So one watch serves a session from turn to turn. Other places watch their own
-// keys, because many of them may own at once. They look first, because the watch begins at the
-// revision of a look.
-func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
+// The place that a session's handles share goes on with the watch of its wait, and leaves it to the
+// next wait. So one watch serves a session from turn to turn. A watch that begins here is not left,
+// because nobody else may want the lock. Other places watch their own keys, because many of them may
+// own at once. They look first, because the watch begins at the revision of a look.
+func (q queue) untilGone(ctx context.Context, t ticket, rev int64) error {
 	var w *watcher
 	kept, own := false, q.keys(t.key)
 	if q.rule == (rule{}) && t.key == q.key() {
@@ -273,7 +272,7 @@ func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
 	}()
 	for stale := w == nil; ; {
 		if stale {
-			read, header, err := q.read(ctx, q.own(t.key), 0)
+			read, header, err := q.read(ctx, q.ownParts(t.key), 0)
 			switch {
 			case err != nil:
 				return err
@@ -299,12 +298,13 @@ func (q queue) standing(ctx context.Context, t ticket, rev int64) error {
 			case slices.Contains(own, string(ev.Kv.Key)):
 				return ErrSessionExpired
 			default:
-				// Of somebody else in the line. Whoever takes the watch over is told nothing of it.
+				// The key is somebody else's. A wait that takes this watch over needs a view of this
+				// revision or a later one.
 				rev = ev.Kv.ModRevision
 			}
 		}
 		// A watch that began later, broke, or fell silent, has told nothing of what happened
 		// before. A look does.
-		stale = (news.Canceled || news.Created) && missed(news, rev)
+		stale = news.Canceled || news.Created && missed(news, rev)
 	}
 }

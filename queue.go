@@ -10,7 +10,7 @@ import (
 )
 
 // The way of a ticket has one function for each step: join draws it, wait follows it to the head,
-// stand has it granted, leave deletes it. participate is around these steps, and leaves no key behind
+// obtain has it granted, leave deletes it. participate is around these steps, and leaves no key behind
 // whose acquisition has failed.
 
 // acquire joins the line and waits for the turn. A read or a watch has proven the grant that it
@@ -26,10 +26,10 @@ import (
 //   - permanent ones of etcd, bare.
 //
 // When an error says that the lease is gone, the session has ended.
-func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseHeader, error) {
+func (q queue) acquire(ctx context.Context, txn joinTxn) (*grant, *pb.ResponseHeader, error) {
 	var g *grant
-	v, err := q.participate(ctx, join, func() (v view, err error) {
-		g, v, err = q.stand(ctx, join)
+	v, err := q.participate(ctx, txn, func() (v view, err error) {
+		g, v, err = q.obtain(ctx, txn)
 		return v, err
 	})
 	if err != nil {
@@ -38,47 +38,47 @@ func (q queue) acquire(ctx context.Context, join joinTxn) (*grant, *pb.ResponseH
 	return g, v.header, nil
 }
 
-// participate is what all have in common who join a line and wait there, as stand does. The view
-// of stand has its ticket after an error too. If participate fails, it takes care of that ticket.
+// participate is what all have in common who join a line and wait there, as obtain does. The view of
+// obtain has its ticket after an error too. If participate fails, it takes care of that ticket.
 // For its errors see [queue.acquire].
-func (q queue) participate(ctx context.Context, join joinTxn, stand func() (view, error)) (view, error) {
+func (q queue) participate(ctx context.Context, txn joinTxn, obtain func() (view, error)) (view, error) {
 	need(ctx)
 	l := q.lease()
 	l.use()
 	defer l.unuse()
-	if err := q.gone(); err != nil {
+	if err := q.lossBefore(); err != nil {
 		return view{}, err
 	}
-	q.enter(join)
+	q.enter(txn)
 	// From here on a key may stand in etcd. Whatever happens, exit comes after enter and
 	// takes care of the key.
-	v, err := stand()
+	v, err := obtain()
 	if err == nil {
 		// The turn may have come when the lease was already lost. The clock has the last word.
 		err = l.loss()
 	}
 	if err == ErrSessionExpired && q.also == nil {
-		v.mine = ticket{} // it is gone; of several keys some may be left
+		v.mine = ticket{} // it is gone, or goes with the lease; of several keys some may be left
 	}
-	q.exit(join, v.mine, err)
+	q.exit(txn, v.mine, err)
 	if err == ErrSessionExpired {
 		err = q.askForLease(ctx)
 	}
 	return v, err
 }
 
-// stand joins the line and waits until the ticket drawn is granted. Its view has that
+// obtain joins the line and waits until the ticket drawn is granted. Its view has that
 // ticket after an error too.
-func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err error) {
+func (q queue) obtain(ctx context.Context, txn joinTxn) (g *grant, v view, err error) {
 	for {
-		if v, err = q.join(ctx, join); err == nil {
+		if v, err = q.join(ctx, txn); err == nil {
 			q.tellJoined(v)
 		}
 		if err == nil && !v.turn() {
 			v, err = q.wait(ctx, v)
 		}
 		doomed := false
-		q.lease().seats.at(join.key, func(s *seat) {
+		q.lease().seats.at(txn.key, func(s *seat) {
 			// The question and the grant are one step under the mutex of the seats. No sibling can decide
 			// the deletion in between.
 			if doomed = v.mine.rev <= s.doomed; err == nil {
@@ -99,25 +99,27 @@ func (q queue) stand(ctx context.Context, join joinTxn) (g *grant, v view, err e
 
 // join carries out the transaction. Its view has the ticket that was drawn or found, and those
 // ahead. join returns [ErrLocked] if the transaction must be alone and somebody is in the way.
-// After an error the view has the ticket if one stands, without a revision if that is not known.
+// A join that was not answered leaves the view empty, because the seat has noted it. After any
+// other error the view has the ticket that stands.
 func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 	for {
-		var own *mvccpb.KeyValue
-		switch v, own, err = q.joinOnce(ctx, txn); {
+		var found *mvccpb.KeyValue
+		switch v, found, err = q.joinOnce(ctx, txn); {
 		case err != nil:
 			return v, err
 		case v.mine != ticket{}:
 		case v.rule.blocks(v.prefix, v.ahead):
 			return view{}, ErrLocked
 		default:
-			// Others stand there and leave room. It is still there if nobody comes in between.
+			// Others stand there and leave room. The room is still there if nobody joins before the next
+			// transaction.
 			txn = txn.ifAlone(v.header.Revision)
 			continue
 		}
 		doomed := false
 		q.lease().seats.at(txn.key, func(s *seat) { doomed = v.mine.rev <= s.doomed })
-		if !doomed && own != nil {
-			v, doomed, err = q.recognize(ctx, txn, v, own)
+		if !doomed && found != nil {
+			v, doomed, err = q.recognize(ctx, txn, v, found)
 		}
 		if !doomed {
 			return v, err
@@ -125,7 +127,7 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 		// The key found is being deleted, by a call that has no answer yet. Make sure
 		// of it, and draw a new ticket.
 		if _, err := q.remove(ctx, v.mine); err != nil && err != ErrSessionExpired {
-			return view{}, err
+			return v, err
 		}
 	}
 }
@@ -134,43 +136,48 @@ func (q queue) join(ctx context.Context, txn joinTxn) (v view, err error) {
 // and gives the key the value of the join. It dooms a ticket that does not stand in all its
 // lines, or is gone.
 func (q queue) recognize(
-	ctx context.Context, txn joinTxn, v view, own *mvccpb.KeyValue,
+	ctx context.Context, txn joinTxn, v view, found *mvccpb.KeyValue,
 ) (_ view, doomed bool, err error) {
 	if !v.near { // and it is not the head
 		v, err = q.look(ctx, v.mine)
 	}
 	switch {
 	case err == ErrSessionExpired:
-		q.lease().seats.at(txn.key, func(s *seat) { s.doom(v.mine) })
+		// Of several lines some may have a key left. Whoever was granted the ticket has lost it, so the
+		// clean-up may delete the rest.
+		q.lease().seats.at(txn.key, func(s *seat) {
+			s.doom(v.mine)
+			s.forget(v.mine.rev)
+		})
 		return v, true, nil
 	case err == nil && txn.alone && !v.turn():
 		return view{}, false, ErrLocked
 	case err == nil && txn.replaces:
-		v, err = q.setValue(ctx, v, own, txn.value)
+		v, err = q.setValue(ctx, v, found, txn.value)
 	}
 	return v, false, err
 }
 
 // joinOnce sends the transaction until it is answered. It also returns the key of the place if
 // it has found one.
-func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, own *mvccpb.KeyValue, err error) {
+func (q queue) joinOnce(ctx context.Context, txn joinTxn) (v view, found *mvccpb.KeyValue, err error) {
 	l := q.lease()
 	resp, err := ask(ctx, l, func(ctx context.Context) (*v3.TxnResponse, error) {
-		resp, err := l.client.Txn(ctx).If(txn.unless...).Then(txn.then...).Else(txn.els...).Commit()
+		resp, err := l.client.Txn(ctx).If(txn.absent...).Then(txn.then...).Else(txn.els...).Commit()
 		if err != nil && !definite(err) { // called off, or not answered
 			// A server may carry out a call much later that it had not read yet, or could
 			// not commit yet. By then another call may have been answered and the lock have
 			// been released again.
 			look := func() { q.lookLater(txn.key) }
-			l.seats.at(txn.key, func(s *seat) { s.miss(time.Now(), l.timeToLive(), look) })
+			l.seats.at(txn.key, func(s *seat) { s.miss(time.Now(), l.patience(), look) })
 		}
 		return resp, err
 	})
 	if err != nil {
 		return view{}, nil, err
 	}
-	v, own = txn.joined(resp)
-	return v, own, nil
+	v, found = txn.joined(resp)
+	return v, found, nil
 }
 
 // setValue gives the session's key the value. It writes over what it has read and nothing
@@ -216,7 +223,7 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	v, parts := view{rule: q.rule, prefix: q.prefix, mine: mine}, q.deciding(q.keys(mine.key))
 	asked := len(parts)
 	if !q.rule.shows() {
-		parts = append(parts, q.own(mine.key)...)
+		parts = append(parts, q.ownParts(mine.key)...)
 	}
 	read, header, err := q.read(ctx, parts, mine.rev)
 	if err != nil {
@@ -225,7 +232,7 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 	if v.header = header; !q.among(mine, read) {
 		return v, ErrSessionExpired
 	}
-	v.stand(parts, read[:asked])
+	v.takeIn(parts, read[:asked])
 	return v, nil
 }
 
@@ -245,7 +252,7 @@ func (q queue) look(ctx context.Context, mine ticket) (view, error) {
 func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 	l := q.lease()
 	var line, own, far *watcher
-	// Kept watches are told of each release. Of a long line few are kept, however quickly it moves.
+	// Each kept watch is told of each release. So a session that began its wait far back keeps none.
 	short := v.near
 	defer func() {
 		own.stop()
@@ -308,8 +315,8 @@ func (q queue) watchLine(rev int64) (w *watcher, kept bool) {
 }
 
 // keep keeps a watch of the line for the session's next use of it. Its user knows the line up
-// to the revision rev. A session that has ended keeps none, because etcd's own
-// services open one for each call.
+// to the revision rev. A session that has ended keeps none, because etcd's own services open and
+// orphan a session for each call.
 func (q queue) keep(w *watcher, rev int64) {
 	if l := q.lease(); w != nil && l.ctx.Err() == nil {
 		l.kept.keep(w, rev)
@@ -325,7 +332,7 @@ func (q queue) watchOwn(ctx context.Context, t ticket, rev int64) *watcher {
 	w := l.watch(ctx, t.key, rev+1, v3.WithFilterPut())
 	for _, key := range keys[1:] {
 		w.beside = append(w.beside,
-			l.watches.watchInto(ctx, w.news, l.client, l.timeToLive(), key, rev+1, v3.WithFilterPut()))
+			l.watches.watchInto(ctx, w.news, l.client, l.patience(), key, rev+1, v3.WithFilterPut()))
 	}
 	return w
 }
@@ -335,23 +342,21 @@ func (q queue) watchOwn(ctx context.Context, t ticket, rev int64) *watcher {
 // the lease is known to be lost, which leaves no header. After any other error the clean-up
 // goes on to delete the ticket, because everybody behind it waits.
 func (q queue) leave(ctx context.Context, t ticket) (*pb.ResponseHeader, error) {
-	need(ctx)
 	l := q.lease()
 	l.use()
 	defer l.unuse()
 	// The decision comes before the call: from here on no sibling is granted the ticket.
 	l.seats.at(t.key, func(s *seat) { s.doom(t) })
 	header, err := q.remove(ctx, t)
-	dirty := false
-	// The grant leaves the seat in any case. What the caller holds to repeat the release is its own
-	// handle's.
+	failed := err != nil && err != ErrSessionExpired
+	// The grant leaves the seat in any case. The handle has a reference of its own, by which it can
+	// repeat the release.
 	l.seats.at(t.key, func(s *seat) {
-		if s.lose(t.rev); err != nil && err != ErrSessionExpired {
+		if s.forget(t.rev); failed {
 			s.doubt(time.Now())
-			dirty = true
 		}
 	})
-	if dirty {
+	if failed {
 		q.clean(t)
 	}
 	return header, err

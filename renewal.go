@@ -47,12 +47,12 @@ type renewals struct {
 	timer *time.Timer
 	wake  time.Time // when the timer fires
 
-	streams []*stream // the one in use and those beside it, see another; the oldest first
-	sent    int       // renewals
-	broken  int       // streams that broke in a row
-	trouble error     // the reason of the last one that did
-	again   time.Time // no stream is opened before
-	running *sync.WaitGroup
+	streams  []*stream // the one in use and those beside it, see another; the oldest first
+	sent     int       // renewals
+	broken   int       // streams that broke in a row
+	trouble  error     // the reason of the last one that did
+	reopenAt time.Time // no stream is opened before
+	running  *sync.WaitGroup
 }
 
 // keeper is one renewal among those of its client. The zero keeper renews nothing.
@@ -72,7 +72,9 @@ func (k keeper) keep() {
 		r.wake = k.due
 		r.timer = time.AfterFunc(time.Until(k.due), r.send)
 	}
-	k.heard = k.due.Add(-k.interval) // the servers were asked for the lease, and have answered
+	// The servers were asked for the lease, and have answered. A lease that was given is due at once. It
+	// is renewed by calls first, which set the time anew.
+	k.heard = k.due.Add(-k.interval)
 	r.kept[k.renewal] = struct{}{}
 	r.schedule(k.due)
 }
@@ -98,8 +100,8 @@ func (k keeper) leave() {
 	for _, s := range r.streams {
 		s.cancel()
 	}
-	// Nothing is renewed any more. The next lease finds everything as at the beginning.
-	k.last, r.streams, r.broken, r.again = r.running, nil, 0, time.Time{}
+	// Nothing is renewed any more. The next lease begins without streams and without a pause.
+	k.last, r.streams, r.broken, r.reopenAt = r.running, nil, 0, time.Time{}
 }
 
 // trouble is the last error of a renewal that any lease of the client has met.
@@ -148,7 +150,7 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 	// does not send all that it has missed.
 	k.due = now.Add(k.interval)
 	switch {
-	case k.alone:
+	case k.byCalls:
 		calls := 1
 		// In silence there are two, see choose. For a short interval, two would be too often.
 		if !k.pending.IsZero() && k.interval >= 2*refusalPause {
@@ -167,7 +169,7 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 		k.due = now.Add(k.step(now))
 	default:
 		// There is no stream, and the pause before the next opening is not over.
-		k.due = r.again
+		k.due = r.reopenAt
 	}
 }
 
@@ -178,7 +180,7 @@ func (r *renewals) renew(k *renewal, now time.Time) {
 // stream. See [repeat], which makes calls in pairs for that reason.
 func (r *renewals) choose(k *renewal, now time.Time) bool {
 	// Until the pause is over, the streams that are open have to do.
-	if now.Before(r.again) {
+	if now.Before(r.reopenAt) {
 		return len(r.streams) > 0
 	}
 	step, inUse := k.step(now), len(r.streams) > 0
@@ -196,9 +198,9 @@ func (r *renewals) choose(k *renewal, now time.Time) bool {
 	return true
 }
 
-// refusalPause is the least time between two openings of a stream, and between two calls
+// refusalPause is the least time from one opening of streams to the next, and between two calls
 // for a lease after a failure. The n-th failure in a row makes the pause longer, up to half
-// a second. Upstream's client waits that long. A server that comes back in time for
+// a second and an eighth. Upstream's client waits half a second. A server that comes back in time for
 // upstream's sessions therefore does so for these.
 const refusalPause = 250 * time.Millisecond
 
@@ -217,7 +219,7 @@ func (r *renewals) open(now time.Time) {
 	ctx, cancel := context.WithCancel(v3.WithRequireLeader(r.client.Ctx()))
 	s := &stream{opened: r.sent, owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: cancel}
 	// Whether this opening succeeds or not, the next one waits for the pause.
-	r.streams, r.again = append(r.streams, s), now.Add(refusalPause)
+	r.streams, r.reopenAt = append(r.streams, s), now.Add(refusalPause)
 	service := pb.NewLeaseClient(r.client.ActiveConnection())
 	r.running.Go(func() {
 		defer cancel()
@@ -300,7 +302,7 @@ func (r *renewals) broke(s *stream, reason error) {
 	}
 	r.broken++
 	r.trouble = reason
-	r.again = time.Now().Add(afterFailures(r.broken))
+	r.reopenAt = time.Now().Add(afterFailures(r.broken))
 	if oldest := s.oldest(); oldest.of != nil {
 		oldest.of.suspect = true
 	}
@@ -320,9 +322,8 @@ func (r *renewals) drop(s *stream) {
 	for id, sent := range s.owed {
 		// A stream that owes the lease an answer may still give it. If none does, to wait until the
 		// lease is due would cost it a third of its life.
-		last := sent[len(sent)-1]
 		if !slices.ContainsFunc(r.streams, func(other *stream) bool { return other.owes(id, 0, now) }) {
-			last.of.due = now
+			sent[len(sent)-1].of.due = now
 		}
 	}
 	r.schedule(now)
@@ -334,9 +335,9 @@ func (r *renewals) drop(s *stream) {
 func (r *renewals) call(k *renewal, sent time.Time) {
 	ctx, cancel := context.WithDeadline(k.ctx, sent.Add(3*k.interval))
 	defer cancel()
-	once, own := &impatient{Context: ctx, cancel: cancel}, ownLease(r.client)
+	once, direct := &impatient{Context: ctx, cancel: cancel}, ownLease(r.client)
 	// A failure of the first try ends the call. The pause before the next one is made below.
-	if own { // nobody but the client asks
+	if direct { // nobody but the client asks
 		once.asked.Store(mostAsked)
 	}
 	resp, err := r.client.KeepAliveOnce(once, k.id)
@@ -360,7 +361,7 @@ func (r *renewals) call(k *renewal, sent time.Time) {
 		k.succeeds(sent)
 		// The answer shows that the lease has not expired, so it may share a stream, see newRenewal. A
 		// Lease that a program has put in the client's place has no stream.
-		k.alone = !own
+		k.byCalls = !direct
 	}
 	// A call is called off by the end of the session, but its answer may be there already.
 	over := k.over

@@ -18,7 +18,7 @@ func kept(id v3.LeaseID) *renewal { return &renewal{id: id, interval: 10 * time.
 
 // streamOf is a stream on which renewals were sent at these moments, and none answered.
 func streamOf(k *renewal, thirds ...float64) *stream {
-	s := &stream{owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: func() {}}
+	s := &stream{opened: sends + 1, owed: map[v3.LeaseID][]sending{}, wake: make(chan struct{}, 1), cancel: func() {}}
 	for _, t := range thirds {
 		send(k, at(t), s)
 	}
@@ -152,6 +152,19 @@ func TestStepsInSilence(t *testing.T) {
 	require.True(t, first(another(two, k, k.interval/2, at(1.5))))
 }
 
+// In silence streams are opened in pairs. A client that reaches none of three members tries a
+// fourth and a fifth while the lease lives.
+func TestAnotherPairIsOpenedInSilence(t *testing.T) {
+	k := kept(1)
+	inUse, one, two := streamOf(k, 1), streamOf(k), streamOf(k)
+	send(k, at(2), inUse, one, two)
+	pair := []*stream{inUse, one, two}
+	require.False(t, first(another(pair, k, k.interval/2, at(2.25))))
+	require.True(t, first(another(pair, k, k.interval/2, at(2.5))), "five sixths of the life are over")
+	one.opened--
+	require.False(t, first(another(pair, k, k.interval/2, at(2.5))), "the third was opened after the second")
+}
+
 func TestTheSlowerStreamIsClosed(t *testing.T) {
 	k, other := kept(1), kept(2)
 	one := streamOf(k)
@@ -197,7 +210,7 @@ func TestAnAnswerClosesTheSlowerStream(t *testing.T) {
 func TestARenewalIsSentWhetherTheOneBeforeWasAnsweredOrNot(t *testing.T) {
 	k := kept(1)
 	one, two := streamOf(k), streamOf(k)
-	r := &renewals{streams: []*stream{one, two}, again: at(100)} // no other is opened
+	r := &renewals{streams: []*stream{one, two}, reopenAt: at(100)} // no other is opened
 	for n := range 4 {
 		k.heard = at(float64(n)) // of another renewal
 		r.renew(k, at(float64(n)))
@@ -211,7 +224,7 @@ func TestARenewalIsSentWhetherTheOneBeforeWasAnsweredOrNot(t *testing.T) {
 func TestRenewalsAreSentTogether(t *testing.T) {
 	for range 20 {
 		now := time.Now()
-		r := &renewals{again: now.Add(time.Hour), timer: time.AfterFunc(time.Hour, func() {}), kept: map[*renewal]struct{}{}}
+		r := &renewals{reopenAt: now.Add(time.Hour), timer: time.AfterFunc(time.Hour, func() {}), kept: map[*renewal]struct{}{}}
 		defer r.timer.Stop()
 		s := streamOf(kept(1))
 		r.streams = []*stream{s}
@@ -221,8 +234,8 @@ func TestRenewalsAreSentTogether(t *testing.T) {
 			r.kept[k] = struct{}{}
 		}
 		r.send()
-		require.Len(t, s.queue, 4)
-		require.EqualValues(t, 2, s.queue[3].of.id)
+		require.Len(t, s.unsent, 4)
+		require.EqualValues(t, 2, s.unsent[3].of.id)
 		require.NotContains(t, s.owed, v3.LeaseID(5))
 		require.WithinRange(t, r.wake, now, now.Add(5*time.Second))
 	}
@@ -252,10 +265,10 @@ func TestWhatABrokenStreamOwedIsSentAgain(t *testing.T) {
 	require.False(t, ks[2].suspect)
 	require.WithinRange(t, r.wake, before, time.Now())
 	require.Equal(t, []*stream{beside}, r.streams)
-	require.False(t, r.again.Before(before.Add(refusalPause)))
-	again := r.again
+	require.False(t, r.reopenAt.Before(before.Add(refusalPause)))
+	again := r.reopenAt
 	r.broke(s, context.Canceled)
-	require.Equal(t, again, r.again, "it breaks once")
+	require.Equal(t, again, r.reopenAt, "it breaks once")
 }
 
 func TestPausesAfterFailuresGrow(t *testing.T) {

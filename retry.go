@@ -26,9 +26,9 @@ import (
 // The call is sent twice each time, without a pause, because the members take turns. One of
 // the two then reaches another member than the silent one, whatever calls of others have
 // come in between since the first. Calls that began together are repeated a little apart, so that
-// no calls of another come between the two. While calls come back with faults, none is sent beside
-// them: their own repetitions reach all members in turn. A client that is refused for an
-// hour thus calls no more often than at first.
+// no call of another repetition comes between the two. While calls come back with faults, none is
+// sent beside them, because their own repetitions reach all members in turn. A client that is
+// refused for an hour thus calls no more often than at first.
 //
 // A call may have been carried out although it was not answered. So only calls that may be
 // repeated belong here.
@@ -45,13 +45,14 @@ func repeat[R any](
 	r.ctx, r.cancel = context.WithCancel(ctx)
 	detach := context.AfterFunc(until, r.cancel)
 	defer detach()
-	r.mu.Lock()
-	r.timer = time.AfterFunc(apart(r.next), r.again)
+	r.mu.Lock() // again uses the timer, and may run before the assignment
+	r.timer = time.AfterFunc(spread(r.next), r.again)
 	r.mu.Unlock()
 	func() {
 		defer r.end() // after a panic of the client's too
 		r.insist()
 	}()
+	// All calls have ended, so nobody writes any more.
 	if !r.answered && ctx.Err() != nil {
 		return r.answer, ctx.Err()
 	}
@@ -84,6 +85,7 @@ type repetition[R any] struct {
 func (r *repetition[R]) insist() {
 	for n := 0; r.ctx.Err() == nil; n++ {
 		answer, err := r.call(r.ctx)
+		// An error after the end of ctx is of that end, and no answer.
 		passes := err != nil && (r.ctx.Err() != nil || transient(err))
 		d := afterFault(n)
 		r.mu.Lock()
@@ -119,7 +121,7 @@ func (r *repetition[R]) again() {
 		r.others.Go(r.insist)
 		r.others.Go(r.insist)
 		r.next = min(2*r.next, r.most)
-		r.timer.Reset(apart(r.next))
+		r.timer.Reset(spread(r.next))
 	}
 }
 
@@ -157,8 +159,8 @@ func afterFault(n int) time.Duration {
 	return jitter(min(10*time.Millisecond<<min(n, 10), longestPause))
 }
 
-// apart leaves up to a tenth of the time out at random, so that what began together parts.
-func apart(d time.Duration) time.Duration { return d - rand.N(d/10+1) }
+// spread leaves up to a tenth of the time out at random, so that what began together parts.
+func spread(d time.Duration) time.Duration { return d - rand.N(d/10+1) }
 
 // jitter leaves up to a half of the time out.
 func jitter(d time.Duration) time.Duration { return d - rand.N(d/2+1) }

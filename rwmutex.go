@@ -41,7 +41,7 @@ type RWMutex struct {
 // It panics if s is nil.
 func NewRWMutex(s *Session, pfx string) *RWMutex {
 	q := newQueue(s, pfx)
-	return &RWMutex{ownership{queue: q, released: lockReleased}, q.apart(readers)}
+	return &RWMutex{ownership{queue: q, released: lockReleased}, q.numbered(readers)}
 }
 
 // Lock takes the lock for writing. It waits for all who came before. It blocks, fails and

@@ -6,8 +6,9 @@ import (
 	"time"
 )
 
-// seat is the place of a session in one line. All handles of the session share it, and
-// with it one key. The seat settles who may own by that key, and who may delete it:
+// seat is a place of a session, and what the session knows of its key there. The handles of the
+// session share one place in a line. A place with a number, such as that of a reader, is of one
+// handle. The seat settles who may own by the key, and who may delete it:
 //
 //   - A ticket that a handle was granted is deleted by the release alone. An acquisition
 //     that fails leaves it.
@@ -20,13 +21,13 @@ import (
 // no two decisions cross.
 type seat struct {
 	waiting int             // acquisitions under way that may come to wait with the ticket
-	users   int             // all acquisitions and releases under way: what they have read may be old
+	users   int             // all acquisitions under way: what they have read may be old
 	granted *grant          // the newest; nil: none, or it is over
 	doomed  int64           // create revision of the newest ticket whose deletion was decided
 	unsure  time.Time       // until then a ticket may come to stand that no handle wants; zero: none is expected
 	cleaner <-chan struct{} // stands for the clean-up that looks until that time; nil: none does
-	missing time.Time       // when the latest join was given up without an answer
-	later   *time.Timer     // has somebody look for it from time to time; nil: all joins were answered
+	missing time.Time       // when the latest call of a join was given up without an answer
+	later   *time.Timer     // has somebody look for it from time to time; nil: all such calls were answered
 }
 
 // grant is the ownership that came with a ticket. All handles that were granted it share it.
@@ -34,7 +35,7 @@ type grant struct {
 	ticket
 	over    context.Context // ends when the ticket is being deleted, or was seen to be gone
 	setOver context.CancelFunc
-	holding *holding // what its trace is told; nil: nobody looks
+	holding *holding // what its trace is told; nil: there is no trace
 }
 
 func newGrant(t ticket) *grant {
@@ -45,7 +46,7 @@ func newGrant(t ticket) *grant {
 
 // seats are those of one lease on one client.
 type seats struct {
-	keeps any // what finds the seats of a lease: while it lives, the lease gets no others
+	keeps any // what finds the seats of a lease; kept alive, so that the lease gets no second set
 
 	mu sync.Mutex       // guards of and all seats; never held across a call
 	of map[string]*seat // by key
@@ -68,8 +69,8 @@ func (s *seats) at(key string, f func(*seat)) {
 	}
 }
 
-// lost tells the traces that everything granted on the lease is lost.
-func (s *seats) lost(cause error) {
+// tellLost tells the traces that everything granted on the lease is lost.
+func (s *seats) tellLost(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.of {
@@ -88,11 +89,11 @@ func (s *seat) idle() bool {
 // was granted, so that t is gone.
 func (s *seat) grant(t ticket) *grant {
 	switch {
-	// A session has one key in the line. So a newer ticket of it means that t was deleted.
+	// A place has one key in a line. So a newer ticket of it means that t was deleted.
 	case t.rev <= s.doomed || s.granted != nil && s.granted.rev > t.rev:
 		return nil
 	case s.granted == nil || s.granted.rev < t.rev:
-		s.lose(t.rev)
+		s.forget(t.rev)
 		s.granted = newGrant(t)
 	}
 	return s.granted
@@ -120,8 +121,8 @@ func (s *seat) doomUnwanted(t ticket) bool {
 	return t.rev <= s.doomed
 }
 
-// lose notes that the tickets up to the revision are gone, or left to the clean-up.
-func (s *seat) lose(rev int64) {
+// forget notes that the tickets up to the revision are gone, or left to the clean-up.
+func (s *seat) forget(rev int64) {
 	if s.granted != nil && s.granted.rev <= rev {
 		s.granted.setOver()
 		s.granted = nil
@@ -135,9 +136,9 @@ func (s *seat) doubt(until time.Time) {
 	}
 }
 
-// miss notes that a join was given up without an answer. For a while a clean-up looks all
-// the time. Then look is called from time to time, because a member that was stopped may
-// carry out the join whenever it goes on.
+// miss notes that a call of a join has no answer. Another call of the same join may have one. For a
+// while a clean-up looks all the time. Then look is called from time to time, because a member that
+// was stopped may carry out the call whenever it goes on.
 func (s *seat) miss(now time.Time, while time.Duration, look func()) {
 	s.doubt(now.Add(while))
 	s.missing = now
@@ -150,28 +151,27 @@ func (s *seat) miss(now time.Time, while time.Duration, look func()) {
 
 // lookLater notes that it is time to look for a join that was not answered. The next look
 // comes when twice the time has passed. A key thus stands no longer than its join was late.
-// No look comes after the end of the lease.
-func (s *seat) lookLater(now time.Time, ended bool) {
-	if ended {
-		s.later = nil
-		return
-	}
+func (s *seat) lookLater(now time.Time) {
 	s.doubt(now)
 	s.later.Reset(now.Sub(s.missing))
 }
 
-// dirty reports whether a clean-up has to look. While a handle waits it has not: the handle
-// wants the ticket, and whoever is the last to wait looks.
+// lookNoMore notes that the lease has ended, and such a join with it.
+func (s *seat) lookNoMore() { s.later = nil }
+
+// dirty reports whether a clean-up has to look. While a handle waits, no clean-up looks, because the
+// handle wants the ticket. The last handle that waits looks.
 func (s *seat) dirty() bool { return !s.unsure.IsZero() && s.waiting == 0 }
 
 // cleanAgain takes in that a clean-up has looked since it began, with what error. It
 // reports whether the clean-up has to look again. One at a time does so for all.
 func (s *seat) cleanAgain(cleaner <-chan struct{}, began time.Time, err error) bool {
-	// A look counts only if it began when no join could land any more. While a handle waits, the
-	// look has left the ticket alone, so it does not count either.
+	// A look counts only if it did not begin before the time until which the seat is unsure. While a
+	// handle waits, the look has left the ticket alone, so it does not count either.
 	if err == nil && s.dirty() && !began.Before(s.unsure) {
 		s.unsure = time.Time{}
 	}
+	// After an error this goes on even if a handle waits. The ticket may have been doomed before.
 	if err == nil && !s.dirty() || s.cleaner != nil && s.cleaner != cleaner {
 		return false
 	}

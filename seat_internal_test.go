@@ -23,7 +23,7 @@ func TestJoinTransaction(t *testing.T) {
 	require.Equal(t, q.joinTxn("v"), q.joinTxn("v"))
 
 	join := q.joinTxn("v")
-	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/cafe"), "=", 0)}, join.unless)
+	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/cafe"), "=", 0)}, join.absent)
 	put, read := join.then[0], join.then[1]
 	require.True(t, put.IsPut())
 	require.Equal(t, "name/cafe", string(put.KeyBytes()))
@@ -42,7 +42,7 @@ func TestJoinTransaction(t *testing.T) {
 	}
 
 	try := join.ifAlone(0)
-	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/"), "<", int64(1)).WithPrefix()}, try.unless)
+	require.Equal(t, []v3.Cmp{v3.Compare(v3.CreateRevision("name/"), "<", int64(1)).WithPrefix()}, try.absent)
 	require.Equal(t, join.then, try.then)
 	require.Equal(t, join.els, try.els)
 }
@@ -125,7 +125,7 @@ func (m *seatModel) step(random *rand.Rand) {
 		}
 	case 5: // the key is deleted by a stranger, and a handle notices
 		m.dead[m.rev] = true
-		m.at(func(s *seat) { s.lose(m.rev) })
+		m.at(func(s *seat) { s.forget(m.rev) })
 		for _, g := range m.grants {
 			require.True(m.tb, g.over.Err() != nil, "3")
 		}
@@ -160,7 +160,7 @@ func (m *seatModel) grant() {
 
 func (m *seatModel) released(failed bool) {
 	m.at(func(s *seat) {
-		if s.lose(m.releasing); failed {
+		if s.forget(m.releasing); failed {
 			s.doubt(m.now)
 		}
 	})
@@ -240,7 +240,7 @@ func (m *seatModel) end() {
 	for len(m.cleaners) > 0 {
 		m.clean(rand.New(rand.NewPCG(0, 0)))
 	}
-	m.at(func(s *seat) { s.lose(m.rev) })
+	m.at(func(s *seat) { s.forget(m.rev) })
 	require.Empty(m.tb, m.seats.of, "5")
 }
 
@@ -282,10 +282,13 @@ func TestSeatLooksEverMoreRarely(t *testing.T) {
 		look := func() {
 			s.at("name/1", func(s *seat) {
 				looks = append(looks, time.Since(began)/time.Second)
-				if s.lookLater(time.Now(), ended); !ended {
-					require.True(t, s.dirty())
-					s.cleanAgain(nil, time.Now(), nil)
+				if ended {
+					s.lookNoMore()
+					return
 				}
+				s.lookLater(time.Now())
+				require.True(t, s.dirty())
+				s.cleanAgain(nil, time.Now(), nil)
 			})
 		}
 		at := func(second time.Duration, f func(s *seat)) {

@@ -33,7 +33,7 @@ func NewSemaphore(s *Session, pfx string, n int) *Semaphore {
 	if n < 1 {
 		panic("concurrency: a semaphore with fewer than one permit")
 	}
-	return &Semaphore{ownership{queue: newQueue(s, pfx).apart(permits(n)), released: lockReleased}}
+	return &Semaphore{ownership{queue: newQueue(s, pfx).numbered(permits(n)), released: lockReleased}}
 }
 
 // Acquire takes a permit. It waits until fewer than n of those who came before hold a permit

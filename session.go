@@ -98,7 +98,7 @@ func WithTrace(t *Trace) SessionOption {
 // is closed, or the lease is lost.
 //
 // It blocks until a server answers, and at most for the TTL asked for. That is 60 s if none
-// was, with [WithLease] too. If the answer took more than half of the lease's life,
+// was, with [WithLease] too. If the answer took more than half of the session's life,
 // NewSession also waits for the first renewal, at most for the TTL once more. Giving the
 // lease back may then take another second. NewSession ends with the context given with
 // [WithContext].
@@ -203,7 +203,7 @@ func (s *Session) TTL() time.Duration {
 	if s.lease == nil {
 		return 0
 	}
-	return s.lease.timeToLive()
+	return s.lease.clock.ttl
 }
 
 // Deadline returns the time at which the session will end unless a renewal is answered
@@ -223,7 +223,7 @@ func (s *Session) Deadline() time.Time {
 func (s *Session) Orphan() {
 	if s.lease != nil {
 		s.lease.finish(orphaned)
-		s.lease.wait()
+		s.lease.renewal.wait()
 	}
 }
 

@@ -22,15 +22,15 @@ type renewal struct {
 	// lives from then on: zero if the server does not have it. It is called without locks.
 	answer func(sent time.Time, ttl time.Duration)
 	// failed is told why a renewal is sent again. It is called with the mutex of the renewals
-	// held, so it only takes note. nil: nobody looks.
+	// held, so it only takes note. nil: there is no trace.
 	failed func(err error)
 
 	// The renewals of the client guard what follows.
-	alone    bool // by calls of its own, and not on a stream
+	byCalls  bool // by calls of its own, and not on a stream
 	due      time.Time
 	proven   time.Time // when the newest renewal was sent that was answered
 	heard    time.Time // when the last answer came
-	pending  time.Time // when the newest one was sent; zero: it was answered, or has failed
+	pending  time.Time // when the newest renewal was sent; zero: it was answered, or has failed
 	failures int       // calls that failed in a row
 	suspect  bool      // the first that a stream had not answered when it broke
 	over     bool      // nothing is to be sent any more
@@ -44,18 +44,18 @@ type renewal struct {
 // members, so no calls for other leases should come between them. Nor is the pause after a failed
 // call to be cut short.
 func (k *renewal) soon() time.Time {
-	if k.alone {
+	if k.byCalls {
 		return k.due
 	}
 	return k.due.Add(-k.interval / 10)
 }
 
-// step is the time between two renewals of k on streams. It is the interval, or half of it
-// while no member answers k. A step less means that more members are asked while the lease lives.
+// step is the time between two renewals of k on streams. It is the interval, or half of it while no
+// member answers k. A shorter step lets more members be asked while the lease lives.
 //
-// A member that answers is last heard just after the renewal before this one was sent, which is
-// an interval ago. A member that has not answered that renewal was last heard two intervals ago.
-// What other leases have heard between tells nothing: the member may have fallen silent since.
+// If the renewal before this one was answered soon, k has heard about an interval ago. If it was not
+// answered, k has heard two intervals ago. What other leases have heard since tells nothing, because
+// the member may have fallen silent after that.
 func (k *renewal) step(now time.Time) time.Duration {
 	if now.Sub(k.heard) < k.interval*3/2 {
 		return k.interval
@@ -105,8 +105,8 @@ type stream struct {
 	wake   chan struct{} // the sender has work
 
 	// The renewals of the client guard what follows.
-	queue []sending                // to be sent, in this order
-	owed  map[v3.LeaseID][]sending // not answered, in the order of sending; the queue is part of it
+	unsent []sending                // to be sent, in this order
+	owed   map[v3.LeaseID][]sending // not answered, in the order of sending; the queue is part of it
 }
 
 // sending is a renewal that is or will be sent, at this time or later.
@@ -116,10 +116,10 @@ type sending struct {
 	nth int // of all renewals of the client
 }
 
-// add puts a renewal into the queue. This time is what counts. From then on an answer is
-// owed, and the session lives from then on if the answer comes.
+// add puts a renewal into the queue. From that time on an answer is owed, and the session's life is
+// counted from then if the answer comes. The renewal is sent no earlier.
 func (s *stream) add(x sending) {
-	s.queue = append(s.queue, x)
+	s.unsent = append(s.unsent, x)
 	s.owed[x.of.id] = append(s.owed[x.of.id], x)
 	// One token is enough, because the sender empties the queue each time that it wakes.
 	select {
@@ -131,10 +131,10 @@ func (s *stream) add(x sending) {
 // next takes the next lease to be renewed from the queue, or none. A lease that nobody keeps
 // alive any more is left out.
 func (s *stream) next() v3.LeaseID {
-	for len(s.queue) > 0 {
-		x := s.queue[0]
-		if s.queue = s.queue[1:]; len(s.queue) == 0 {
-			s.queue = nil
+	for len(s.unsent) > 0 {
+		x := s.unsent[0]
+		if s.unsent = s.unsent[1:]; len(s.unsent) == 0 {
+			s.unsent = nil // the array would keep renewals that were sent
 		}
 		// If the session has ended, its renewal would keep the lease and its keys for another TTL.
 		if !x.of.over {
@@ -208,8 +208,13 @@ func (s *stream) oldest() (oldest sending) {
 	return oldest
 }
 
-// mostStreams bounds the streams of a client. In silence a lease opens two beside the one in
-// use after two thirds of its life, and two more after five sixths.
+// mostStreams bounds the streams of a client. In silence a lease opens two beside the one in use
+// after two thirds of its life, and two more after five sixths:
+//
+//	part of the life   0      1/3    2/3         5/6
+//	renewals go to     use    use    use, a, b   use, a, b, c, d
+//
+// Where nobody answers, four of five members may be silent, or cut off from this client.
 const mostStreams = 6
 
 // another says whether k needs another stream, and which one is to be closed for it.
@@ -217,15 +222,15 @@ const mostStreams = 6
 // A stream that owes k an answer for a step, see renewal.step, may be slow or dead. Nobody
 // can tell. So it stays, and another stream is opened beside it, for which gRPC picks the
 // next member. All renewals are then sent on all streams, until one is quicker, see
-// [slower].
+// [slower]. The newest streams get a step for their answer, and older ones get two.
 //
 // No stream is closed because it is too slow for k. It may be in time for the other leases,
 // which live longer. Only if there are too many streams, one that is dead makes room.
 func another(streams []*stream, k *renewal, step time.Duration, now time.Time) (open bool, instead *stream) {
-	for i, s := range streams {
+	for _, s := range streams {
 		span := 2 * step
-		if i == len(streams)-1 {
-			span = step // the newest was opened that much later
+		if s.opened == streams[len(streams)-1].opened {
+			span = step // the newest, or both of the newest pair, were opened that much later
 		}
 		if !s.owes(k.id, span, now) {
 			return false, nil

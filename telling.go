@@ -24,7 +24,7 @@ func (q queue) event(t ticket) LineEvent {
 func (q queue) tellJoined(v view) {
 	if t := q.lease().trace; t != nil && t.Joined != nil {
 		e := q.event(v.mine)
-		// A ticket that is not near has more ahead than its view shows.
+		// The view of a ticket that is not near may leave out some of those ahead.
 		if e.Ahead = v.next().key; v.near {
 			e.Position = len(v.ahead) + 1
 		}
@@ -87,7 +87,8 @@ func (q queue) lossOf() error {
 	return ErrKeyDeleted
 }
 
-// tellLeftBehind tells of a key that the clean-up could not take away at once, because of err.
+// tellLeftBehind tells of a key that the clean-up has not taken away at once, because of err. It is
+// nil if there was no error, and a join without an answer may still put the key.
 func (q queue) tellLeftBehind(t ticket, err error) {
 	if l := q.lease(); l.trace != nil && l.trace.LeftBehind != nil {
 		e := q.event(t)

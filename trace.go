@@ -73,7 +73,8 @@ type LineEvent struct {
 	Key   string
 	Token int64
 	// Position, in Joined, is the place among those who count: 1, if nobody is ahead, and so on. It
-	// is 0 if there are so many that nobody has counted them, which is more than 16.
+	// is 0 if nobody has counted them. That is so with more than 16 ahead, and for a reader or a
+	// [MultiMutex] with anybody ahead.
 	Position int
 	// Ahead, in Joined and Waiting, is the key directly ahead, or "" if there is none.
 	Ahead string
@@ -82,7 +83,8 @@ type LineEvent struct {
 	// Held, in Released and Lost, is the time since Acquired. In Lost it ends when the loss
 	// becomes known.
 	Held time.Duration
-	// Err is set in GaveUp, Lost and LeftBehind, and in Released if the answer did not come.
+	// Err is set in GaveUp and Lost, and in Released if the answer did not come. In LeftBehind it is
+	// what the clean-up has met, or nil if a join without an answer may still put the key.
 	Err error
 }
 
@@ -122,8 +124,11 @@ type Attempt struct {
 	Paused, Reading, Committing time.Duration
 }
 
-// tracing is the Trace of one session or transaction at work. If it is nil, nobody looks, and
+// tracing is the Trace of one session or transaction at work. If it is nil, there is no trace, and
 // its methods do nothing.
+//
+// Each event is told at one place. What stands on the path of a call is told on its goroutine, see
+// telling.go. What comes from a timer, a watch, a stream or a clean-up is told by later.
 type tracing struct {
 	Trace
 	lease v3.LeaseID
@@ -236,7 +241,7 @@ func (t *tracing) repeated(err error) {
 }
 
 // holding is an ownership as its trace is told of it: once that it was acquired, and then once
-// that it was released or lost. If it is nil, nobody looks.
+// that it was released or lost. If it is nil, there is no trace.
 type holding struct {
 	*tracing
 	event LineEvent

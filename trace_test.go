@@ -246,6 +246,25 @@ func TestTraceOfALoss(t *testing.T) {
 	})
 }
 
+func TestTraceOfALossThatALockFinds(t *testing.T) {
+	t.Parallel()
+	r, l := &record{}, newLine(t)
+	s := session(t, l.client, r.option())
+	m := concurrency.NewMutex(s, l.name)
+	require.NoError(t, m.Lock(t.Context()))
+	lost := m.Rev()
+	l.delete(t, m.Key())
+	require.NoError(t, m.Lock(t.Context()))
+	e := r.one(t, "Lost")
+	require.Equal(t, lost, e.line.Token)
+	require.Equal(t, concurrency.ErrKeyDeleted, e.line.Err)
+	require.NoError(t, m.Unlock(t.Context()))
+	require.NoError(t, s.Close())
+	require.Len(t, r.of("Acquired"), 2)
+	require.Len(t, r.of("Released"), 1)
+	require.Len(t, r.of("Lost"), 1)
+}
+
 func TestTraceOfADeadline(t *testing.T) {
 	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
 		t, c, n := remote(b)

@@ -154,7 +154,7 @@ func (h *lineHistory) look(me ticket) (stands bool) {
 	kvs = kvs[:min(len(kvs), parts[0].newest)]
 	h.view = view{rule: h.rule, prefix: "line/", mine: me, header: &pb.ResponseHeader{Revision: h.rev}}
 	if stands = me.among(kvs); stands {
-		h.view.stand(parts, [][]*mvccpb.KeyValue{kvs})
+		h.view.takeIn(parts, [][]*mvccpb.KeyValue{kvs})
 	}
 	return stands
 }

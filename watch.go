@@ -36,7 +36,7 @@ type watcher struct {
 	beside []*watcher  // of further keys, whose news come on the same channel
 }
 
-// watch starts a watch of the key for events after the revision from. If from is 0, the watch
+// watch starts a watch of the key for events of the revision from and later. If from is 0, the watch
 // starts with the present, and its first news say at which revision that was. Its user has
 // looked at some revision before. If the watch began at a later one, its user has to look
 // again, see [missed].
@@ -68,14 +68,14 @@ func (s *watches) watchInto(
 			start = now
 		}
 		for breaks := 0; ; breaks++ {
-			begun, stream := time.Now(), s.stream.Load()
+			started, stream := time.Now(), s.stream.Load()
 			// Every attempt looks at the number anew. Another watch may have found the stream dead.
 			on := metadata.AppendToOutgoingContext(ctx, streamKey, strconv.FormatInt(stream, 10))
 			if w.forward(on, client, silence(patience), append(start, opts...)) {
 				// The stream may be dead. Others may have left it before.
 				s.stream.CompareAndSwap(stream, stream+1)
 			}
-			if time.Since(begun) > longestPause {
+			if time.Since(started) > longestPause {
 				breaks = 0 // the watch had worked
 			}
 			pause(ctx, forever, breaks)
@@ -174,25 +174,23 @@ const keptFor = time.Second
 // the same key every time. To begin and to end a watch costs the servers and the client as
 // much as a call.
 type keptWatch struct {
-	mu     sync.Mutex // guards the fields below; never held across a call
+	mu     sync.Mutex // guards the fields below; held while a watch is stopped, which waits for no server
 	watch  *watcher   // nil: none is kept
 	rev    int64      // all that the watch has told happened at or before it
 	expiry *time.Timer
 	closed bool
 }
 
-// keep keeps w, whose user has looked at rev last. A watch that has not begun may never do so,
-// and is still inside a call that the program does not know of.
+// keep keeps w, whose user has looked at rev last. A watch that has not begun may never begin, and
+// is still inside a call that the program does not know of. So it is stopped.
 func (k *keptWatch) keep(w *watcher, rev int64) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	older := k.watch
-	defer func() { older.stop() }()
-	// The deferred call stops whichever of the two watches is not kept.
 	if k.closed || !w.begun.Load() {
-		older = w
+		w.stop()
 		return
 	}
+	k.watch.stop()
 	k.watch, k.rev = w, rev
 	if k.expiry == nil {
 		k.expiry = time.AfterFunc(keptFor, k.drop)

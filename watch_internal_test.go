@@ -222,7 +222,7 @@ func TestTheWatchOfAnOwnershipIsLeftAsFarAsItHasTold(t *testing.T) {
 		l.kept.keep(w, 5)
 		ctx, cancel := context.WithCancel(t.Context())
 		return etcdtest.Go(func() error {
-			return q.standing(ctx, ticket{"line/a", 9}, 10)
+			return q.untilGone(ctx, ticket{"line/a", 9}, 10)
 		}), cancel
 	}
 	tell := func(keys ...string) {

@@ -52,11 +52,11 @@ func list(t *testing.T, args ...string) (all []listed) {
 	require.NoError(t, run.Start())
 	for decoder := json.NewDecoder(out); ; {
 		var l listed
-		if err := decoder.Decode(&l); errors.Is(err, io.EOF) {
+		err := decoder.Decode(&l)
+		if errors.Is(err, io.EOF) {
 			break
-		} else {
-			require.NoError(t, err)
 		}
+		require.NoError(t, err)
 		all = append(all, l)
 	}
 	require.NoError(t, run.Wait())

@@ -13,7 +13,7 @@ import (
 // field that is a struct counts as one, because its type has a theme of its own.
 const (
 	longestFile      = 300
-	lockPath         = 2360
+	lockPath         = 2354
 	transactions     = 849
 	ranges           = 670
 	traces           = 280
