@@ -68,7 +68,7 @@ var lockRows = []row{
 	{"L11", "IsOwner of a handle that holds nothing is a valid compare that is false; Key is empty", []part{
 		{run: ownerOfNothing, upstream: "key is not provided"},
 	}},
-	{"L12", "Header after a wait is of the read that proved ownership", []part{
+	{"L12", "Header after a wait is of the revision that proved ownership", []part{
 		{name: "lock", run: headerAfterWait, queue: true, form: lock},
 		{name: "election", run: headerAfterWait, queue: true, form: candidacy, upstream: "older than the release"},
 	}},
