@@ -645,8 +645,10 @@ func TestLeaderIsTheOldestTicket(t *testing.T) {
 		require.Equal(t, b.election.Key(), leader.Key)
 		break
 	}
+	b.faults.Reset()
 	again := etcdtest.Go(func() error { return b.election.Campaign(ctx, "again") })
 	require.NoError(t, again.Wait(t))
+	require.Equal(t, 2, b.faults.KV(), "the join shows that the ticket is the head, and the value is written")
 	require.True(t, call.Running())
 	require.NoError(t, b.election.Resign(ctx))
 	require.NoError(t, call.Wait(t))
