@@ -1,6 +1,7 @@
 package concurrency
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"sync/atomic"
@@ -41,8 +42,8 @@ type attempt struct {
 	reads   facts
 	asked   map[string]want   // the ranges that were asked for, by their begin
 	writes  []*write          // in the order in which their keys were first written
-	written map[string]*write // those of single keys, by key
-	cleared []*write          // those of ranges
+	written map[string]*write // the writes of single keys, by key
+	cleared []*write          // the deletions of ranges
 
 	met  Attempt     // for the trace
 	err  error       // the first failure, after which nothing is read or committed
@@ -51,22 +52,18 @@ type attempt struct {
 
 // carried is what an attempt hands on to the one that follows it.
 type carried struct {
-	// The first read pins the snapshot, of levels that have one, by its header. An
-	// attempt that follows a conflict starts with the snapshot of the conflict's
-	// answer: its values and its revision, so that they agree with fresh reads.
+	// The first read pins the snapshot, of levels that have one, by its header. The next attempt starts
+	// with a snapshot from a conflict's answer, from another transaction's answer, or from a watch. It
+	// has the values and their revision, so that they agree with fresh reads.
 	snapshot
 
 	// The next two only shrink, when a call meets a limit. So later attempts begin small.
 	part      int  // how many keys are read in one call
-	chunk     int  // how many keys of a range are
-	rested    bool // the transaction has made way after the conflict
-	tally          // of the attempts before
+	chunk     int  // how many keys of a range are read in one call
+	madeWay   bool // the transaction has made way after the conflict
 	contender *contender
-}
 
-// tally is what is counted over all attempts of a transaction. An attempt that ended with Retry
-// counts among the attempts only.
-type tally struct {
+	// The next two are of all attempts before. One that ended with Retry counts among the attempts only.
 	attempts, conflicts int
 	paused              time.Duration // before the next attempt
 }
@@ -91,9 +88,9 @@ func (w *write) entry() *mvccpb.KeyValue {
 	return &mvccpb.KeyValue{Key: []byte(w.key), Value: []byte(w.value)}
 }
 
-// errConflict ends an attempt that is to be followed by another. A commit that conflicts has
-// this error, and so has a read whose revision was compacted. NewSTM compares it by ==, so it
-// is never wrapped.
+// errConflict ends an attempt that is to be followed by another. Its commit has conflicted, or its
+// values were known to be old before the commit, or the revision of its reads was compacted. NewSTM
+// compares it by ==, so it is never wrapped.
 var errConflict = errors.New("conflict")
 
 // abort is the panic by which a failed read leaves the function.
@@ -136,13 +133,7 @@ func (a *attempt) fail(err error) {
 // ended returns the error of the abort context, or of the client's end. Nothing is sent
 // after either. A client that was put together by hand has no context.
 func (a *attempt) ended() error {
-	if err := a.options.ctx.Err(); err != nil {
-		return err
-	}
-	if ctx := a.client.Ctx(); ctx != nil {
-		return ctx.Err()
-	}
-	return nil
+	return cmp.Or(a.options.ctx.Err(), cmp.Or(a.client.Ctx(), forever).Err())
 }
 
 // blame returns the error of what has ended a call. That is err, unless err is a

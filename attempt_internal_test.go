@@ -25,7 +25,7 @@ func TestWhatACommitLeaves(t *testing.T) {
 	a.Del("deleted")
 	a.Put("renewed", "", v3.WithIgnoreValue()) // keeps a value that nobody here knows
 	a.Put("blind", "new")
-	left := a.left(&v3.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}})
+	left := a.stateAfter(&v3.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}})
 
 	require.EqualValues(t, 9, left.header.Revision)
 	require.Equal(t, a.reads.keys["read"], left.known.keys["read"])
@@ -51,7 +51,7 @@ func TestWhatACommitWithRangesLeaves(t *testing.T) {
 	a.DelRange("b", "d")
 	a.Put("c", "new")
 	a.Put("bb", "created")
-	left := a.left(&v3.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}}).known.keys
+	left := a.stateAfter(&v3.TxnResponse{Header: &pb.ResponseHeader{Revision: 9}}).known.keys
 	require.Len(t, left, 5)
 	require.NotNil(t, left["single"])
 	require.Nil(t, left["b"])
@@ -113,7 +113,7 @@ func TestATransactionThatHasPausedReadsAnew(t *testing.T) {
 		client := v3.NewCtxClient(t.Context())
 		client.KV = present{}
 		a := &attempt{client: client, options: stmOptions{ctx: t.Context()}, level: levels[Serializable]}
-		a.carried = carried{snapshot: stateAt(5, "k"), part: 1, rested: rested, contender: sharedOf(client).contention.newContender()}
+		a.carried = carried{snapshot: stateAt(5, "k"), part: 1, madeWay: rested, contender: sharedOf(client).contention.newContender()}
 		err := a.run(func(s STM) error {
 			require.Equal(t, want, s.Get("k"))
 			return nil

@@ -123,9 +123,9 @@ type DoubleBarrier struct {
 //	name/waiters/3c   created at 9   waits for the next round
 //	name/ready        8              the last ticket of this round
 type round struct {
-	mine ticket
-	last int64        // 0: has not begun
-	left atomic.Int64 // how often the deletion of mine has been sent since it was seen to stand
+	mine     ticket
+	last     int64        // 0: has not begun
+	removals atomic.Int64 // calls that may have deleted mine; from 0 again after a question in vain for the lease
 }
 
 // NewDoubleBarrier returns a handle of the double barrier that name names, for n participants. It
@@ -261,11 +261,11 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	if !inside {
 		return nil
 	}
-	r.left.Add(1)
+	r.removals.Add(1)
 	_, err := d.queue.leave(ctx, r.mine)
 	switch {
 	// The only deletion that was sent has found nothing. So somebody else has deleted the key.
-	case err == ErrSessionExpired && r.left.Load() == 1:
+	case err == ErrSessionExpired && r.removals.Load() == 1:
 		return d.takenForDead(ctx, r)
 	case err == ErrSessionExpired: // another deletion of this handle may have been carried out
 	case err != nil:
@@ -292,7 +292,7 @@ func (d *DoubleBarrier) takenForDead(ctx context.Context, r *round) error {
 		d.forget(r)
 	} else {
 		// The deletion of the next Leave is the first again.
-		r.left.Store(0)
+		r.removals.Store(0)
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package concurrency
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -52,9 +53,9 @@ func (a *attempt) Retry() {
 // set does not change any more.
 type blocked struct {
 	*attempt
-	places []want
-	checks []v3.Cmp
-	rev    int64 // up to which nothing has changed
+	watched []want
+	cmps    []v3.Cmp
+	rev     int64 // up to which nothing has changed
 }
 
 // await waits until something that the attempt has read has changed. It returns what the next
@@ -64,7 +65,7 @@ func (a *attempt) await() (next carried, err error) {
 	begin := time.Now()
 	a.snapshot, err = a.change()
 	// What the watch has told is new, and is not to be read again.
-	a.rested, a.paused = false, time.Since(begin)
+	a.madeWay, a.paused = false, time.Since(begin)
 	return a.carried, err
 }
 
@@ -77,13 +78,10 @@ func (a *attempt) change() (snapshot, error) {
 	ctx, cancel := context.WithCancel(a.options.ctx)
 	defer cancel()
 	// The end of the client ends the wait, too. A client made by hand has no context.
-	if closed := a.client.Ctx(); closed != nil {
-		detach := context.AfterFunc(closed, cancel)
-		defer detach()
-	}
+	defer context.AfterFunc(cmp.Or(a.client.Ctx(), forever), cancel)()
 	// The comparisons of a commit compare blind writes, too. If such a key has changed, a look
 	// wakes the function in vain, which does no harm.
-	b := &blocked{attempt: a, places: a.places(), checks: a.checks(), rev: a.since()}
+	b := &blocked{attempt: a, watched: a.wantsToWatch(), cmps: a.checks(), rev: a.since()}
 	heard, stop := b.listen(ctx)
 	defer stop()
 	for {
@@ -98,14 +96,14 @@ func (a *attempt) change() (snapshot, error) {
 	}
 }
 
-// places are what is to be watched: the ranges that were read, and the keys beside them. Each
+// wantsToWatch are what is to be watched: the ranges that were read, and the keys beside them. Each
 // has a watch of its own. One watch from the first of them to the last would tell of other keys
 // as well. Permissions that are given by ranges may refuse it.
-func (a *attempt) places() (wants []want) {
+func (a *attempt) wantsToWatch() (wants []want) {
 	for _, s := range a.reads.spans {
 		wants = append(wants, want{interval: s.interval})
 	}
-	return append(wants, a.apart()...)
+	return append(wants, a.besideRanges()...)
 }
 
 // since is a revision at which all was as it was read. Without a snapshot there may be none.
@@ -117,20 +115,20 @@ func (a *attempt) since() int64 {
 	return a.header.Revision
 }
 
-// listen watches all places. The news of several watches come in no order. Those of a single
+// listen watches all that was read. The news of several watches come in no order. Those of a single
 // one need no goroutine in between, which would make every hand-over later. stop returns when
 // no goroutine of theirs is left.
 func (b *blocked) listen(ctx context.Context) (heard <-chan v3.WatchResponse, stop func()) {
-	if len(b.places) == 1 {
-		w := b.watch(ctx, b.places[0])
+	if len(b.watched) == 1 {
+		w := b.watch(ctx, b.watched[0])
 		return w.heard(), w.stop
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	all := make(chan v3.WatchResponse)
 	var watches sync.WaitGroup
-	for _, place := range b.places {
+	for _, one := range b.watched {
 		watches.Go(func() {
-			w := b.watch(ctx, place)
+			w := b.watch(ctx, one)
 			defer w.stop()
 			for {
 				select {
@@ -188,7 +186,7 @@ func (b *blocked) hear(ctx context.Context, news v3.WatchResponse) (next snapsho
 // later revision. The first of these revisions counts.
 func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 	rev := int64(0)
-	for cmps := b.checks; len(cmps) > 0; {
+	for cmps := b.cmps; len(cmps) > 0; {
 		part := cmps[:min(b.part, len(cmps))]
 		// A look writes nothing, so it may be repeated. A member that lags must not answer,
 		// because it may not know of the change.
@@ -218,7 +216,7 @@ func (b *blocked) look(ctx context.Context) (changed bool, err error) {
 // watch has told all that happened since the last look, in order. Several watches have no order
 // among them. What the others have not told yet may be older.
 func (b *blocked) told(news v3.WatchResponse, last int64) snapshot {
-	if len(b.places) > 1 || !b.level.snapshot {
+	if len(b.watched) > 1 || !b.level.snapshot {
 		return snapshot{}
 	}
 	known := newFacts()

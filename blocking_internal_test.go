@@ -71,7 +71,7 @@ func TestTheNewsOfOneOfSeveralWatchesAreNoSnapshot(t *testing.T) {
 	for n, whole := range map[int]bool{1: true, 2: false} {
 		a := &attempt{level: levels[Serializable], reads: newFacts()}
 		a.reads.insert(span{interval{"", unbounded}, 5, nil})
-		b := &blocked{attempt: a, places: make([]want, n), rev: 5}
+		b := &blocked{attempt: a, watched: make([]want, n), rev: 5}
 		next, changed, err := b.hear(t.Context(), news)
 		require.NoError(t, err)
 		require.True(t, changed)

@@ -1,6 +1,7 @@
 package concurrency
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -38,8 +39,8 @@ type compiled struct {
 	back      []want // what els reads back, after the guards' result
 }
 
-// compile is a pure function of the level, the read set and the write set. It gives the
-// same transaction for the same ones:
+// compile changes nothing. What it gives depends on the options, the level, what was read, asked for
+// and written, and the revision of the snapshot. The order is always the same:
 //
 //   - the guards come first;
 //   - comparisons and reads of ranges come next, then those of keys, each in their order;
@@ -47,11 +48,10 @@ type compiled struct {
 //
 // The Else branch compares the guards by themselves, which tells them from a conflict.
 func (a *attempt) compile() compiled {
-	c := compiled{cmps: slices.Clone(a.options.guards)}
+	c := compiled{cmps: slices.Concat(a.options.guards, a.checks())}
 	if len(a.options.guards) > 0 {
 		c.els = []v3.Op{v3.OpTxn(a.options.guards, nil, nil)}
 	}
-	c.cmps = append(c.cmps, a.checks()...)
 	for _, w := range a.writes {
 		c.then = append(c.then, a.ops(w)...)
 	}
@@ -73,7 +73,7 @@ func (a *attempt) compile() compiled {
 // nothing in it is newer than the read, and if no key that was seen is gone. A comparison of a
 // range knows nothing of keys that are gone. So there is one for each key, too.
 func (a *attempt) checks() (cmps []v3.Cmp) {
-	want := map[string]v3.Cmp{}
+	byKey := map[string]v3.Cmp{}
 	if a.level.checkReads {
 		for _, s := range a.reads.spans {
 			cmps = append(cmps, unchanged(s.interval, s.rev))
@@ -87,7 +87,7 @@ func (a *attempt) checks() (cmps []v3.Cmp) {
 			case w.end != "":
 				cmps = append(cmps, unchanged(w.interval(), a.header.Revision))
 			case s == nil: // otherwise the range is checked
-				want[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
+				byKey[w.key] = v3.Compare(v3.ModRevision(w.key), "<", a.header.Revision+1)
 			}
 		}
 	}
@@ -96,11 +96,11 @@ func (a *attempt) checks() (cmps []v3.Cmp) {
 		// This one is false after a deletion, too, because etcd compares a missing key as
 		// revision 0.
 		for key, kv := range a.reads.seen() {
-			want[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
+			byKey[key] = v3.Compare(v3.ModRevision(key), "=", kv.GetModRevision())
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		cmps = append(cmps, want[key])
+	for _, key := range slices.Sorted(maps.Keys(byKey)) {
+		cmps = append(cmps, byKey[key])
 	}
 	return cmps
 }
@@ -119,11 +119,11 @@ func (a *attempt) back() (wants []want) {
 	for _, begin := range slices.Sorted(maps.Keys(a.asked)) {
 		wants = append(wants, a.asked[begin])
 	}
-	return append(wants, a.apart()...)
+	return append(wants, a.besideRanges()...)
 }
 
-// apart are the keys that were read and lie in no range that was read, in order.
-func (a *attempt) apart() (wants []want) {
+// besideRanges are the keys that were read and lie in no range that was read, in order.
+func (a *attempt) besideRanges() (wants []want) {
 	for _, key := range slices.Sorted(maps.Keys(a.reads.keys)) {
 		if a.reads.spanAt(key) == nil {
 			wants = append(wants, want{interval: interval{begin: key}})
@@ -160,13 +160,13 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 	// A panic in the client's layers must not keep the others from committing.
 	defer a.contender.leave()
 	a.met.Paused += time.Since(begin)
-	// The commit would be in vain, unless a new key has gone again meanwhile. The news serve
-	// the next attempt as the answer to a conflict would.
+	// The commit would be in vain, unless a key that was read as absent has come and gone again. The
+	// news serve the next attempt as the answer to a conflict would.
 	if a.outdated(news) {
 		if a.snapshot = (snapshot{}); a.level.snapshot {
 			a.snapshot = news
 		}
-		a.contender.outdated()
+		a.contender.returns = true
 		return nil, errConflict
 	}
 	// A call that the client refuses, because the context has ended, would look like a commit
@@ -181,17 +181,17 @@ func (a *attempt) commit() (*v3.TxnResponse, error) {
 	case err != nil:
 		return nil, err
 	case resp.Succeeded:
-		// left copies the read set. It is called only where others contend.
-		a.contender.won(func() any { return a.left(resp) })
+		// stateAfter copies the read set. It is called only where others contend.
+		a.contender.won(func() any { return a.stateAfter(resp) })
 		return resp, nil
 	}
 	return nil, a.conflict(resp, c.back)
 }
 
-// committedByReads reports whether there is nothing to send. If all reads are of one revision,
-// the first read was linearizable. The transaction then stands at that revision in the order of
-// all. If reads are not checked, the last read is as good as a commit. Whether guards hold can
-// only be told by a call.
+// committedByReads reports whether there is nothing to send. A snapshot was the latest state of the
+// store at some moment since NewSTM began, whatever the snapshot came from. So the transaction stands
+// at that revision in the order of all. If reads are not checked, the last read is as good as a
+// commit. Whether guards hold can only be told by a call.
 func (a *attempt) committedByReads() bool {
 	return len(a.writes) == 0 && !a.reads.empty() && len(a.options.guards) == 0 &&
 		(a.level.snapshot || !a.level.checkReads)
@@ -296,11 +296,11 @@ func (a *attempt) outdated(news snapshot) bool {
 	return len(differences(&a.reads, &news.known)) > 0
 }
 
-// left is the state in which the attempt leaves the keys that it touched. resp is the
-// answer to its commit. What the attempt read was unchanged. What it wrote has the commit's
-// revision. What a blind write leaves is not known whole, and the options of a Put may make
-// that another value than was given.
-func (a *attempt) left(resp *v3.TxnResponse) snapshot {
+// stateAfter is the state in which the attempt leaves the keys that it touched. resp is the answer to
+// its commit. What the attempt read was unchanged. What it wrote has the commit's revision. A blind
+// write leaves a key whose create revision is not known. A Put with options may leave another value
+// than it was given.
+func (a *attempt) stateAfter(resp *v3.TxnResponse) snapshot {
 	known := newFacts()
 	// Of ranges, only the keys that were seen in them are handed on. An attempt that reads the
 	// range has to ask the servers.
@@ -333,18 +333,15 @@ func (a *attempt) left(resp *v3.TxnResponse) snapshot {
 // version 1.
 func succeeding(old *mvccpb.KeyValue, w *write, rev int64) *mvccpb.KeyValue {
 	kv := w.entry()
-	kv.ModRevision, kv.CreateRevision, kv.Version = rev, rev, old.GetVersion()+1
-	if old != nil {
-		kv.CreateRevision = old.CreateRevision
-	}
+	kv.ModRevision, kv.CreateRevision, kv.Version = rev, cmp.Or(old.GetCreateRevision(), rev), old.GetVersion()+1
 	return kv
 }
 
-// rest makes way for others if that is due, and returns what the next attempt starts with.
+// makeWay makes way for others if that is due, and returns what the next attempt starts with.
 // After a pause, the next attempt reads anew what the answer has said, see [attempt.refresh].
-func (a *attempt) rest() carried {
+func (a *attempt) makeWay() carried {
 	begin := time.Now()
-	a.rested = a.contender.rest(a.options.ctx)
+	a.madeWay = a.contender.makeWay(a.options.ctx)
 	a.paused = time.Since(begin)
 	return a.carried
 }
@@ -361,17 +358,16 @@ func (a *attempt) conflict(resp *v3.TxnResponse, back []want) error {
 		answers = answers[1:]
 	}
 	a.snapshot = snapshot{}
-	if !a.level.snapshot { // its answer has no values
-		a.contender.lost(a.contested(), nil)
-		return errConflict
+	contested := a.contested()
+	if a.level.snapshot { // otherwise the answer has no values
+		a.snapshot = snapshot{resp.Header, newFacts()}
+		for i, answer := range ranges(answers) {
+			a.known.learn(back[i], resp.Header.Revision, answer)
+		}
+		// What has not changed needs no contest.
+		contested = slices.DeleteFunc(contested, func(name string) bool { return !a.moved(name) })
 	}
-	a.snapshot = snapshot{resp.Header, newFacts()}
-	for i, answer := range ranges(answers) {
-		a.known.learn(back[i], resp.Header.Revision, answer)
-	}
-	// What has not changed needs no contest.
-	changed := slices.DeleteFunc(a.contested(), func(name string) bool { return !a.moved(name) })
-	a.contender.lost(changed, a.snapshot)
+	a.contender.lost(contested, a.snapshot)
 	return errConflict
 }
 
@@ -382,14 +378,11 @@ func (a *attempt) ops(w *write) (ops []v3.Op) {
 	if w.end == "" {
 		return []v3.Op{w.op}
 	}
-	var apart []string
-	for key := range a.written {
-		if w.interval().has(key) {
-			apart = append(apart, key)
-		}
-	}
 	begin := w.interval().first()
-	for _, key := range slices.Sorted(slices.Values(apart)) {
+	for _, key := range slices.Sorted(maps.Keys(a.written)) {
+		if !w.interval().has(key) {
+			continue
+		}
 		if begin < key {
 			ops = append(ops, v3.OpDelete(begin, v3.WithRange(key)))
 		}

@@ -14,14 +14,16 @@ import (
 //	what happens                           what the transaction does
 //	------------------------------------   -------------------------------------------------
 //	another of this client is committing   It waits for that answer, which may tell it that
-//	over the same key                      its values are old. Then it runs again at once,
-//	                                       without a proposal in vain. The oldest goes first.
+//	over a key that has a contest          its values are old. Then it runs again at once,
+//	                                       without a proposal in vain. Of those that wait, the
+//	                                       oldest goes first.
 //	its commit conflicts                   It runs again at once, on the values of the answer.
 //	                                       Its key has a contest from now on, see [contest].
 //	the first conflict, while servers      It makes way: it pauses, once, for as long as some
 //	are busy and this client often loses   commits take, and then reads anew.
 //
-// Nobody waits for a function that runs. So nobody waits for the transaction around it.
+// Nobody waits for a function that runs for longer than a commit takes. So nobody waits for the
+// transaction around it.
 
 // contention is what the transactions of one client know of each other and of those of
 // other clients.
@@ -29,7 +31,7 @@ type contention struct {
 	mu       sync.Mutex               // guards the fields below, all contests and contenders; never held across a wait
 	contests weakMap[string, contest] // by the key over which transactions have conflicted
 	last     uint64                   // the number of the newest contender
-	least    time.Duration            // that a read takes
+	least    time.Duration            // the shortest time that a read has taken, which rises slowly
 	slowness float64                  // of the latest reads, in units of the least
 	courtesy float64                  // for how many commits a transaction makes way
 }
@@ -43,7 +45,7 @@ const (
 	recent    = 4       // reads that count as the latest
 	forgotten = 256     // reads after which the least has forgotten a better way
 	fair      = 4       // conflicts of one transaction that are no reason for more courtesy
-	milder    = 1. / 10 // of the courtesy is given up by a transaction with fewer conflicts
+	milder    = 1. / 10 // of the courtesy is given up by a commit after fewer conflicts, or while servers are not busy
 )
 
 // contest is the transactions of one client that conflict over one key. One commits at a
@@ -52,38 +54,39 @@ type contest struct {
 	taken   bool          // a commit is under way
 	waiting []*contender  // to commit, the oldest first
 	news    any           // what the last answer said
-	took    time.Duration // by the last commit
+	took    time.Duration // how long the last commit took
 }
 
 // contender is one transaction, as contention sees it.
 type contender struct {
 	*contention
 
-	number    uint64        // smaller for older transactions
-	contest   *contest      // that it is in; nil: none
-	called    chan struct{} // closed when it may commit
-	inside    bool          // it may commit, and nobody else in the contest
-	returns   bool          // it leaves to run again at once
-	began     time.Time     // its commit
-	conflicts int           // of its attempts
-	pause     time.Duration // before the next attempt
+	number uint64        // smaller for older transactions
+	called chan struct{} // closed when it may commit
+
+	// Only the transaction's own goroutine touches what follows.
+	contest *contest      // that it is in; nil: none
+	inside  bool          // it may commit, and nobody else in the contest
+	returns bool          // it leaves to run again at once
+	began   time.Time     // when its commit began
+	losses  int           // how many of its commits have conflicted
+	pause   time.Duration // before the next attempt
 }
 
 // newContender makes a transaction known, the youngest of all.
 func (all *contention) newContender() *contender {
-	c := &contender{contention: all}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.last++
-	c.number = c.last
-	return c
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	all.last++
+	return &contender{contention: all, number: all.last}
 }
 
 // enter is called before a commit over the keys. If there is a contest over one of them, it
 // waits until the transaction may commit. It returns what the last answer in that contest said,
-// or nil if there was none. It ends with ctx, and then the transaction commits beside the
-// others. The caller leaves after the commit. A contender is in one contest at most, so
-// contenders never wait for each other in a circle.
+// or nil if there was none. It also returns when ctx ends, and then the transaction has no turn. The
+// caller leaves after the commit. A contender is in one contest at most, so contenders never wait for
+// each other in a circle. While a contender that returns is expected, whoever comes first commits, a
+// newcomer too.
 func (c *contender) enter(ctx context.Context, keys []string) (news any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -131,16 +134,15 @@ func (c *contender) leave() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !c.inside {
-		// It has committed beside the others, so it has nothing to give on.
+		// It was in no contest, or ctx ended first. So it has nothing to give on.
 		return
 	}
 	q := c.contest
 	q.taken, c.inside = false, false
 	switch {
-	case len(q.waiting) == 0:
 	case !c.returns:
 		q.next()
-	default:
+	case len(q.waiting) > 0:
 		// Nobody stops the timer. If somebody commits when it fires, next does nothing.
 		time.AfterFunc(q.took, func() {
 			c.mu.Lock()
@@ -159,13 +161,6 @@ func (q *contest) next() {
 	q.taken = true
 	close(q.waiting[0].called)
 	q.waiting = slices.Delete(q.waiting, 0, 1)
-}
-
-// outdated says that the news made a commit needless.
-func (c *contender) outdated() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.returns = true
 }
 
 // read is told how long a read took.
@@ -200,8 +195,8 @@ func (c *contender) won(news func() any) {
 	c.answered(news)
 	// Courtesy belongs to the client. A transaction learns it too late for itself, because it
 	// pauses after its first conflict only.
-	if c.conflicts > fair && c.slowness > busy {
-		c.courtesy += max(1, float64(c.conflicts-fair)/2)
+	if c.losses > fair && c.slowness > busy {
+		c.courtesy += max(1, float64(c.losses-fair)/2)
 	} else {
 		c.courtesy -= c.courtesy * milder
 	}
@@ -218,20 +213,17 @@ func (c *contender) lost(keys []string, news any) {
 	}
 	// Only the first conflict makes it pause. Transactions that have waited longer go before
 	// those that have just begun.
-	c.conflicts++
-	if c.conflicts == 1 && c.courtesy >= 0.5 && c.slowness > busy {
+	c.losses++
+	if c.losses == 1 && c.courtesy >= 0.5 && c.slowness > busy {
 		c.pause = time.Duration(c.courtesy * float64(took) * (0.5 + rand.Float64()))
 	}
 	c.returns = c.pause == 0
 }
 
-// rest makes way for others, if that is due, and reports whether it did.
-func (c *contender) rest(ctx context.Context) bool {
-	c.mu.Lock()
+// makeWay makes way for others, if that is due, and reports whether it did.
+func (c *contender) makeWay(ctx context.Context) bool {
 	pause := c.pause
-	c.pause = 0
-	c.mu.Unlock()
-	if pause > 0 {
+	if c.pause = 0; pause > 0 {
 		sleep(ctx, forever, pause)
 	}
 	return pause > 0

@@ -83,7 +83,7 @@ func TestTheOldestCommitsNext(t *testing.T) {
 func TestASlowFunctionIsPassed(t *testing.T) {
 	const commit = 40 * time.Millisecond
 	for name, again := range map[string]func(c *contender){
-		"its values are old": func(c *contender) { c.outdated() },
+		"its values are old": func(c *contender) { c.returns = true },
 		"it has conflicted":  func(c *contender) { pass(commit); c.lost(hot, nil) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -174,7 +174,7 @@ func TestCourtesy(t *testing.T) {
 			c.lost(hot, nil)
 			c.leave()
 			begin := time.Now()
-			rested := c.rest(t.Context())
+			rested := c.makeWay(t.Context())
 			pauses = append(pauses, time.Since(begin))
 			require.Equal(t, rested, time.Since(begin) > 0)
 		}
@@ -232,8 +232,8 @@ func TestAPauseEndsWithItsContext(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begin := time.Now()
-		require.True(t, c.rest(ctx))
+		require.True(t, c.makeWay(ctx))
 		require.Equal(t, time.Second, time.Since(begin))
-		require.False(t, c.rest(t.Context()))
+		require.False(t, c.makeWay(t.Context()))
 	})
 }

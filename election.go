@@ -11,6 +11,7 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
+// resigned is the term of all elections after a release.
 var resigned = ended(ErrElectionNotLeader)
 
 // Election is a session's candidacy under a name. Candidates lead in the order in which

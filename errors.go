@@ -94,3 +94,20 @@ func marginError(margin, ttl time.Duration) error {
 func tellsLoss(err, cause error) bool {
 	return errors.Is(err, cause) || errors.Is(err, ErrSessionExpired) && errors.Is(cause, ErrSessionExpired)
 }
+
+// need panics if the caller has given no context.
+func need(ctx context.Context) {
+	if ctx == nil {
+		panic("concurrency: nil context")
+	}
+}
+
+// configure applies the options that a program has given to the function of that name.
+func configure[O any, F ~func(*O)](name string, o *O, options []F) {
+	for _, option := range options {
+		if option == nil {
+			panic("concurrency: " + name + ": nil option")
+		}
+		option(o)
+	}
+}

@@ -85,12 +85,7 @@ func Inspect(ctx context.Context, client *v3.Client, name string, opts ...Inspec
 		panic("concurrency: Inspect: nil client")
 	}
 	var i inspection
-	for _, opt := range opts {
-		if opt == nil {
-			panic("concurrency: Inspect: nil option")
-		}
-		opt(&i)
-	}
+	configure("Inspect", &i, opts)
 	bound, cancel := untilClosed(ctx, client)
 	defer cancel()
 	line, err := i.inspect(bound, client, name)

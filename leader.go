@@ -38,9 +38,9 @@ func WithLeaders(tell func(Leader)) LeaderOption {
 
 // RunLeader runs work whenever it leads the election that prefix names. It opens a session
 // with opts and campaigns with value. Then it calls work with a context that ends with ctx
-// and with the leadership, and with the election that it leads. By the election, work has the
-// token and the guard, proclaims other values, and sees the session. The leadership is lost when
-// the session expired or the key was deleted, and over when work has resigned. RunLeader then
+// and with the leadership, and with the election that it leads. The election gives work its token and
+// its guard, proclaims other values, and shows the session. The leadership ends when the session is
+// lost, when the key is deleted, or when work resigns. RunLeader then
 // waits for work to return and starts again with a new session. It pauses before that, longer
 // each time that it did not come to lead. It never runs work twice at once. It resigns only
 // after work has returned, and the next candidate leads at once.
@@ -129,7 +129,8 @@ func (r leading) once(ctx context.Context) (led, again bool, err error) {
 		return false, false, err
 	}
 	o := optionsOf(r.client, r.opts)
-	if err := o.ctx.Err(); err != nil && o.ctx != r.client.Ctx() { // given with WithContext
+	// Only a context that was given with WithContext can have ended. That of the client is told below.
+	if err := o.ctx.Err(); err != nil && o.ctx != r.client.Ctx() {
 		return false, false, err
 	}
 	// The session outlives ctx, until work has returned and the candidacy is withdrawn. The
@@ -152,14 +153,14 @@ func (r leading) once(ctx context.Context) (led, again bool, err error) {
 	// The session may end before its turn comes, with the context of WithContext. It shall not
 	// stand in line for the rest of its lease then. The wait ends because closed ends lost,
 	// which contextEnded does not.
-	stand := context.AfterFunc(s.ctx, func() { s.lease.finish(closed) })
-	defer stand()
+	detach := context.AfterFunc(s.ctx, func() { s.lease.finish(closed) })
+	defer detach()
 	var failure error
 	var lost bool
 	e := NewElection(s, r.prefix)
 	err = e.Lead(ctx, r.value, func(ctx context.Context) error {
 		// From here on the lease is needed for the resignation, even if the session ends.
-		stand()
+		detach()
 		led = true
 		failure = r.work(ctx, e)
 		cause := context.Cause(ctx)

@@ -151,13 +151,6 @@ func (q queue) lossBefore() error {
 	return err
 }
 
-// need panics if the caller has given no context.
-func need(ctx context.Context) {
-	if ctx == nil {
-		panic("concurrency: nil context")
-	}
-}
-
 // ask makes a call that is of no use without the lease, see [repeat]. It ends without an
 // answer when ctx, the client or the lease has ended. It then returns ctx's error or the
 // error of [lease.loss]. If the answer is that the lease is gone, the session has ended.

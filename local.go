@@ -35,8 +35,8 @@ type locals struct {
 	call time.Duration // the shortest that etcd has taken for an answer; 0: not known
 }
 
-// turn is the turn of one goroutine. It waits for its turn, acquires the lock unless it was
-// handed one, and holds the lock.
+// turn is one goroutine's use of the lock. The goroutine waits for it, acquires the lock unless the
+// lock was handed to it, and holds the lock.
 type turn struct {
 	come   chan struct{} // closed when the turn has come
 	handed bool          // the lock came with the turn
@@ -186,9 +186,9 @@ func (m *locals) acquire(t *turn, take func() (*grant, error)) error {
 	return nil
 }
 
-// finish ends the ownership of t, or of whoever holds the lock if t is nil. It returns whose
-// ownership it has ended, if any, and what is to be given back then. If there is nothing to
-// give back, the next goroutine has it already. It makes no call.
+// finish ends the ownership of t, or of the turn that holds the lock if t is nil. It returns the turn
+// that it has ended, or nil, and the hold to give back. If there is no hold to give back, the next
+// goroutine has it already. finish makes no call.
 func (m *locals) finish(t *turn) (*turn, *hold) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

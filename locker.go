@@ -26,7 +26,7 @@ func (l locker) Lock() {
 	}
 }
 
-// Unlock releases the lock, and the goroutines of this process even if that fails.
+// Unlock releases the lock. If that fails, waiting goroutines of this process go on all the same.
 func (l locker) Unlock() {
 	if err := l.local.Unlock(l.local.queue().lease().client.Ctx()); err != nil {
 		panic(fmt.Errorf("concurrency: Locker.Unlock: %w", err))

@@ -50,8 +50,8 @@ func NewMultiMutex(s *Session, names ...string) *MultiMutex {
 // [MultiMutex.Header].
 //
 // It blocks and fails as [Mutex.Lock] does. If there are more names than the servers allow, it
-// returns rpctypes.ErrTooManyOps. If all locks are free it costs one call. A wait costs one call
-// more for each participant that it has waited for, at most one at a time.
+// returns rpctypes.ErrTooManyOps. If all locks are free it costs one call. A wait costs one watch for
+// each name. For each participant that it has waited for, it costs one call and one watch more.
 func (m *MultiMutex) Lock(ctx context.Context) error {
 	_, err := m.lock(ctx)
 	return err

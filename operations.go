@@ -22,17 +22,16 @@ func (a *attempt) run(apply func(STM) error) (err error) {
 		if a.err == nil {
 			return // a panic of the function's passes through untouched
 		}
-		err = a.err
+		err = a.err // a function that has recovered the panic of fail may have returned nil
 		// A function that meets a failed read may panic by itself. Its own panic goes on.
 		if r := recover(); r != nil && r != (abort{}) {
 			panic(r)
 		}
 	}()
-	if a.rested {
+	if a.madeWay {
 		a.refresh()
 	}
-	// A function that recovers the panic of a failed read may return nil. The error of the read
-	// is in a.err then, and comes first.
+	// What is read here fails as the function's own reads do.
 	a.prefetch()
 	return apply(a)
 }
@@ -46,23 +45,21 @@ func (a *attempt) Get(keys ...string) string {
 	}
 	w := a.own(keys[0])
 	// Several keys all join the read set, those that the attempt has written included.
+	var read *mvccpb.KeyValue
 	if w == nil || len(keys) > 1 {
-		a.fetch(keys)
+		read = a.fetch(keys...)
 	}
 	if w != nil {
 		return w.value
 	}
-	kv, _ := a.reads.get(keys[0])
-	return string(kv.GetValue())
+	return string(read.GetValue())
 }
 
 // Rev adds the key to the read set and returns its revision in the store.
 func (a *attempt) Rev(key string) int64 {
 	a.check()
 	// The attempt's own writes don't count here, because they have no revision yet.
-	a.fetch([]string{key})
-	kv, _ := a.reads.get(key)
-	return kv.GetModRevision()
+	return a.fetch(key).GetModRevision()
 }
 
 // Lookup returns the value of a key. It adds the key to the read set, unless the attempt has
@@ -79,10 +76,8 @@ func (a *attempt) Entry(key string) *mvccpb.KeyValue {
 	if w := a.own(key); w != nil {
 		return w.entry()
 	}
-	a.fetch([]string{key})
 	// The caller is given the read set's own entry. The commit compares with its mod revision.
-	kv, _ := a.reads.get(key)
-	return kv
+	return a.fetch(key)
 }
 
 // Range adds the range to the read set and returns its keys.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
@@ -32,13 +33,18 @@ const defaultPart = 128
 
 // defaultChunk is how many keys of a range are read in one call. The servers count all keys of
 // a range for each call, so that small parts of a long range cost the square of its length. With
-// values of 1 KiB, the answer is about as large as the 4 MiB that gRPC takes where nothing is
-// configured. A larger answer is asked for again in smaller parts, see [attempt.smaller].
+// values of 1 KiB, the answer is about 4 MiB, which is gRPC's own limit. etcd's client takes more,
+// unless MaxCallRecvMsgSize is set (client/v3 options.go). A larger answer is asked for again in
+// smaller parts, see [attempt.smaller].
 const defaultChunk = 4096
 
-// fetch adds the keys to the read set. It takes them from the snapshot of the last conflict
-// if that has them, and from the servers otherwise.
-func (a *attempt) fetch(keys []string) { a.load(a.missing(keys), 0, &a.reads) }
+// fetch adds the keys to the read set, and returns the first of them. It takes them from the snapshot
+// with which the attempt began, if that has them, and from the servers otherwise.
+func (a *attempt) fetch(keys ...string) *mvccpb.KeyValue {
+	a.load(a.missing(keys), 0, &a.reads)
+	kv, _ := a.reads.get(keys[0])
+	return kv
+}
 
 // missing takes what the snapshot knows of the keys, and returns what has to be read.
 func (a *attempt) missing(keys []string) (wants []want) {
@@ -69,7 +75,7 @@ func (a *attempt) load(wants []want, at int64, into *facts) {
 		header, answers, err := a.read(part, at)
 		a.timeRead(part, time.Since(begin))
 		if err != nil {
-			// A fault that comes here has outlasted the repetitions of get.
+			// The error stays, or has outlasted the repetitions of get. A smaller part may mend it.
 			if !a.smaller(part, err) {
 				a.fail(err)
 			}

@@ -67,7 +67,7 @@ func (m *RWMutex) TryLock(ctx context.Context) error {
 // lock for reading already, RLock succeeds.
 //
 // It blocks and fails as [Mutex.Lock] does. It costs one call if no writer is in line. A
-// wait for one writer costs two.
+// wait for one writer costs two, and two watches.
 func (m *RWMutex) RLock(ctx context.Context) error {
 	_, err := m.rlock(ctx)
 	return err

@@ -7,14 +7,6 @@ import (
 	v3 "go.etcd.io/etcd/client/v3"
 )
 
-// defaultTTL is the TTL in seconds of a session that asks for none.
-const defaultTTL = 60
-
-// patience is for how long a blocked transaction, or an observer without a session, may miss a
-// change, because the member that it watches on is silent. Neither has a lease from which that
-// could follow. So it is the patience of a session whose TTL is the default.
-const patience = defaultTTL * time.Second
-
 // Session is a lease that is kept alive. Locks and candidacies are bound to the lease, and
 // end with it at the latest.
 //
@@ -127,12 +119,7 @@ func NewSession(client *v3.Client, opts ...SessionOption) (*Session, error) {
 func optionsOf(client *v3.Client, opts []SessionOption) sessionOptions {
 	// The end of the client ends the session too, but with a cause of its own.
 	o := sessionOptions{ttl: defaultTTL, ctx: context.WithoutCancel(client.Ctx())}
-	for _, opt := range opts {
-		if opt == nil {
-			panic("concurrency: NewSession: nil option")
-		}
-		opt(&o)
-	}
+	configure("NewSession", &o, opts)
 	return o
 }
 

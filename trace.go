@@ -115,7 +115,8 @@ type Attempt struct {
 	Err error
 	// Keys are those that have changed since they were read, if the attempt conflicted. If
 	// nothing tells which of them it was, as at [RepeatableReads], they are all that was
-	// checked. The name of a range is "[begin, end)". There is none if the snapshot was
+	// checked. The name of a range is "[begin, end)". If none of them has changed, they are the keys
+	// that were written, and a deleted range goes by its begin. There is none if the snapshot was
 	// compacted away.
 	Keys []string
 	// Paused is the time before the attempt, and before its commit, in which the transaction

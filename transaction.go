@@ -3,7 +3,6 @@ package concurrency
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -36,7 +35,7 @@ import (
 //   - any other error of etcd's, as it is;
 //   - one that wraps [ErrConflict] and names the keys, see [WithMaxAttempts];
 //   - one that says so if the function calls Retry at [ReadCommitted];
-//   - one that has the numbers if a key of a range is larger than an answer may be;
+//   - one that names the range, and wraps gRPC's, if one of its keys does not fit into an answer;
 //   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
 //   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered. It
 //     also wraps the error of the abort context if that has ended. Such a commit may have
@@ -54,12 +53,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 		panic("concurrency: NewSTM: nil function")
 	}
 	o := stmOptions{ctx: c.Ctx(), patience: patience}
-	for _, opt := range so {
-		if opt == nil {
-			panic("concurrency: NewSTM: nil option")
-		}
-		opt(&o)
-	}
+	configure("NewSTM", &o, so)
 	defer o.trace.wait()
 	next := carried{part: cmp.Or(o.maxOps, defaultPart), chunk: defaultChunk, contender: sharedOf(c).contention.newContender()}
 	for {
@@ -74,7 +68,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 		}
 		switch err = a.account(err); err {
 		case errConflict:
-			next = a.rest()
+			next = a.makeWay()
 		case errRetry:
 			if next, err = a.await(); err != nil {
 				return nil, err
@@ -110,40 +104,34 @@ func NewSTMReadCommitted(ctx context.Context, c *v3.Client, apply func(STM) erro
 // the error that is to be returned instead if that was the last attempt allowed.
 func (a *attempt) account(err error) error {
 	a.attempts++
-	if err == errConflict {
+	a.met.Number, a.met.Err = a.attempts, err
+	a.met.Paused += a.paused
+	looks, last := a.options.trace != nil && a.options.trace.Attempt != nil, false
+	switch err {
+	case errConflict:
 		a.conflicts++
-	}
-	last := err == errConflict && a.conflicts == a.options.maxConflicts
-	looks := a.options.trace != nil && a.options.trace.Attempt != nil
-	if !looks && !last {
-		return err
-	}
-	var keys []string
-	if err == errConflict {
-		keys = a.conflicting()
+		last = a.conflicts == a.options.maxConflicts
+		// To find the keys takes time. It is taken only if somebody is told.
+		if a.met.Err = ErrConflict; looks || last {
+			a.met.Keys = a.conflicting()
+		}
+	case errRetry:
+		a.met.Err = ErrBlocked
 	}
 	if looks {
-		a.met.Number, a.met.Err, a.met.Keys = a.attempts, err, keys
-		a.met.Paused += a.paused
-		switch err {
-		case errConflict:
-			a.met.Err = ErrConflict
-		case errRetry:
-			a.met.Err = ErrBlocked
-		}
 		a.options.trace.Attempt(a.met)
 	}
 	if last {
-		return fmt.Errorf("%w: %d attempts, the last one over %s", ErrConflict, a.conflicts, list(keys))
+		return fmt.Errorf("%w: %d attempts, the last one over %s", ErrConflict, a.conflicts, list(a.met.Keys))
 	}
 	return err
 }
 
-// conflicting are the keys over which the attempt has conflicted, as far as the snapshot of
-// the next one tells.
+// conflicting are the keys over which the attempt has conflicted, as far as the snapshot of the next
+// attempt tells.
 func (a *attempt) conflicting() (keys []string) {
 	switch {
-	case errors.Is(a.err, errConflict): // a read found its snapshot compacted
+	case a.err == errConflict: // a read found its snapshot compacted
 		return nil
 	case a.header == nil:
 		for _, s := range a.reads.spans {

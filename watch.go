@@ -88,6 +88,14 @@ func (s *watches) watchInto(
 	return w
 }
 
+// defaultTTL is the TTL in seconds of a session that asks for none.
+const defaultTTL = 60
+
+// patience is for how long a blocked transaction, or an observer without a session, may miss a
+// change, because the member that it watches on is silent. Neither has a lease from which that
+// could follow. So it is the patience of a session whose TTL is the default.
+const patience = defaultTTL * time.Second
+
 // streamKey names the metadata by which streams differ. Servers ignore it.
 const streamKey = "concurrency-watches"
 
