@@ -6,7 +6,6 @@ import (
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
-	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"example.com/etcd/concurrency"
@@ -109,7 +108,7 @@ func (w *worker) runLeader(ctx context.Context, name string) {
 		limit := between(w.rnd, 2*time.Second, 10*time.Second)
 		_ = w.call(ctx, "RunLeader", name, limit, func(ctx context.Context) error {
 			running := make(chan struct{}, 1)
-			return concurrency.RunLeader(ctx, w.client, name, value, func(ctx context.Context, _ *concurrency.Election) error {
+			return concurrency.RunLeader(ctx, w.client, name, value, func(ctx context.Context, led *concurrency.Election) error {
 				select {
 				case running <- struct{}{}:
 				default:
@@ -117,19 +116,17 @@ func (w *worker) runLeader(ctx context.Context, name string) {
 				}
 				defer func() { <-running }()
 				w.led.Add(1)
-				w.holdRun(ctx, name, value)
+				w.holdRun(ctx, name, led)
 				return nil
 			}, concurrency.WithTTL(ttl), concurrency.WithSafetyMargin(runMargin))
 		})
 	}
 }
 
-// holdRun holds what RunLeader has acquired. Which ticket that is only the servers tell: the
-// newest of those in line with the value of this call. That it is not the first, or does not
-// stand at all, is left to the checks, for which the term of ctx is recorded. The session's
+// holdRun holds what RunLeader has acquired, as the election says that it leads. The session's
 // deadline is unknown, which is what the margin is for.
-func (w *worker) holdRun(ctx context.Context, name, value string) {
-	t := &history.Term{Who: w.who, Name: name, Value: value}
+func (w *worker) holdRun(ctx context.Context, name string, led *concurrency.Election) {
+	t := &history.Term{Who: w.who, Name: name, Token: led.Rev(), Lease: int64(led.Session().Lease())}
 	alive := func() bool {
 		now := w.rec.Now()
 		if ctx.Err() != nil {
@@ -141,50 +138,15 @@ func (w *worker) holdRun(ctx context.Context, name, value string) {
 		t.End = now
 		return true
 	}
-	if !alive() {
+	// Whoever is told no token has lost the leadership already, and its context has ended.
+	if t.Token == 0 || !alive() {
 		return
 	}
 	defer func() { w.rec.Add(history.Record{Term: t}) }()
-	bound, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	resp, err := w.client.Get(bound, name+"/", clientv3.WithPrefix())
-	switch {
-	case err != nil:
-		w.lastWhile(ctx, w.duration(), alive)
-		return
-	case !alive(): // the answer may be of later
-		return
-	}
-	kv := newest(resp.Kvs, value)
-	if kv == nil {
-		t.Due = t.End + lifetime
-		w.lastWhile(ctx, 2*lifetime, alive)
-		return
-	}
-	t.Token, t.Lease = kv.CreateRevision, kv.Lease
-	h := &history.Hold{
-		Who: w.who, Name: name, Token: kv.CreateRevision, Lease: kv.Lease, Rev: resp.Header.Revision,
-	}
+	h := &history.Hold{Who: w.who, Name: name, Token: t.Token, Lease: t.Lease, Rev: led.Header().Revision}
 	hidden := *w // whose session is not the worker's
 	hidden.session = nil
-	hidden.hold(ctx, h, alive, owner(string(kv.Key), kv.CreateRevision))
-}
-
-// newest is the newest key with a value, nil if there is none.
-func newest(kvs []*mvccpb.KeyValue, value string) (found *mvccpb.KeyValue) {
-	for _, kv := range kvs {
-		if string(kv.Value) == value && (found == nil || kv.CreateRevision > found.CreateRevision) {
-			found = kv
-		}
-	}
-	return found
-}
-
-// lastWhile looks for a while whether the leadership lasts.
-func (w *worker) lastWhile(ctx context.Context, length time.Duration, alive func() bool) {
-	for over := w.rec.Now() + length; alive() && w.rec.Now() < over; {
-		pause(ctx, 3*time.Millisecond)
-	}
+	hidden.hold(ctx, h, alive, led.IsLeader())
 }
 
 // follow observes an election by Observe and Leaders in turn, until ctx ends; by each of

@@ -228,23 +228,12 @@ func CheckStrays(h History) (found []Violation) {
 	return found
 }
 
-// CheckTerms finds functions of RunLeader that went on without leading: two of different
-// clients at once, whatever their tokens, and those whose key did not stand. A loss that
-// nobody told the function of ends its term.
+// CheckTerms finds two functions of RunLeader, of different clients, that ran at once, whatever their
+// tokens. A loss that nobody told the function of ends its term.
 func CheckTerms(h History) (found []Violation) {
 	losses, names := lossesOf(h), map[string][]Term{}
-	lives := map[[2]string][]Life{} // by name and value
-	for _, life := range all(h, func(r Record) *Life { return r.Life }) {
-		key := [2]string{life.Name, life.Value}
-		lives[key] = append(lives[key], life)
-	}
 	for _, t := range all(h, func(r Record) *Term { return r.Term }) {
 		t.End = losses.cap(t.End, t.Token, t.Lease)
-		if t.Token == 0 { // any of the keys with its value may have been its own
-			for _, life := range lives[[2]string{t.Name, t.Value}] {
-				t.End = losses.cap(t.End, life.Token, life.Lease)
-			}
-		}
 		if t.End >= t.Start {
 			names[t.Name] = append(names[t.Name], t)
 		}
@@ -252,10 +241,6 @@ func CheckTerms(h History) (found []Violation) {
 	byName(names, func(name string, terms []Term) {
 		slices.SortStableFunc(terms, func(a, b Term) int { return cmp.Compare(a.Start, b.Start) })
 		for i, a := range terms {
-			if late := a.End - a.Due; a.Due > 0 && late > lateness {
-				found = append(found, Violation{"claim", a.Package, a.Due, fmt.Sprintf(
-					"%v led %q by RunLeader for %v longer than it may without a key", a.Who, name, late)})
-			}
 			for _, b := range terms[i+1:] {
 				if over := min(a.End, b.End) - b.Start; a.Who != b.Who && over > 0 {
 					found = append(found, Violation{"overlap", b.Package, b.Start, fmt.Sprintf(

@@ -99,17 +99,14 @@ type Visit struct {
 	At    time.Duration `json:"at"`            // the end
 }
 
-// Term is the life of the context of a function that RunLeader ran. A function is not told
-// which key it leads by: it has looked for its value among those in line.
+// Term is the life of the context of a function that RunLeader ran, by the ticket of its election.
 type Term struct {
 	Who
 	Name  string        `json:"name"`
-	Value string        `json:"value"`
-	Token int64         `json:"token,omitempty"` // 0: not found
+	Token int64         `json:"token"`
 	Lease int64         `json:"lease,omitempty"`
 	Start time.Duration `json:"start"`
-	End   time.Duration `json:"end"`           // the last time at which the context lived
-	Due   time.Duration `json:"due,omitempty"` // when it had to end, the key not standing; 0: not told
+	End   time.Duration `json:"end"` // the last time at which the context lived
 }
 
 // Loss is a key deleted, or a lease revoked, by somebody who does not own it. The holder

@@ -222,24 +222,27 @@ var cases = []struct {
 {"sighting":{"client":1,"package":"here","name":"g","token":0,"from":4,"to":5,"at":20}}`},
 
 	{"functions one after the other", "", `
-{"term":{"client":1,"package":"here","name":"r","value":"1","token":5,"start":10,"end":20}}
-{"term":{"client":2,"package":"here","name":"r","value":"2","token":7,"start":20,"end":30}}`},
+{"term":{"client":1,"package":"here","name":"r","token":5,"start":10,"end":20}}
+{"term":{"client":2,"package":"here","name":"r","token":7,"start":20,"end":30}}`},
 	{"two functions at once", "overlap here", `
-{"term":{"client":1,"package":"here","name":"r","value":"1","token":5,"start":10,"end":21}}
-{"term":{"client":2,"package":"here","name":"r","value":"2","start":20,"end":30}}`},
+{"term":{"client":1,"package":"here","name":"r","token":5,"start":10,"end":21}}
+{"term":{"client":2,"package":"here","name":"r","token":7,"start":20,"end":30}}`},
 	{"two functions at once, since an operator deleted a key", "", `
-{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":21}}
-{"life":{"name":"r","token":5,"value":"1","deleted":8,"gone":19}}
+{"term":{"client":1,"package":"here","name":"r","token":5,"start":10,"end":21}}
 {"loss":{"token":5,"at":18}}
-{"term":{"client":2,"package":"here","name":"r","value":"2","token":7,"start":20,"end":30}}`},
-	{"a function without a key, for a little", "", `
-{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":21,"due":20}}`},
-	{"a function without a key", "claim here", `
-{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":3000000000,"due":20}}`},
-	{"a function without a key, which an operator deleted", "", `
-{"term":{"client":1,"package":"here","name":"r","value":"1","start":10,"end":3000000000,"due":20}}
-{"loss":{"lease":3,"at":9}}
-{"life":{"name":"r","token":5,"lease":3,"value":"1","deleted":8,"gone":19}}`},
+{"term":{"client":2,"package":"here","name":"r","token":7,"start":20,"end":30}}`},
+	// A repetition of its join has put a key that it does not lead by.
+	{"a function whose key was deleted before its join was answered", "", `
+{"life":{"name":"r","token":5,"lease":3,"deleted":6,"gone":9}}
+{"life":{"name":"r","token":7,"deleted":30,"gone":40}}
+{"life":{"name":"r","token":11,"lease":3,"deleted":20,"gone":30}}
+{"loss":{"token":5,"at":8}}
+{"term":{"client":1,"package":"here","name":"r","token":7,"start":8,"end":40}}
+{"term":{"client":2,"package":"here","name":"r","token":5,"lease":3,"start":20,"end":25}}`},
+	{"a function that leads by a key behind another's", "overlap here", `
+{"loss":{"token":5,"at":8}}
+{"term":{"client":1,"package":"here","name":"r","token":7,"start":8,"end":40}}
+{"term":{"client":2,"package":"here","name":"r","token":11,"lease":3,"start":20,"end":25}}`},
 
 	{"a waiter that kept its place", "", `
 {"call":{"client":1,"package":"here","op":"Lock","name":"a","lease":3,"call":10,"return":20}}
