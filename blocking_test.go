@@ -226,10 +226,19 @@ func TestRetryEnds(t *testing.T) {
 		t.Parallel()
 		s := newSpace(t, server(t))
 		ctx, cancel := context.WithCancel(t.Context())
-		call := s.waiting(func(stm concurrency.STM) string { return stm.Get(s.key("a")) }, concurrency.WithAbortContext(ctx))
-		s.blocked(t, 1)
+		// A watch that ends with the context may tell so by chance, and the look after that ends. So
+		// there are many.
+		const many = 8
+		var calls []*etcdtest.Call
+		for range many {
+			calls = append(calls, s.waiting(func(stm concurrency.STM) string { return stm.Get(s.key("a")) },
+				concurrency.WithAbortContext(ctx)))
+		}
+		s.blocked(t, many)
 		cancel()
-		require.Equal(t, context.Canceled, call.Wait(t))
+		for _, call := range calls {
+			require.Equal(t, context.Canceled, call.Wait(t))
+		}
 		require.Nil(t, s.kv(t, "out"))
 	})
 	t.Run("with an error at ReadCommitted, and nothing is committed", func(t *testing.T) {
