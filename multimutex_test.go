@@ -242,19 +242,14 @@ func TestMultiMutexLossThatNobodySawAndAnotherLock(t *testing.T) {
 // The Lock that finds the keys that are left decides their deletion. So it has to see to it.
 func TestMultiMutexLeavesNothingWhenALockAfterALossIsGivenUp(t *testing.T) {
 	t.Parallel()
-	for what, take := range multiTakes {
-		t.Run(what, func(t *testing.T) {
-			t.Parallel()
-			l := newLines(t)
-			m := l.multi("a", "b", "c")
-			require.NoError(t, m.Lock(t.Context()))
-			l.delete(t, m.Keys()[1])
-			ctx, giveUp := context.WithCancel(t.Context())
-			l.faults.Before(fault.Txn, 3, giveUp) // the deletion: the first finds the keys, the second reads the lines
-			require.Equal(t, context.Canceled, take(m, ctx))
-			l.stand(t, 0)
-		})
-	}
+	eachTake(t, func(t *testing.T, l lines, m *concurrency.MultiMutex, take multiTake) {
+		require.NoError(t, m.Lock(t.Context()))
+		l.delete(t, m.Keys()[1])
+		ctx, giveUp := context.WithCancel(t.Context())
+		l.faults.Before(fault.Txn, 3, giveUp) // the deletion: the first finds the keys, the second reads the lines
+		require.Equal(t, context.Canceled, take(m, ctx))
+		l.stand(t, 0)
+	})
 }
 
 func TestMultiMutexLossWhileItWaits(t *testing.T) {
@@ -320,38 +315,39 @@ func TestMultiMutexLeavesNothingWhenCtxEndsWhileItWaits(t *testing.T) {
 	require.Len(t, etcdtest.Keys(t, l.outside, l.name+"/"), 1)
 }
 
-// multiTakes are the ways to take several locks.
-var multiTakes = map[string]func(*concurrency.MultiMutex, context.Context) error{
-	"Lock": (*concurrency.MultiMutex).Lock, "TryLock": (*concurrency.MultiMutex).TryLock,
+// multiTake is a way to take several locks.
+type multiTake = func(*concurrency.MultiMutex, context.Context) error
+
+// eachTake runs a test with each of these ways, on three names of its own.
+func eachTake(t *testing.T, try func(t *testing.T, l lines, m *concurrency.MultiMutex, take multiTake)) {
+	for what, take := range map[string]multiTake{
+		"Lock": (*concurrency.MultiMutex).Lock, "TryLock": (*concurrency.MultiMutex).TryLock,
+	} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			l := newLines(t)
+			try(t, l, l.multi("a", "b", "c"), take)
+		})
+	}
 }
 
 func TestMultiMutexLeavesNothingWhenCtxEndsBeforeTheAnswer(t *testing.T) {
 	t.Parallel()
-	for what, take := range multiTakes {
-		t.Run(what, func(t *testing.T) {
-			t.Parallel()
-			l := newLines(t)
-			m := l.multi("a", "b", "c")
-			l.givesUp(t, 3, func(ctx context.Context) error { return take(m, ctx) })
-			l.stand(t, 0)
-		})
-	}
+	eachTake(t, func(t *testing.T, l lines, m *concurrency.MultiMutex, take multiTake) {
+		l.givesUp(t, 3, func(ctx context.Context) error { return take(m, ctx) })
+		l.stand(t, 0)
+	})
 }
 
 func TestMultiMutexFindsTheKeysOfAJoinWhoseAnswerWasLost(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	for what, take := range multiTakes {
-		t.Run(what, func(t *testing.T) {
-			t.Parallel()
-			l := newLines(t)
-			m := l.multi("a", "b", "c")
-			l.faults.LoseAnswer(fault.Txn, 1, nil)
-			require.NoError(t, take(m, ctx))
-			l.stand(t, 3)
-			require.True(t, l.all(t, m))
-		})
-	}
+	eachTake(t, func(t *testing.T, l lines, m *concurrency.MultiMutex, take multiTake) {
+		l.faults.LoseAnswer(fault.Txn, 1, nil)
+		require.NoError(t, take(m, ctx))
+		l.stand(t, 3)
+		require.True(t, l.all(t, m))
+	})
 }
 
 func TestMultiMutexLeavesNothingWhenTheAnswerToUnlockIsLost(t *testing.T) {
