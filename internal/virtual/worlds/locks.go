@@ -74,7 +74,8 @@ func (w *worker) hold(ctx context.Context, h holding) (term context.Context) {
 	}()
 	h.Start = w.rec.Now()
 	if h.belief != nil && h.by != nil && h.Passed == 0 { // who releases may believe until the end of the context, and no longer
-		context.AfterFunc(h.belief, func() { w.held(h) })
+		believed := h // a copy, since the end of h is written in the instant in which this may run
+		context.AfterFunc(h.belief, func() { w.held(believed) })
 	}
 	length := w.duration()
 	timer := time.NewTimer(length)
