@@ -211,7 +211,7 @@ bench: ## the tables and pictures of PERFORMANCE.md, upstream beside; flags in B
 	$(BENCH) $(BENCHFLAGS) -workloads 'beside bare calls' -update PERFORMANCE.md -name bare
 	$(BENCH) -profile -workloads 'free lock|hand-over among (2|16), quiet$$|clients: 16' \
 		-update PERFORMANCE.md -name profile
-	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among 2, quiet$$|Campaign|TryLock|reads' \
+	$(BENCH) $(BENCHFLAGS) -rtt 5ms -workloads 'hand-over among (2|16), quiet$$|a writer|Campaign|TryLock|reads' \
 		-update PERFORMANCE.md -name rtt
 	$(BENCH) -contention -rounds 5 -window 5s -rtt 0,2ms,10ms,40ms -update PERFORMANCE.md -name contention
 	$(BENCH) -contention -rounds 5 -window 5s -members 3 -fsync -update PERFORMANCE.md -name contention-3
