@@ -75,8 +75,12 @@ func (q queue) clean(t ticket) <-chan struct{} {
 			// next look.
 			began, again := time.Now(), false
 			err := q.tidy(ctx, t)
-			if err == nil {
+			switch {
+			case err == nil:
 				settle()
+			// Nobody else tells an orphaned session that its lease, and the key with it, is gone.
+			case l.ctx.Err() != nil:
+				_ = q.askForLease(ctx)
 			}
 			l.seats.at(t.key, func(s *seat) { again = s.cleanAgain(tidied, began, err) })
 			switch {
@@ -125,14 +129,22 @@ func (q queue) lookLater(key string) {
 
 // tidy deletes the ticket if no handle wants it. A ticket without a revision is looked for.
 func (q queue) tidy(ctx context.Context, t ticket) (err error) {
+	strange := false
 	if t.rev == 0 {
 		if t, err = q.find(ctx, t.key); err != nil || t == (ticket{}) {
 			return err
 		}
+		// No join of this session has drawn a ticket that is older than the session. Whoever has,
+		// such as an earlier call of etcd's lock service, may own by it.
+		strange = t.rev <= q.lease().since
 	}
 	doomed := false
 	// The look may be old by now: a handle may have joined meanwhile. The seat knows.
-	q.lease().seats.at(t.key, func(s *seat) { doomed = s.doomUnwanted(t) })
+	q.lease().seats.at(t.key, func(s *seat) {
+		if !strange || t.rev <= s.doomed {
+			doomed = s.doomUnwanted(t)
+		}
+	})
 	if !doomed {
 		return nil
 	}

@@ -256,3 +256,30 @@ func TestAReleaseThatWasGivenUpGoesOn(t *testing.T) {
 		require.NoError(t, h.giveBack(t.Context()))
 	})
 }
+
+// A server with auth may refuse what has no caller, such as a clean-up, for good.
+func TestAnOrphanedSessionCleansUpNoLongerThanItsLeaseLives(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		outside, _ := b.Client("outside")
+		f := counted(t, c)
+		holder := concurrency.NewMutex(session(t, outside), "lock")
+		require.NoError(t, holder.Lock(t.Context()))
+		s := session(t, c, concurrency.WithTTL(6))
+		s.Orphan()
+		short, cancel := context.WithCancel(t.Context())
+		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, "lock").Lock(short) })
+		b.Sleep(time.Second) // it waits
+		f.Refuse(fault.Txn, 1e6, codes.PermissionDenied, "made up")
+		f.Refuse(fault.Get, 1e6, codes.PermissionDenied, "made up")
+		cancel()
+		require.Equal(t, context.Canceled, call.Wait(t))
+		b.Sleep(time.Minute)
+		etcdtest.WaitKeys(t, outside, "lock/", 1) // the lease has expired
+		f.Reset()
+		b.Sleep(time.Hour)
+		require.Zero(t, f.KV()+f.Count(fault.TimeToLive))
+		f.Clear()
+		require.NoError(t, holder.Unlock(t.Context()))
+	})
+}

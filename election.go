@@ -87,7 +87,7 @@ func (e *Election) Proclaim(ctx context.Context, val string) error {
 		e.lose(led)
 		return ErrElectionNotLeader
 	}
-	e.note(resp.Header)
+	e.note(led, resp.Header)
 	return nil
 }
 
@@ -105,7 +105,7 @@ func (e *Election) Resign(ctx context.Context) error {
 	}
 	header, err := e.release(ctx, led)
 	if header != nil {
-		e.note(header)
+		e.note(led, header)
 	}
 	if err == ErrSessionExpired {
 		return nil
@@ -150,8 +150,12 @@ func (e *Election) Lead(ctx context.Context, value string, work func(context.Con
 	return e.during(ctx, func() (*grant, error) { return e.campaign(ctx, value) }, work)
 }
 
-func (e *Election) note(header *pb.ResponseHeader) {
+// note keeps the header of an answer about led, unless the handle leads by a newer ticket. The context
+// of the leadership watches from the revision of that header on.
+func (e *Election) note(led *grant, header *pb.ResponseHeader) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.header = header
+	if e.held == nil || e.held == led {
+		e.header = header
+	}
 }

@@ -15,6 +15,7 @@ import (
 	"example.com/etcd/concurrency"
 	"example.com/etcd/concurrency/internal/etcdtest"
 	"example.com/etcd/concurrency/internal/fault"
+	"example.com/etcd/concurrency/internal/virtual"
 )
 
 func TestNewElection(t *testing.T) {
@@ -808,4 +809,30 @@ func TestResumedLeaderStaysLeaderWhenItsCampaignFails(t *testing.T) {
 	// What may have been left behind is looked for, and found to be in use.
 	etcdtest.Eventually(t, func() bool { return faults.Count(fault.Get) >= 3 }, "three looks")
 	require.NoError(t, again.Proclaim(ctx, "x"))
+}
+
+// The deletion of the earlier ticket is answered when the handle leads by a newer one.
+func TestALateAnswerToResignIsNotOfTheNewTerm(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		outside, _ := b.Client("outside")
+		ctx, f := t.Context(), counted(t, c)
+		e := concurrency.NewElection(session(t, c), "team")
+		rival := concurrency.NewElection(session(t, outside), "team")
+		require.NoError(t, e.Campaign(ctx, "one"))
+		gate := f.Hold(fault.Txn, 1)
+		resign := etcdtest.Go(func() error { return e.Resign(ctx) })
+		<-gate.Reached()
+		require.NoError(t, e.Campaign(ctx, "two"))
+		_, err := outside.Delete(ctx, e.Key()) // by a stranger
+		require.NoError(t, err)
+		gate.Open()
+		require.NoError(t, resign.Wait(t))
+		term := e.Ctx() // watches from the revision of the campaign on
+		require.NoError(t, rival.Campaign(ctx, "rival"))
+		b.Sleep(time.Second)
+		require.ErrorIs(t, context.Cause(term), concurrency.ErrKeyDeleted)
+		require.NoError(t, e.Resign(ctx))
+		require.NoError(t, rival.Resign(ctx))
+	})
 }

@@ -51,8 +51,9 @@ type rule struct {
 // names of leases, which are hexadecimal.
 var readers = rule{kind: "~r/"}
 
-// permits is the rule of those who own beside each other, n at once.
-func permits(n int) rule { return rule{kind: "~p/", most: n} }
+// permits is the rule of those who own beside each other, n at once. The bound keeps what is
+// computed from it from overflowing. No server has room for so many keys.
+func permits(n int) rule { return rule{kind: "~p/", most: min(n, math.MaxInt32/2)} }
 
 // blocks reports whether the turn of a ticket has not come, from those that are known ahead of
 // it in the line under the prefix.

@@ -18,6 +18,7 @@ type lease struct {
 	client *v3.Client
 	id     v3.LeaseID
 	parent context.Context // given with WithContext, or the client's without its end
+	since  int64           // the store's revision when a lease that was given was taken over; 0: granted
 
 	ends
 	clock   clock

@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"weak"
 
 	"github.com/stretchr/testify/require"
 	v3 "go.etcd.io/etcd/client/v3"
@@ -194,4 +195,42 @@ func TestContextsCanBeCompared(t *testing.T) {
 	s := Session{ctx: l.ctx, lease: l}
 	require.True(t, s.Ctx() == s.Ctx())
 	require.Contains(t, map[context.Context]bool{s.Ctx(): true}, s.Ctx())
+}
+
+// etcd's lock service opens a session for each call and forgets it. Another call, whose join has no
+// answer, finds the key by which the first one holds.
+func TestCleanUpLeavesTheLockOfAnEarlierCallAlone(t *testing.T) {
+	client, ctx := etcdtest.New(t).Client(t), t.Context()
+	f := fault.Wrap(client)
+	lease, err := client.Grant(ctx, 60)
+	require.NoError(t, err)
+	call := func() *Mutex {
+		s, err := NewSession(client, WithLease(lease.ID))
+		require.NoError(t, err)
+		s.Orphan()
+		return NewMutex(s, "lock")
+	}
+	token, known := func() (int64, weak.Pointer[seats]) {
+		m := call()
+		require.NoError(t, m.Lock(ctx))
+		return m.Rev(), weak.Make(m.queue.lease().seats)
+	}()
+	etcdtest.Eventually(t, func() bool {
+		runtime.GC()
+		return known.Value() == nil
+	}, "what the first call knew is forgotten")
+	join := f.HoldAnswer(fault.Txn, 1)
+	short, cancel := context.WithCancel(ctx)
+	second := call()
+	lock := etcdtest.Go(func() error { return second.Lock(short) })
+	<-join.Reached()
+	cancel()
+	require.Equal(t, context.Canceled, lock.Wait(t))
+	looks := f.Count(fault.Get)
+	etcdtest.Eventually(t, func() bool { return f.Count(fault.Get) > looks }, "the clean-up has looked")
+	keys := etcdtest.Keys(t, client, "lock/")
+	require.Len(t, keys, 1)
+	require.Equal(t, token, keys[0].CreateRevision)
+	_, err = client.Revoke(ctx, lease.ID)
+	require.NoError(t, err)
 }

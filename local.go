@@ -312,10 +312,11 @@ func (q queue) behind(ctx context.Context, t ticket) (bool, error) {
 }
 
 // lasts reports whether held may be passed on: as far as this process knows, the ownership is
-// not over, and its context has not ended for another reason. It makes no call.
+// not over, and its context has not ended for another reason. It makes no call. An orphaned session
+// passes nothing on, because nobody here knows when its lease ends.
 func (o *ownership) lasts(held *grant) bool {
 	o.mu.Lock()
 	t := o.term
 	o.mu.Unlock()
-	return o.owns(held) && (t == nil || t.ctx.Err() == nil)
+	return o.owns(held) && o.queue.lease().ctx.Err() == nil && (t == nil || t.ctx.Err() == nil)
 }

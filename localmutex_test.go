@@ -637,3 +637,23 @@ func TestLocalMutexMisuse(t *testing.T) {
 	require.True(t, errors.Is(m.TryLock(t.Context()), concurrency.ErrLocked))
 	require.NoError(t, m.Unlock(t.Context()))
 }
+
+// An orphaned session has no deadline, so nothing here tells when its lock is lost.
+func TestLocalMutexOfAnOrphanedSessionIsNotPassedOn(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		outside, _ := b.Client("outside")
+		ctx, s := t.Context(), session(t, c, concurrency.WithTTL(6))
+		m := concurrency.NewLocalMutex(s, "lock")
+		require.NoError(t, m.Lock(ctx))
+		next := etcdtest.Go(func() error { return m.Lock(ctx) })
+		b.Sleep(time.Second) // it waits
+		s.Orphan()
+		n.Stall(time.Minute)
+		rival := concurrency.NewMutex(session(t, outside), "lock")
+		require.NoError(t, rival.Lock(ctx)) // the lease has expired
+		require.NoError(t, m.Unlock(ctx))
+		require.Equal(t, rpctypes.ErrLeaseNotFound, next.Wait(t), "the rival has the lock")
+		require.NoError(t, rival.Unlock(ctx))
+	})
+}

@@ -753,6 +753,20 @@ func TestResumeMutex(t *testing.T) {
 	})
 }
 
+// A revision that the store has not reached is of another store, such as the one from before a restore.
+func TestResumeMutexWithARevisionOfAnotherStore(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	m := concurrency.ResumeMutex(l.session, l.name, l.mutex.Key(), l.mutex.Rev()+1_000_000)
+	l.faults.Reset()
+	require.NoError(t, m.Lock(t.Context()))
+	require.Equal(t, 1, l.faults.KV())
+	require.Equal(t, l.mutex.Rev(), m.Rev())
+	require.NoError(t, m.Unlock(t.Context()))
+	l.stand(t, 0)
+}
+
 func TestMutexAccessors(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

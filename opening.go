@@ -208,7 +208,7 @@ func (l *lease) adopt(ctx context.Context) (left time.Duration, err error) {
 	if err != nil {
 		return 0, err
 	}
-	l.clock.ttl, left = seconds(resp.GrantedTTL), seconds(resp.TTL)
+	l.clock.ttl, left, l.since = seconds(resp.GrantedTTL), seconds(resp.TTL), resp.GetRevision()
 	switch {
 	case left < 0: // what the server says of a lease it does not have
 		return 0, rpctypes.ErrLeaseNotFound
@@ -238,8 +238,9 @@ func (l *lease) revokeUnused() {
 // The server answers such a renewal when it has revoked the lease, which may take half a second,
 // and all renewals behind it on a stream wait (Renew in server/lease/lessor.go).
 func (l *lease) newRenewal(given bool, answer func(sent time.Time, ttl time.Duration)) keeper {
-	// The session lives for the TTL less the margin, so a third of that is the interval.
-	life := l.clock.ttl - l.clock.margin
+	// The session lives for the TTL less the margin, so a third of that is the interval. A margin may
+	// leave next to nothing. That must not flood the servers.
+	life := max(l.clock.ttl-l.clock.margin, refusalPause)
 	byCalls := given || !ownLease(l.client)
 	k := &renewal{id: l.id, interval: life / 3, ctx: l.ctx, answer: answer, byCalls: byCalls}
 	if l.trace != nil {

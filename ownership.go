@@ -31,9 +31,14 @@ type ownership struct {
 // is none.
 func (o *ownership) resume(key string, rev int64) {
 	// grant refuses a ticket whose deletion this process has decided. Whether the ticket stands is
-	// not known, see [ResumeMutex].
+	// not known, see [ResumeMutex]. So it is claimed, unless another handle was granted it before.
 	if key != "" && rev != 0 {
-		o.queue.lease().seats.at(key, func(s *seat) { o.held = s.grant(ticket{key, rev}) })
+		o.queue.lease().seats.at(key, func(s *seat) {
+			before := s.granted
+			if o.held = s.grant(ticket{key, rev}); o.held != nil && o.held != before {
+				o.held.claimed = true
+			}
+		})
 	}
 }
 
@@ -57,13 +62,23 @@ func (o *ownership) acquireIn(ctx context.Context, q queue, txn joinTxn) (*grant
 	if err == ErrLocked || err == ErrSessionExpired || err == nil && g != before {
 		o.lose(before) // and not what another call has acquired meanwhile
 	}
-	if q.tellTaken(begun, txn.key, g, err); err == nil {
-		o.mu.Lock()
-		defer o.mu.Unlock()
+	if err == nil {
+		o.take(g, header)
+	}
+	// The trace may take its time, or panic. The handle holds g by now, so that g can be given back.
+	q.tellTaken(begun, txn.key, g, err)
+	return g, err
+}
+
+// take notes what an acquisition was given, unless another one was given a newer ticket since. The
+// acquisitions of one handle may come here in any order.
+func (o *ownership) take(g *grant, header *pb.ResponseHeader) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.held == nil || o.held.rev <= g.rev || o.held.over.Err() != nil {
 		o.replace(g)
 		o.header = header
 	}
-	return g, err
 }
 
 // release gives back what the handle holds by held. The term ends before anything is sent.
@@ -144,8 +159,15 @@ func (o *ownership) state() (*grant, *pb.ResponseHeader) {
 // that the ownership is over. The ticket was released, by whichever handle, or it was seen
 // to be gone, or the lease is lost.
 func (o *ownership) owns(held *grant) bool {
-	// The closing of the client is no loss. The handle may still own, and its key stands.
-	return held != nil && held.over.Err() == nil && o.queue.lease().loss() != ErrSessionExpired
+	if held == nil || held.over.Err() != nil {
+		return false
+	}
+	l := o.queue.lease()
+	l.expire()
+	// The closing of the client is no loss. The handle may still own, and its key stands. A session that
+	// was lost or closed before stays so.
+	cause := context.Cause(l.lost)
+	return cause == nil || cause == ErrClientClosed
 }
 
 // ticket is the ticket by which the handle owns, or none.
@@ -291,17 +313,16 @@ func (q queue) untilGone(ctx context.Context, t ticket, rev int64) error {
 		}
 		// All events of one answer are compared with the revision before it, because several can be of
 		// one revision.
-		seen := rev
+		seen, gone := rev, false
 		for _, ev := range news.Events {
-			switch {
-			case ev.Kv.ModRevision <= seen:
-			case slices.Contains(own, string(ev.Kv.Key)):
-				return ErrSessionExpired
-			default:
-				// The key is somebody else's. A wait that takes this watch over needs a view of this
-				// revision or a later one.
+			if ev.Kv.ModRevision > seen {
+				gone = gone || slices.Contains(own, string(ev.Kv.Key))
+				// A wait that takes this watch over needs a view of this revision or a later one.
 				rev = ev.Kv.ModRevision
 			}
+		}
+		if gone {
+			return ErrSessionExpired
 		}
 		// A watch that began later, broke, or fell silent, has told nothing of what happened
 		// before. A look does.

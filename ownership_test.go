@@ -548,3 +548,19 @@ func TestLossByPartition(t *testing.T) {
 		})
 	})
 }
+
+func TestTheEndOfAClientRevivesNoOwnership(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	e := concurrency.NewElection(l.session, l.name+"-election")
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	require.NoError(t, e.Campaign(t.Context(), "value"))
+	require.NoError(t, l.session.Close())
+	for _, end := range []func() error{func() error { return nil }, l.client.Close} {
+		require.NoError(t, end())
+		require.Empty(t, l.mutex.Key())
+		require.Zero(t, l.mutex.Rev())
+		require.Equal(t, concurrency.ErrElectionNotLeader, e.Proclaim(t.Context(), "value"))
+	}
+	require.Equal(t, context.Canceled, l.mutex.Do(t.Context(), none(t)))
+}

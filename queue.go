@@ -43,26 +43,32 @@ func (q queue) acquire(ctx context.Context, txn joinTxn) (*grant, *pb.ResponseHe
 // For its errors see [queue.acquire].
 func (q queue) participate(ctx context.Context, txn joinTxn, obtain func() (view, error)) (view, error) {
 	need(ctx)
-	l := q.lease()
-	l.use()
-	defer l.unuse()
+	q.lease().use()
+	defer q.lease().unuse()
 	if err := q.lossBefore(); err != nil {
 		return view{}, err
 	}
+	v, err := q.within(txn, obtain)
+	if err == ErrSessionExpired {
+		err = q.askForLease(ctx)
+	}
+	return v, err
+}
+
+// within runs obtain between enter and exit. In between a key may come to stand in etcd. Whatever
+// happens, exit takes care of the key.
+func (q queue) within(txn joinTxn, obtain func() (view, error)) (v view, err error) {
 	q.enter(txn)
-	// From here on a key may stand in etcd. Whatever happens, exit comes after enter and
-	// takes care of the key.
-	v, err := obtain()
-	if err == nil {
+	// A function of the trace may panic, or the client. Then nothing is known of the key, and exit
+	// is told the same as of a call that was given up.
+	v.mine, err = ticket{key: txn.key}, context.Canceled
+	defer func() { q.exit(txn, v.mine, err) }()
+	if v, err = obtain(); err == nil {
 		// The turn may have come when the lease was already lost. The clock has the last word.
-		err = l.loss()
+		err = q.lease().loss()
 	}
 	if err == ErrSessionExpired && q.also == nil {
 		v.mine = ticket{} // it is gone, or goes with the lease; of several keys some may be left
-	}
-	q.exit(txn, v.mine, err)
-	if err == ErrSessionExpired {
-		err = q.askForLease(ctx)
 	}
 	return v, err
 }
@@ -82,7 +88,9 @@ func (q queue) obtain(ctx context.Context, txn joinTxn) (g *grant, v view, err e
 			// The question and the grant are one step under the mutex of the seats. No sibling can decide
 			// the deletion in between.
 			if doomed = v.mine.rev <= s.doomed; err == nil {
-				g = s.grant(v.mine)
+				if g = s.grant(v.mine); g != nil {
+					g.claimed = false // the view has proven it
+				}
 				q.tellGranted(g)
 			}
 		})
@@ -291,7 +299,9 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		switch gone, stale := v.hear(news); {
 		case gone:
 			return v, ErrSessionExpired
-		case stale:
+		// An orphaned session has no deadline. Its lease, and the ticket with it, may have ended before
+		// a member that lags tells that the turn has come.
+		case stale, v.turn() && l.ctx.Err() != nil:
 			if v, err = q.look(ctx, v.mine); err != nil {
 				return v, err
 			}

@@ -124,6 +124,10 @@ func (r *renewals) schedule(due time.Time) {
 func (r *renewals) send() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	// The timer had fired when the last lease left. Set again, it would keep the client alive.
+	if len(r.kept) == 0 {
+		return
+	}
 	now := time.Now()
 	// The loop below sets the timer to the earliest that is due.
 	r.wake = now.Add(time.Hour)

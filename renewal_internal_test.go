@@ -194,6 +194,19 @@ func TestTheSlowerStreamIsClosed(t *testing.T) {
 	require.Empty(t, slower(both, streamOf(k), x), "one that was closed")
 }
 
+func TestAStreamOwesNothingToASessionThatHasEnded(t *testing.T) {
+	k, gone := kept(1), kept(2)
+	one := streamOf(k, 0)
+	send(gone, at(0), one)
+	two := streamOf(k)
+	x := send(k, at(1), one, two)
+	two.remove(x)
+	k.proven = x.at
+	require.Empty(t, slower([]*stream{one, two}, two, x), "one lease has only the first")
+	gone.over = true
+	require.Equal(t, []*stream{one}, slower([]*stream{one, two}, two, x))
+}
+
 func TestAnAnswerClosesTheSlowerStream(t *testing.T) {
 	k := kept(1)
 	answered := time.Time{}
@@ -269,6 +282,17 @@ func TestWhatABrokenStreamOwedIsSentAgain(t *testing.T) {
 	again := r.reopenAt
 	r.broke(s, context.Canceled)
 	require.Equal(t, again, r.reopenAt, "it breaks once")
+}
+
+// The timer had fired when the last lease left. Set again, it would keep the client alive.
+func TestTheTimerIsNotSetForNobody(t *testing.T) {
+	r := &renewals{}
+	k := keeper{r, kept(1)}
+	k.due = time.Now().Add(time.Hour)
+	k.keep()
+	k.leave()
+	r.send()
+	require.False(t, r.timer.Stop())
 }
 
 func TestPausesAfterFailuresGrow(t *testing.T) {

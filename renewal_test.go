@@ -585,3 +585,15 @@ func TestManySessions(t *testing.T) {
 		require.NoError(t, s.Ctx().Err())
 	}
 }
+
+// Where the margin leaves next to nothing of the TTL, no renewal comes in time.
+func TestAMarginThatLeavesNothingFloodsNobody(t *testing.T) {
+	all := &streams{}
+	virtual.Run(t, virtual.Options{Trace: all.note}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		n.SetRoundTrip(virtual.RoundTrip{Min: 2 * time.Millisecond, Max: 2 * time.Millisecond})
+		_, err := concurrency.NewSession(c, concurrency.WithTTL(10), concurrency.WithSafetyMargin(10*time.Second-time.Microsecond))
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Less(t, all.asked.Load(), int64(10*4*3+3))
+	})
+}

@@ -36,6 +36,7 @@ type grant struct {
 	over    context.Context // ends when the ticket is being deleted, or was seen to be gone
 	setOver context.CancelFunc
 	holding *holding // what its trace is told; nil: there is no trace
+	claimed bool     // by [ResumeMutex] or [ResumeElection], and not proven
 }
 
 func newGrant(t ticket) *grant {
@@ -89,11 +90,19 @@ func (s *seat) idle() bool {
 // was granted, so that t is gone.
 func (s *seat) grant(t ticket) *grant {
 	switch {
-	// A place has one key in a line. So a newer ticket of it means that t was deleted.
-	case t.rev <= s.doomed || s.granted != nil && s.granted.rev > t.rev:
+	// A place has one key in a line. So a newer ticket of it means that t was deleted. A program that
+	// claims a newer ticket proves nothing: its revision may be that of another store.
+	case t.rev <= s.doomed || s.granted != nil && s.granted.rev > t.rev && !s.granted.claimed:
 		return nil
-	case s.granted == nil || s.granted.rev < t.rev:
-		s.forget(t.rev)
+	case s.granted == nil || s.granted.rev != t.rev:
+		if g := s.granted; g != nil {
+			// A release that is under way tells what has become of the ticket. Otherwise nobody has
+			// noticed its loss yet.
+			if g.over.Err() == nil {
+				g.holding.lose(ErrKeyDeleted)
+			}
+			s.forget(g.rev)
+		}
 		s.granted = newGrant(t)
 	}
 	return s.granted
@@ -152,6 +161,9 @@ func (s *seat) miss(now time.Time, while time.Duration, look func()) {
 // lookLater notes that it is time to look for a join that was not answered. The next look
 // comes when twice the time has passed. A key thus stands no longer than its join was late.
 func (s *seat) lookLater(now time.Time) {
+	if s.later == nil { // another look has found that the lease has ended
+		return
+	}
 	s.doubt(now)
 	s.later.Reset(now.Sub(s.missing))
 }
@@ -172,7 +184,13 @@ func (s *seat) cleanAgain(cleaner <-chan struct{}, began time.Time, err error) b
 		s.unsure = time.Time{}
 	}
 	// After an error this goes on even if a handle waits. The ticket may have been doomed before.
-	if err == nil && !s.dirty() || s.cleaner != nil && s.cleaner != cleaner {
+	if err == nil && !s.dirty() {
+		// The place is free at once. The goroutine of this clean-up may take its time to end, and the
+		// next clean-up must not leave its work to it.
+		s.endCleaning(cleaner)
+		return false
+	}
+	if s.cleaner != nil && s.cleaner != cleaner {
 		return false
 	}
 	s.cleaner = cleaner

@@ -274,6 +274,25 @@ func TestSeatOfOneCleaner(t *testing.T) {
 	require.True(t, s.unsure.IsZero())
 }
 
+// A clean-up that is done leaves its place at once, and not only when its goroutine ends.
+func TestSeatOfACleanerThatIsDone(t *testing.T) {
+	now := time.Now()
+	s, one, two := &seat{unsure: now}, make(chan struct{}), make(chan struct{})
+	require.True(t, s.cleanAgain(one, now.Add(-time.Second), nil))
+	require.False(t, s.cleanAgain(one, now, nil), "it is sure")
+	s.doubt(now.Add(time.Hour))
+	require.True(t, s.cleanAgain(two, now, context.Canceled), "nobody else looks")
+}
+
+func TestSeatWhoseLeaseHasEndedLooksNoMore(t *testing.T) {
+	s := &seat{}
+	s.miss(time.Now(), time.Hour, func() {})
+	s.later.Stop()
+	s.lookNoMore()          // one look has asked for the lease
+	s.lookLater(time.Now()) // another one asked before
+	require.Nil(t, s.later)
+}
+
 func TestSeatLooksEverMoreRarely(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, began := &seats{of: map[string]*seat{}}, time.Now()
@@ -318,6 +337,18 @@ func TestSeatGrantsNoOlderTicket(t *testing.T) {
 	require.True(t, first.over.Err() != nil)
 	require.False(t, second.over.Err() != nil)
 	require.Nil(t, s.grant(ticket{"name/1", 5}))
+}
+
+// Of two acquisitions of one handle, the one that was granted the older ticket may come last.
+func TestAnOwnershipKeepsTheNewestGrant(t *testing.T) {
+	o := &ownership{}
+	older, newer := newGrant(ticket{"name/1", 5}), newGrant(ticket{"name/1", 7})
+	o.take(newer, nil)
+	o.take(older, nil)
+	require.Same(t, newer, o.held)
+	newer.setOver()
+	o.take(older, nil)
+	require.Same(t, older, o.held)
 }
 
 // The release of an old ticket, which may come late, takes nothing back.

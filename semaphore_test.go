@@ -3,9 +3,11 @@ package concurrency_test
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -326,4 +328,14 @@ func TestSemaphoreBadInput(t *testing.T) {
 	require.Zero(t, s.Rev())
 	require.Nil(t, s.Header())
 	l.stand(t, 0)
+}
+
+func TestSemaphoreOfAnyNumber(t *testing.T) {
+	t.Parallel()
+	l := newLine(t)
+	one, two := l.permit(math.MaxInt), concurrency.NewSemaphore(session(t, l.outside), l.name, math.MaxInt)
+	require.NoError(t, one.TryAcquire(t.Context()))
+	require.NoError(t, within(t, 10*time.Second, func() error { return two.Acquire(t.Context()) }))
+	require.NoError(t, one.Release(t.Context()))
+	require.NoError(t, two.Release(t.Context()))
 }

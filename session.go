@@ -46,6 +46,10 @@ func WithTTL(ttl int) SessionOption {
 // different clients or processes don't know what the others are doing, and must not use one
 // name at the same time.
 //
+// A session that has lost its lease deletes no key any more. The key of a call that has failed may
+// then stand for as long as another session keeps the lease. So close the first session, which
+// revokes the lease, rather than go on with its lease in the same process.
+//
 // No lease has a negative ID. A session on such an ID has ended from the start, without an
 // error and without a call. Its elections can still be observed.
 func WithLease(leaseID v3.LeaseID) SessionOption {

@@ -70,9 +70,9 @@ func (k *renewal) sends(now time.Time) {
 }
 
 // fails notes that the renewal that was sent at the time has failed. If a newer one was sent, or
-// it was told before, that is no news.
+// it was told before, that is no news. Nor is it once nothing is to be renewed any more.
 func (k *renewal) fails(sent time.Time, err error) {
-	if sent.IsZero() || !sent.Equal(k.pending) {
+	if k.over || sent.IsZero() || !sent.Equal(k.pending) {
 		return
 	}
 	if k.pending = (time.Time{}); k.failed != nil {
@@ -175,8 +175,9 @@ func (s *stream) owes(id v3.LeaseID, span time.Duration, now time.Time) bool {
 func (s *stream) owesAlone(other *stream) bool {
 	for _, sent := range s.owed {
 		for _, x := range sent {
-			// An answer to a renewal before the proven one moves no deadline, so nobody misses it.
-			if x.nth < other.opened && x.at.After(x.of.proven) {
+			// An answer to a renewal before the proven one moves no deadline, so nobody misses it. Nor
+			// does a session that has ended.
+			if !x.of.over && x.nth < other.opened && x.at.After(x.of.proven) {
 				return true
 			}
 		}

@@ -251,7 +251,7 @@ type holding struct {
 	since time.Time  // the acquisition; zero: it is not known yet
 	begun bool       // Acquired has been called
 	over  bool       // released or lost
-	cause error      // of a loss
+	end   func()     // tells how, when Acquired has been called
 }
 
 // begin tells that the ownership was acquired, if nobody has told it. A loss that came meanwhile
@@ -266,10 +266,11 @@ func (h *holding) begin(waited time.Duration) {
 		h.Acquired(e)
 	}
 	h.mu.Lock()
-	defer h.mu.Unlock()
 	h.begun = true
-	if h.over {
-		h.tellLoss()
+	end := h.end
+	h.mu.Unlock()
+	if end != nil {
+		end()
 	}
 }
 
@@ -295,34 +296,45 @@ func (h *holding) lose(cause error) {
 	if h.over {
 		return
 	}
-	h.over, h.cause = true, cause
+	h.over = true
+	h.end = h.loss(cause)
 	if h.begun {
-		h.tellLoss()
+		h.end()
 	}
 }
 
-// tellLoss is called with mu held.
-func (h *holding) tellLoss() {
-	if h.Lost != nil {
-		e := h.event
-		e.Held, e.Err = time.Since(h.since), h.cause
-		h.later(func() { h.Lost(e) })
+// loss tells that the ownership was lost by now.
+func (h *holding) loss(cause error) func() {
+	lost := time.Now()
+	return func() {
+		if h.Lost != nil {
+			e := h.event
+			e.Held, e.Err = max(0, lost.Sub(h.since)), cause
+			h.later(func() { h.Lost(e) })
+		}
 	}
 }
 
-// release tells that the ownership was given back, and which error the call has met.
+// release tells that the ownership was given back, and which error the call has met. If Acquired
+// is still running, for another handle, that handle tells it after that.
 func (h *holding) release(err error) {
 	if h == nil {
 		return
 	}
 	h.mu.Lock()
-	told := h.over || !h.begun
-	h.over = true
-	held := time.Since(h.since)
+	over, begun, released := h.over, h.begun, time.Now()
+	end := func() {
+		if h.Released != nil {
+			e := h.event
+			e.Held, e.Err = max(0, released.Sub(h.since)), err
+			h.Released(e)
+		}
+	}
+	if h.over = true; !over {
+		h.end = end
+	}
 	h.mu.Unlock()
-	if !told && h.Released != nil {
-		e := h.event
-		e.Held, e.Err = held, err
-		h.Released(e)
+	if !over && begun {
+		end()
 	}
 }

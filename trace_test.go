@@ -3,6 +3,7 @@ package concurrency_test
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -260,6 +261,26 @@ func TestTraceOfALossThatALockFinds(t *testing.T) {
 	require.Equal(t, concurrency.ErrKeyDeleted, e.line.Err)
 	require.NoError(t, m.Unlock(t.Context()))
 	require.NoError(t, s.Close())
+	require.Len(t, r.of("Acquired"), 2)
+	require.Len(t, r.of("Released"), 1)
+	require.Len(t, r.of("Lost"), 1)
+}
+
+// A sibling acquires anew before anybody has seen that the ticket is gone.
+func TestTraceOfALossThatASiblingFinds(t *testing.T) {
+	t.Parallel()
+	r := &record{}
+	l := newLine(t, r.option())
+	require.NoError(t, l.mutex.Lock(t.Context()))
+	lost := l.mutex.Rev()
+	l.delete(t, l.mutex.Key())
+	sibling := l.handle()
+	require.NoError(t, sibling.Lock(t.Context()))
+	e := r.one(t, "Lost").line
+	require.Equal(t, lost, e.Token)
+	require.Equal(t, concurrency.ErrKeyDeleted, e.Err)
+	require.NoError(t, sibling.Unlock(t.Context()))
+	require.NoError(t, l.session.Close())
 	require.Len(t, r.of("Acquired"), 2)
 	require.Len(t, r.of("Released"), 1)
 	require.Len(t, r.of("Lost"), 1)
@@ -550,4 +571,100 @@ func TestATraceIsCopied(t *testing.T) {
 	*trace = concurrency.Trace{}
 	require.NoError(t, l.mutex.Lock(t.Context()))
 	require.Equal(t, []string{"Joined", "Acquired"}, r.names())
+}
+
+// stuck is a record whose first Acquired lasts until the gate is opened.
+func stuck() (r *record, reached <-chan struct{}, open func()) {
+	first, gate := make(chan struct{}), make(chan struct{})
+	var begun atomic.Bool
+	return &record{during: func(what string) {
+		if what == "Acquired" && begun.CompareAndSwap(false, true) {
+			close(first)
+			<-gate
+		}
+	}}, first, func() { close(gate) }
+}
+
+func TestAnAcquiredThatTakesItsTimeHidesNoNewerOwnership(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	r, reached, open := stuck()
+	l := newLine(t, r.option())
+	slow := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+	ended(t, reached, "the first Acquired")
+	// Other goroutines use the same handle meanwhile.
+	require.NoError(t, l.mutex.Lock(ctx))
+	require.NoError(t, l.mutex.Unlock(ctx))
+	require.NoError(t, l.mutex.Lock(ctx))
+	open()
+	require.NoError(t, slow.Wait(t))
+	require.True(t, l.owns(t, l.mutex))
+	require.NoError(t, l.mutex.Unlock(ctx))
+	l.stand(t, 0)
+}
+
+func TestTraceOfAReleaseWhileAcquiredIsTold(t *testing.T) {
+	t.Parallel()
+	ctx := t.Context()
+	r, reached, open := stuck()
+	l := newLine(t, r.option())
+	slow := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
+	ended(t, reached, "the first Acquired")
+	sibling := l.handle()
+	require.NoError(t, sibling.Lock(ctx))
+	require.NoError(t, sibling.Unlock(ctx))
+	open()
+	require.NoError(t, slow.Wait(t))
+	require.NoError(t, l.session.Close())
+	require.Equal(t, []string{"Joined", "Joined", "Acquired", "Released", "Ended"}, r.names())
+	require.NoError(t, r.of("Released")[0].line.Err)
+}
+
+func TestATraceThatPanicsLeavesNoKey(t *testing.T) {
+	for _, what := range []string{"Joined", "Waiting"} {
+		t.Run(what, func(t *testing.T) {
+			t.Parallel()
+			r := &record{during: func(told string) {
+				if told == what {
+					panic("made up")
+				}
+			}}
+			l := newLine(t, r.option())
+			l.held(t)
+			require.PanicsWithValue(t, "made up", func() { _ = l.mutex.Lock(t.Context()) })
+			l.stand(t, 1)
+		})
+	}
+	t.Run("Acquired", func(t *testing.T) {
+		t.Parallel()
+		r := &record{during: func(told string) {
+			if told == "Acquired" {
+				panic("made up")
+			}
+		}}
+		l := newLine(t, r.option())
+		require.PanicsWithValue(t, "made up", func() { _ = l.mutex.Lock(t.Context()) })
+		require.NoError(t, l.mutex.Unlock(t.Context()), "the handle knows what it holds")
+		l.stand(t, 0)
+	})
+}
+
+// The sessions of a client share a stream, which may break after one of them was closed.
+func TestATraceIsToldNothingAfterClose(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, n := remote(b)
+		session(t, c, concurrency.WithTTL(6))
+		n.SetScope(virtual.RenewalsOnly)
+		n.Set("message-late", 1)
+		r := &record{}
+		s, err := concurrency.NewSession(c, concurrency.WithTTL(6), r.option())
+		require.NoError(t, err)
+		b.Sleep(3 * time.Second) // a renewal is under way
+		require.NoError(t, s.Close())
+		require.Empty(t, r.of("RenewalFailed"))
+		n.Cut()
+		b.Sleep(time.Second)
+		n.Calm()
+		require.Empty(t, r.of("RenewalFailed"))
+	})
 }

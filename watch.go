@@ -122,7 +122,8 @@ func (w *watcher) forward(
 			timer.Stop()
 			w.begun.Store(true)
 			if !open || resp.Err() != nil || !w.tell(ctx, resp) {
-				return false
+				// A watch that no server has answered is closed when the silence ends it.
+				return !open && ctx.Err() != nil && ending.Err() == nil
 			}
 			timer.Reset(silence)
 		case <-ctx.Done():

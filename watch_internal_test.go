@@ -228,8 +228,12 @@ func TestTheWatchOfAnOwnershipIsLeftAsFarAsItHasTold(t *testing.T) {
 	tell := func(keys ...string) {
 		news := v3.WatchResponse{Header: &pb.ResponseHeader{Revision: 20}}
 		for _, key := range keys {
+			rev := int64(12)
+			if key == "line/later" {
+				rev = 14
+			}
 			news.Events = append(news.Events, &v3.Event{
-				Type: v3.EventTypeDelete, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: 12},
+				Type: v3.EventTypeDelete, Kv: &mvccpb.KeyValue{Key: []byte(key), ModRevision: rev},
 			})
 		}
 		w.news <- news
@@ -245,4 +249,36 @@ func TestTheWatchOfAnOwnershipIsLeftAsFarAsItHasTold(t *testing.T) {
 	defer cancel()
 	tell("line/b", "line/a")
 	require.Equal(t, ErrSessionExpired, call.Wait(t))
+
+	call, cancel = stands()
+	defer cancel()
+	tell("line/a", "line/later")
+	require.Equal(t, ErrSessionExpired, call.Wait(t))
+	require.Nil(t, l.kept.take("line/", 13))
+	require.Same(t, w, l.kept.take("line/", 14))
+}
+
+// Where no server answers, the client's Watch returns when its context ends, with a closed channel.
+func TestAWatchThatNoServerAnswersLeavesItsStream(t *testing.T) {
+	const patience, often = 3 * time.Second, 20
+	watching(t, func(t *testing.T, c *v3.Client, _ *wire) {
+		var all watches
+		c.Watcher = mute{}
+		w := all.watch(t.Context(), c, patience, "key", 0)
+		for range often {
+			require.True(t, (<-w.heard()).Canceled)
+		}
+		require.EqualValues(t, often, all.stream.Load())
+		w.stop()
+	})
+}
+
+// mute is a Watcher whose servers answer nothing.
+type mute struct{ v3.Watcher }
+
+func (mute) Watch(ctx context.Context, _ string, _ ...v3.OpOption) v3.WatchChan {
+	<-ctx.Done()
+	none := make(chan v3.WatchResponse)
+	close(none)
+	return none
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -173,4 +174,67 @@ func watching() (n int) {
 		}
 	}
 	return n
+}
+
+// lagging is a Watcher whose watches tell nothing while they lag.
+type lagging struct {
+	clientv3.Watcher
+	mu  sync.Mutex    // guards the field below
+	lag chan struct{} // closed when it is over; nil: there is none
+}
+
+func (w *lagging) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	from, to := w.Watcher.Watch(ctx, key, opts...), make(chan clientv3.WatchResponse)
+	go func() {
+		defer close(to)
+		for news := range from {
+			w.mu.Lock()
+			lag := w.lag
+			w.mu.Unlock()
+			if lag != nil {
+				<-lag
+			}
+			select {
+			case to <- news:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return to
+}
+
+// lags has all that comes from now on wait until over is called.
+func (w *lagging) lags() (over func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	lag := make(chan struct{})
+	w.lag = lag
+	return func() { close(lag) }
+}
+
+// A watch that lags tells of the turn after the lease has expired. An orphaned session has no
+// deadline by which it would know that.
+func TestAnOrphanedSessionTrustsNoWatch(t *testing.T) {
+	virtual.Run(t, virtual.Options{}, func(b *virtual.Bubble) {
+		t, c, _ := remote(b)
+		outside, _ := b.Client("outside")
+		ctx := t.Context()
+		w := &lagging{Watcher: c.Watcher}
+		c.Watcher = w
+		holder := concurrency.NewMutex(session(t, outside), "lock")
+		require.NoError(t, holder.Lock(ctx))
+		s := session(t, c, concurrency.WithTTL(10))
+		s.Orphan()
+		b.Sleep(7 * time.Second) // the silence of a watch would come after the end of the lease
+		call := etcdtest.Go(func() error { return concurrency.NewMutex(s, "lock").Lock(ctx) })
+		b.Sleep(time.Second)
+		over := w.lags()
+		require.NoError(t, holder.Unlock(ctx)) // so the orphaned session owns
+		rival := concurrency.NewMutex(session(t, outside), "lock")
+		require.NoError(t, rival.Lock(ctx)) // its lease has expired
+		over()
+		require.Equal(t, concurrency.ErrSessionExpired, call.Wait(t))
+		require.NoError(t, rival.Unlock(ctx))
+	})
 }
