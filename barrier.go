@@ -10,6 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	v3 "go.etcd.io/etcd/client/v3"
 )
@@ -138,7 +139,7 @@ func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
 }
 
 // Enter waits until n participants have come, this one included. It returns [ErrHeld] if this
-// handle has come already and not left. It blocks and fails as [Mutex.Lock] does, with the same
+// handle has come already, and no Leave has returned nil or [ErrSessionExpired] since. It blocks and fails as [Mutex.Lock] does, with the same
 // errors, and takes its key away then. The others don't count it any more.
 //
 // It costs three calls for the last one to come, and four calls and two watches for the others. It
@@ -205,19 +206,34 @@ func (d *DoubleBarrier) obtain(ctx context.Context, txn joinTxn) (view, int64, e
 
 // await returns the newest ticket of the round when mine is inside.
 func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err error) {
-	err = d.transact(ctx, func(stm STM) (err error) {
-		last, err = d.enter(stm, mine)
-		return err
-	})
-	if err != nil || last >= mine.rev {
-		return last, err
+	for {
+		var begins []v3.Cmp
+		err = d.transact(ctx, func(stm STM) (err error) {
+			last, begins, err = d.enter(stm, mine)
+			return err
+		})
+		if err != nil || last >= mine.rev {
+			return last, err
+		}
+		if begins == nil {
+			break
+		}
+		// The line may have more keys than a commit can check. Its commit need not check them. Nobody
+		// comes in ahead, and who has gone since the read counts as one who died inside.
+		begin := func(stm STM) error {
+			stm.Put(d.ready(), strconv.FormatInt(mine.rev, 10))
+			return nil
+		}
+		if err = d.transact(ctx, begin, WithGuard(begins...)); err != ErrGuardFailed {
+			return mine.rev, err
+		}
 	}
 	// Nobody wakes for all who come, only to see that they are not enough.
 	return last, d.transact(ctx, func(stm STM) error {
 		if kv := stm.Entry(mine.key); kv == nil || kv.CreateRevision != mine.rev {
 			return ErrSessionExpired
 		}
-		if last = newestOf(stm.Get(d.ready())); last < mine.rev {
+		if last = newestOf(stm.Entry(d.ready())); last < mine.rev {
 			stm.Retry()
 		}
 		return nil
@@ -225,23 +241,28 @@ func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err
 }
 
 // enter is the rule of the barrier. If nobody of the round before is inside any more, and n have
-// come, the n-th begins the next round. He alone does, so that the others don't conflict with
-// him. enter returns the newest ticket of the latest round. It blocks until mine is inside, or has
-// fewer than n-1 ahead. Such a ticket can't come to be the n-th, because nobody comes in ahead.
-func (d *DoubleBarrier) enter(stm STM, mine ticket) (last int64, err error) {
+// come, the n-th begins the next round. He alone does. begins are what must still be true then:
+// mine stands, and no other round has begun. For everybody else begins is nil.
+//
+// enter returns the newest ticket of the latest round. It blocks until mine is inside, may begin a
+// round, or has fewer than n-1 ahead. Such a ticket can't come to be the n-th, because nobody comes in
+// ahead.
+func (d *DoubleBarrier) enter(stm STM, mine ticket) (last int64, begins []v3.Cmp, err error) {
 	line, last := d.read(stm)
 	ahead := slices.Index(line, mine.rev)
 	switch {
 	case ahead < 0:
-		return 0, ErrSessionExpired
+		return 0, nil, ErrSessionExpired
 	case mine.rev <= last || ahead < d.n-1:
-		return last, nil
+		return last, nil, nil
 	case ahead == d.n-1 && line[0] > last:
-		stm.Put(d.ready(), strconv.FormatInt(mine.rev, 10))
-		return mine.rev, nil
+		return last, []v3.Cmp{
+			v3.Compare(v3.CreateRevision(mine.key), "=", mine.rev),
+			v3.Compare(v3.ModRevision(d.ready()), "=", stm.Rev(d.ready())),
+		}, nil
 	}
 	stm.Retry()
-	return 0, nil
+	return 0, nil, nil
 }
 
 // Leave waits until all who are inside have left or died. It returns nil at once if this handle
@@ -320,9 +341,13 @@ func (d *DoubleBarrier) forget(r *round) {
 // ready is the key whose value is the newest ticket of the latest round.
 func (d *DoubleBarrier) ready() string { return d.name + "ready" }
 
-// newestOf reads the value of that key. A foreign value says that nobody is inside.
-func newestOf(value string) int64 {
-	last, _ := strconv.ParseInt(value, 10, 64)
+// newestOf reads that key. A foreign value says that nobody is inside. A number may be foreign, too,
+// such as one that was copied from another store. A ticket is older than the key that names it.
+func newestOf(ready *mvccpb.KeyValue) int64 {
+	last, _ := strconv.ParseInt(string(ready.GetValue()), 10, 64)
+	if last >= ready.GetModRevision() {
+		return 0
+	}
 	return last
 }
 
@@ -334,7 +359,7 @@ func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
 		case strings.HasPrefix(key, d.queue.prefix):
 			line = append(line, kv.CreateRevision)
 		case key == d.ready():
-			last = newestOf(string(kv.Value))
+			last = newestOf(kv)
 		}
 	}
 	// The range comes in the order of the keys, and those are the numbers of leases.

@@ -414,6 +414,91 @@ func TestDoubleBarrierForMany(t *testing.T) {
 	require.EqualValues(t, members*rounds, inside.Load())
 }
 
+// The second of three is about to open the barrier for the first and itself. The first dies, so the
+// third opens it.
+func TestDoubleBarrierBeginsARoundOnce(t *testing.T) {
+	inYard(t, 2, func(y *yard) {
+		all := y.participants(3)
+		ctx := y.t.Context()
+		dead := all[0].enter(ctx)
+		y.stand(all[0].client, 1)
+		opening := all[1].faults.Hold(fault.Txn, 2)
+		second := all[1].enter(ctx)
+		ended(y.t, opening.Reached(), "it is about to open the barrier")
+		third := all[2].enter(ctx)
+		y.stand(all[0].client, 3)
+		revoke(y.t, all[2].client, all[0].session)
+		require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
+		y.returned(third)
+		ready := func() int64 {
+			resp, err := all[2].client.Get(ctx, y.name+"/ready")
+			require.NoError(y.t, err)
+			return resp.Kvs[0].ModRevision
+		}
+		opened := ready()
+		opening.Open()
+		y.returned(second)
+		require.Equal(y.t, opened, ready())
+		y.returned(all[1].leave(ctx), all[2].leave(ctx))
+	})
+}
+
+// A commit of etcd's compares 128 keys at most.
+func TestDoubleBarrierForMoreThanACommitCompares(t *testing.T) {
+	t.Parallel()
+	const members = 130
+	c, name := client(t), prefix(t)
+	var calls []*etcdtest.Call
+	for range members {
+		d := concurrency.NewDoubleBarrier(session(t, c), name, members)
+		calls = append(calls, etcdtest.Go(func() error { return d.Enter(t.Context()) }))
+	}
+	for _, call := range calls {
+		require.NoError(t, call.Wait(t))
+	}
+}
+
+func TestDoubleBarrierWithALongLine(t *testing.T) {
+	t.Parallel()
+	const waiting = 130
+	c, name := client(t), prefix(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	one, two := concurrency.NewDoubleBarrier(session(t, c), name, 2), concurrency.NewDoubleBarrier(session(t, c), name, 2)
+	call := etcdtest.Go(func() error { return one.Enter(ctx) })
+	require.NoError(t, two.Enter(ctx))
+	require.NoError(t, call.Wait(t))
+	entered := make(chan error, waiting)
+	for range waiting {
+		d := concurrency.NewDoubleBarrier(session(t, c), name, 2)
+		go func() { entered <- d.Enter(ctx) }()
+	}
+	etcdtest.WaitKeys(t, c, name+"/waiters/", waiting+2)
+	call = etcdtest.Go(func() error { return one.Leave(ctx) })
+	require.NoError(t, two.Leave(ctx))
+	require.NoError(t, call.Wait(t))
+	for range 2 { // the next round
+		require.NoError(t, <-entered)
+	}
+	cancel()
+	for range waiting - 2 {
+		require.Equal(t, context.Canceled, <-entered)
+	}
+}
+
+// The key was copied from a store whose revisions are higher.
+func TestDoubleBarrierOfAnotherStore(t *testing.T) {
+	inYard(t, 2, func(y *yard) {
+		two := y.participants(2)
+		_, err := two[0].client.Put(y.t.Context(), y.name+"/ready", "1000000000")
+		require.NoError(y.t, err)
+		first := two[0].enter(y.t.Context())
+		y.blocked(first)
+		y.returned(first, two[1].enter(y.t.Context()))
+		y.returned(two[0].leave(y.t.Context()), two[1].leave(y.t.Context()))
+	})
+}
+
 func TestBarrier(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

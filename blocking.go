@@ -70,7 +70,7 @@ func (a *attempt) await() (next carried, err error) {
 }
 
 // change watches all that was read, from now on. A watch that began later than the last look,
-// or breaks, calls for another look. That asks whether all comparisons of a commit still hold.
+// or breaks, calls for another look. That asks whether a commit of the reads would conflict.
 //
 // It returns the snapshot that the watch has told, which saves the next attempt its reads. The
 // snapshot is empty if there are several watches.
@@ -79,8 +79,9 @@ func (a *attempt) change() (snapshot, error) {
 	defer cancel()
 	// The end of the client ends the wait, too. A client made by hand has no context.
 	defer context.AfterFunc(cmp.Or(a.client.Ctx(), forever), cancel)()
-	// The comparisons of a commit compare blind writes, too. If such a key has changed, a look
-	// wakes the function in vain, which does no harm.
+	// The attempt is over, and its writes with it. A commit would conflict over keys that are only
+	// written, too. Here a change of such a key would wake the function in vain, and again each time.
+	a.writes = nil
 	b := &blocked{attempt: a, watched: a.wantsToWatch(), cmps: a.checks(), rev: a.since()}
 	heard, stop := b.listen(ctx)
 	defer stop()

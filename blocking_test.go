@@ -166,6 +166,30 @@ func TestRetryLooksAfterTheGap(t *testing.T) {
 	})
 }
 
+func TestRetryIsNotWokenByWhatWasOnlyWritten(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	// Between the read and the watch, so that the watch calls for a look.
+	s.faults.Before(fault.Watch, 1, func() { s.put(t, "written", "by somebody else") })
+	runs := 0
+	call := etcdtest.Go(func() error {
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			runs++
+			stm.Put(s.key("written"), "here")
+			if stm.Get(s.key("read")) == "" {
+				stm.Retry()
+			}
+			return nil
+		})
+		return err
+	})
+	etcdtest.Eventually(t, func() bool { return s.faults.Count(fault.Txn) == 1 }, "the look")
+	s.put(t, "read", "1")
+	require.NoError(t, call.Wait(t))
+	require.Equal(t, 2, runs)
+	require.Equal(t, "here", s.value(t, "written"))
+}
+
 func TestRetryRidesOut(t *testing.T) {
 	t.Parallel()
 	wait := func(s *space) *etcdtest.Call {

@@ -57,7 +57,10 @@ func (a *attempt) compile() compiled {
 	}
 	// The other levels have no use for values of one revision. Their next attempt reads anew.
 	if a.level.snapshot {
-		c.back = a.back()
+		// What is read back only saves calls. So it never makes the transaction larger. Ranges that lie in
+		// a range that was read are read back each, and compared together.
+		back, room := a.back(), max(len(c.cmps)-len(a.options.guards), len(c.then))
+		c.back = back[:min(len(back), room)]
 		for _, w := range c.back {
 			c.els = append(c.els, w.op(a.chunk))
 		}

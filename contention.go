@@ -16,7 +16,7 @@ import (
 //	another of this client is committing   It waits for that answer, which may tell it that
 //	over a key that has a contest          its values are old. Then it runs again at once,
 //	                                       without a proposal in vain. Of those that wait, the
-//	                                       oldest goes first.
+//	                                       oldest goes first. If no answer comes, it commits beside.
 //	its commit conflicts                   It runs again at once, on the values of the answer.
 //	                                       Its key has a contest from now on, see [contest].
 //	the first conflict, while servers      It makes way: it pauses, once, for as long as some
@@ -45,6 +45,7 @@ const (
 	recent    = 4       // reads that count as the latest
 	forgotten = 256     // reads after which the least has forgotten a better way
 	fair      = 4       // conflicts of one transaction that are no reason for more courtesy
+	tardy     = 8       // times what the last commit took, after which nobody waits for a commit
 	milder    = 1. / 10 // of the courtesy is given up by a commit after fewer conflicts, or while servers are not busy
 )
 
@@ -55,6 +56,7 @@ type contest struct {
 	waiting []*contender  // to commit, the oldest first
 	news    any           // what the last answer said
 	took    time.Duration // how long the last commit took
+	turns   int           // commits that have begun
 }
 
 // contender is one transaction, as contention sees it.
@@ -83,8 +85,8 @@ func (all *contention) newContender() *contender {
 
 // enter is called before a commit over the keys. If there is a contest over one of them, it
 // waits until the transaction may commit. It returns what the last answer in that contest said,
-// or nil if there was none. It also returns when ctx ends, and then the transaction has no turn. The
-// caller leaves after the commit. A contender is in one contest at most, so contenders never wait for
+// or nil if there was none. It also returns when ctx ends, or when the commit of another takes too
+// long. Then the transaction has no turn, and commits beside the contest. The caller leaves after the commit. A contender is in one contest at most, so contenders never wait for
 // each other in a circle. While a contender that returns is expected, whoever comes first commits, a
 // newcomer too.
 func (c *contender) enter(ctx context.Context, keys []string) (news any) {
@@ -101,6 +103,7 @@ func (c *contender) enter(ctx context.Context, keys []string) (news any) {
 		return nil
 	}
 	c.contest.taken, c.inside = true, true
+	c.contest.turns++
 	return c.contest.news
 }
 
@@ -112,18 +115,32 @@ func (c *contender) wait(ctx context.Context) bool {
 		return int(w.number) - int(number)
 	})
 	q.waiting, c.called = slices.Insert(q.waiting, i, c), make(chan struct{})
-	c.mu.Unlock()
-	select {
-	case <-c.called:
-	case <-ctx.Done():
+	for {
+		turns, late := q.turns, time.NewTimer(q.late())
+		c.mu.Unlock()
+		select {
+		case <-c.called:
+		case <-late.C:
+		case <-ctx.Done():
+		}
+		late.Stop()
+		c.mu.Lock()
+		// A contender that may commit is in the line no more, even if ctx has ended too.
+		if i = slices.Index(q.waiting, c); i < 0 {
+			return true
+		}
+		// The commit under way may have gone to a member that is silent. This one goes to another.
+		if ctx.Err() != nil || q.turns == turns {
+			q.waiting = slices.Delete(q.waiting, i, i+1)
+			return false
+		}
 	}
-	c.mu.Lock()
-	// A contender that may commit is in the line no more, even if ctx has ended too.
-	i = slices.Index(q.waiting, c)
-	if i >= 0 { // the context has ended first
-		q.waiting = slices.Delete(q.waiting, i, i+1)
-	}
-	return i < 0
+}
+
+// late is the time after which a commit counts as one without an answer: several times what the last
+// one took. A look is sent again after a time, too, and nobody waits for a commit for longer than that.
+func (q *contest) late() time.Duration {
+	return min(max(longestPause, tardy*q.took), againAfter(patience))
 }
 
 // leave lets the oldest that waits commit. If the contender runs its function again and

@@ -140,6 +140,46 @@ func TestAWaitForTheTurnEndsWithItsContext(t *testing.T) {
 	})
 }
 
+func TestALongWaitAmongCommitsThatAreAnswered(t *testing.T) {
+	contend(t, func(t *testing.T, client *v3.Client) {
+		committing := clash(client)
+		var waiting []*entry
+		committing.enter(t.Context(), hot)
+		for range 5 {
+			waiting = append(waiting, clash(client).goEnter(t.Context()))
+		}
+		for _, next := range waiting {
+			pass(longestPause / 2)
+			require.False(t, next.done.Load())
+			committing.leave()
+			synctest.Wait()
+			require.True(t, next.done.Load())
+			require.True(t, next.inside)
+			committing = next.contender
+		}
+		committing.leave()
+	})
+}
+
+func TestAWaitForACommitWithoutAnAnswerEnds(t *testing.T) {
+	contend(t, func(t *testing.T, client *v3.Client) {
+		for took, bound := range map[time.Duration]time.Duration{
+			0: longestPause, time.Second: tardy * time.Second, time.Minute: patience / 3,
+		} {
+			silent, other := clash(client), clash(client)
+			silent.enter(t.Context(), hot)
+			silent.contest.took = took
+			wait := other.goEnter(t.Context())
+			pass(bound - 1)
+			require.False(t, wait.done.Load())
+			pass(1)
+			require.True(t, wait.done.Load())
+			require.False(t, wait.inside, "it commits beside")
+			silent.leave()
+		}
+	})
+}
+
 func TestNobodyWaitsWithoutAConflict(t *testing.T) {
 	contend(t, func(t *testing.T, client *v3.Client) {
 		other := sharedOf(client).contention.newContender()

@@ -155,6 +155,36 @@ func TestAPanicStrandsNobody(t *testing.T) {
 	leave()
 }
 
+// A member is silent on a connection that stands, so the commit of a transaction has no answer.
+func TestACommitWithoutAnAnswerHoldsNobodyUp(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	_, leave := hog(t, s, s.key("n")) // there is a contest for as long as this runs
+	add := func(ctx context.Context) error {
+		_, err := concurrency.NewSTM(s.client, func(stm concurrency.STM) error {
+			increment(stm, s.key("n"))
+			return nil
+		}, concurrency.WithAbortContext(ctx))
+		return err
+	}
+	silent := s.faults.Hold(fault.Txn, 1)
+	ctx, cancel := context.WithCancel(t.Context())
+	stuck := etcdtest.Go(func() error { return add(ctx) })
+	ended(t, silent.Reached(), "the commit")
+	var others []*etcdtest.Call
+	for range 3 {
+		others = append(others, etcdtest.Go(func() error { return add(t.Context()) }))
+	}
+	for _, other := range others {
+		require.NoError(t, other.Wait(t))
+	}
+	require.True(t, stuck.Running())
+	cancel()
+	require.ErrorIs(t, stuck.Wait(t), context.Canceled)
+	silent.Open()
+	leave()
+}
+
 // A long transaction that has lost takes a lock. The short ones look at that lock's line, so that
 // those under way conflict and the others wait, whatever client they are of.
 func TestALongTransactionAmongShortOnes(t *testing.T) {

@@ -492,3 +492,39 @@ func TestSTMTransfers(t *testing.T) {
 	wg.Wait()
 	s.run(t, func(stm concurrency.STM, _ int) { require.Equal(t, accounts*each, total(stm)) })
 }
+
+// behind answers a read at a revision as a member does that has come no further.
+type behind struct {
+	clientv3.KV
+	before func() // comes before the second read
+	reads  int
+}
+
+func (b *behind) Get(ctx context.Context, key string, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
+	if b.reads++; b.reads == 2 {
+		b.before()
+	}
+	resp, err := b.KV.Get(ctx, key, opts...)
+	if at := clientv3.OpGet(key, opts...).Rev(); err == nil && at != 0 {
+		resp.Header.Revision = at
+	}
+	return resp, err
+}
+
+// The first range is read in parts, the second of which comes after the second range.
+func TestReadCommittedOfTwoRangesHasTheNewestHeader(t *testing.T) {
+	t.Parallel()
+	s, second := newSpace(t, server(t)), newSpace(t, server(t))
+	s.fill(t, 4100, "")
+	c := s.cluster.Client(t)
+	c.KV = &behind{KV: s.client.KV, before: func() { second.put(t, "key", "new") }}
+	rev := int64(0)
+	resp, err := concurrency.NewSTM(c, func(stm concurrency.STM) error {
+		rev = stm.Rev(second.key("key"))
+		return nil
+	}, concurrency.WithIsolation(concurrency.ReadCommitted), concurrency.WithMaxTxnOps(1),
+		concurrency.WithPrefetchRange(s.all()), concurrency.WithPrefetchRange(second.all()))
+	require.NoError(t, err)
+	require.NotZero(t, rev)
+	require.GreaterOrEqual(t, resp.Header.Revision, rev)
+}

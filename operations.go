@@ -3,6 +3,7 @@ package concurrency
 import (
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -95,7 +96,7 @@ func (a *attempt) RangeN(begin, end string, n int) []*mvccpb.KeyValue {
 		panic(fmt.Sprintf("concurrency: RangeN: %d is no number of keys", n))
 	}
 	a.check()
-	return a.scan(iv, n, 0)
+	return a.scan(iv, min(n, math.MaxInt/2), 0) // scan adds to it, and must not overflow
 }
 
 // Put adds a write to the write set, in place of one of the same key.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -276,6 +277,37 @@ func TestRangeN(t *testing.T) {
 		require.Equal(t, []string{"g=mine", "h=4"}, n(9))
 		require.Equal(t, []string{"g=mine"}, n(1))
 	})
+}
+
+func TestRangeNOfAnyNumber(t *testing.T) {
+	t.Parallel()
+	for _, n := range []int{1000, math.MaxInt} {
+		s := newSpace(t, server(t))
+		s.put(t, "a", "1", "b", "2", "c", "3", "d", "4")
+		s.run(t, func(stm concurrency.STM, _ int) {
+			stm.Range(s.key("b"), s.key("c")) // the range is then read in pieces
+			stm.Del(s.key("a"))
+			begin, end := s.all()
+			require.Equal(t, []string{"b=2", "c=3", "d=4"}, s.shown(stm.RangeN(begin, end, n)))
+		})
+	}
+}
+
+// Ranges that lie in a range that is known are compared with it, however many they are.
+func TestRangesWithinARangeThatIsKnown(t *testing.T) {
+	t.Parallel()
+	s := newSpace(t, server(t))
+	attempts := s.run(t, func(stm concurrency.STM, attempt int) {
+		for i := range 200 {
+			p := s.key(fmt.Sprintf("%03d/", i))
+			require.Len(t, stm.Range(p, clientv3.GetPrefixRangeEnd(p)), (attempt-1)*max(0, i-198))
+		}
+		if attempt == 1 {
+			s.put(t, "199/new", "")
+		}
+		stm.Put(s.key("out"), "")
+	}, concurrency.WithPrefetchRange(s.all()), concurrency.WithMaxTxnOps(2))
+	require.Equal(t, 2, attempts)
 }
 
 func TestDelRange(t *testing.T) {

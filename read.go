@@ -84,9 +84,10 @@ func (a *attempt) load(wants []want, at int64, into *facts) {
 		for i, w := range part {
 			into.learn(w, cmp.Or(at, header.Revision), answers[i])
 		}
-		// Without a snapshot, the header of the last read counts. A transaction that only reads
-		// returns that header. It must not be older than what was read.
-		if a.header == nil || !a.level.snapshot {
+		// Without a snapshot, the header of the newest read counts. A transaction that only reads
+		// returns that header. It must not be older than what was read. The last read may be older:
+		// the rest of a range comes from any member, and is read at the revision of its first part.
+		if a.header == nil || !a.level.snapshot && header.Revision > a.header.Revision {
 			a.header = header
 		}
 		wants = wants[len(part):]

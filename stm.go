@@ -48,7 +48,8 @@ type STM interface {
 	// transaction that only reads can read any number, except at [RepeatableReads].
 	Range(begin, end string) []*mvccpb.KeyValue
 	// RangeN returns the first n keys of a range, or all if they are fewer. It adds no more
-	// to the read set than that part of the range.
+	// to the read set than that part of the range, as it stands in the store. Keys that this
+	// attempt has put make it no shorter, and keys that it has deleted make it longer.
 	RangeN(begin, end string, n int) []*mvccpb.KeyValue
 	// DelRange adds the deletion of all keys from begin on and before end to the write set,
 	// in place of what was written to them. They are those that exist at the commit, and are

@@ -423,9 +423,10 @@ func TestSTMAbortContextThatEndsBeforeTheCommit(t *testing.T) {
 func TestSTMAbortContextOfAClientMadeByHand(t *testing.T) {
 	t.Parallel()
 	s := newSpace(t, server(t))
-	_, err := concurrency.NewSTM(&clientv3.Client{KV: s.client.KV}, write([]string{s.key("x")}),
-		concurrency.WithAbortContext(t.Context()))
-	require.NoError(t, err)
+	for _, opts := range [][]concurrency.STMOption{nil, {concurrency.WithAbortContext(t.Context())}} {
+		_, err := concurrency.NewSTM(&clientv3.Client{KV: s.client.KV}, write([]string{s.key("x")}), opts...)
+		require.NoError(t, err)
+	}
 }
 
 func TestSTMAbortContextIsTheClientsByDefault(t *testing.T) {

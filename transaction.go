@@ -39,7 +39,10 @@ import (
 //   - one that wraps rpctypes.ErrTooManyOps and has the numbers, see [WithMaxTxnOps];
 //   - one that wraps [ErrCommitUnknown] and the cause if the commit was not answered. It
 //     also wraps the error of the abort context if that has ended. Such a commit may have
-//     been carried out. It is not repeated.
+//     been carried out. It is not repeated. An answer that is larger than the client's
+//     MaxCallRecvMsgSize is none.
+//
+// If the abort context has a deadline, a server's DeadlineExceeded is told as the end of that context.
 //
 // Reads, and commits that write nothing, ride out a lost connection or leader for as long
 // as a Get of the client does. A transaction costs one call for each method that fetches,
@@ -52,7 +55,7 @@ func NewSTM(c *v3.Client, apply func(STM) error, so ...STMOption) (*v3.TxnRespon
 	if apply == nil {
 		panic("concurrency: NewSTM: nil function")
 	}
-	o := stmOptions{ctx: c.Ctx(), patience: patience}
+	o := stmOptions{ctx: cmp.Or(c.Ctx(), forever), patience: patience} // a client made by hand has none
 	configure("NewSTM", &o, so)
 	defer o.trace.wait()
 	next := carried{part: cmp.Or(o.maxOps, defaultPart), chunk: defaultChunk, contender: sharedOf(c).contention.newContender()}

@@ -15,7 +15,7 @@ const (
 	longestFile      = 300
 	lockPath         = 1554
 	sessions         = 858
-	transactions     = 806
+	transactions     = 821
 	ranges           = 670
 	traces           = 286
 	mostFieldsOfSome = 14 // of type lease, which everything would otherwise be put in
