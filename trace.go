@@ -34,7 +34,8 @@ type Trace struct {
 	// GaveUp is called when an acquisition has failed. Err is what it returns.
 	GaveUp func(LineEvent)
 	// Released is called when an ownership was given back, after the answer. If Err is not nil,
-	// the deletion of the key was not answered, and goes on in the background.
+	// the deletion of the key was not answered, and goes on in the background. If another handle is
+	// still being told of the acquisition, Released is called after that, on the goroutine of that call.
 	Released func(LineEvent)
 	// Attempt is called after every attempt of a transaction. It is not called after an attempt
 	// that ended with a panic or runtime.Goexit.
@@ -251,7 +252,7 @@ type holding struct {
 	since time.Time  // the acquisition; zero: it is not known yet
 	begun bool       // Acquired has been called
 	over  bool       // released or lost
-	end   func()     // tells how, when Acquired has been called
+	end   func()     // tells of the release or the loss; called after Acquired
 }
 
 // begin tells that the ownership was acquired, if nobody has told it. A loss that came meanwhile
