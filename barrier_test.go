@@ -201,6 +201,7 @@ func TestDoubleBarrierAndTheDead(t *testing.T) {
 		(*yard).notDead,
 		(*yard).allDeadInside,
 		(*yard).deadBeforeItOpensTheBarrier,
+		(*yard).goneBeforeItOpensTheBarrier,
 		(*yard).deadByItsKey,
 	)
 }
@@ -299,6 +300,32 @@ func (y *yard) deadBeforeItOpensTheBarrier() {
 	opening.Open()
 	require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
 	y.returned(all[0].leave(ctx), all[2].leave(ctx))
+}
+
+// The last to come for the second round gives up. Its opening lands after that.
+func (y *yard) goneBeforeItOpensTheBarrier() {
+	all := y.participants(4)
+	ctx := y.t.Context()
+	one, two := all[0].enter(ctx), all[1].enter(ctx)
+	y.returned(one, two)
+	waits := all[2].enter(ctx)
+	y.stand(all[0].client, 3)
+	kv := &late{KV: all[3].client.KV}
+	all[3].client.KV = kv
+	short, cancel := context.WithCancel(ctx)
+	gone := all[3].enter(short)
+	left := all[0].leave(ctx)
+	y.blocked(waits, gone, left)
+	kv.next = true
+	y.returned(all[1].leave(ctx), left)
+	etcdtest.Eventually(y.t, kv.sent, "it is about to open the barrier")
+	cancel()
+	require.Equal(y.t, context.Canceled, gone.Wait(y.t))
+	y.stand(all[0].client, 1)
+	require.False(y.t, kv.land(y.t).Succeeded)
+	y.blocked(waits)
+	y.returned(waits, all[0].enter(ctx))
+	y.returned(all[2].leave(ctx), all[0].leave(ctx))
 }
 
 // deadByItsKey is of one whose key was deleted.

@@ -461,11 +461,13 @@ func TestLockWhoseLeaseIsLost(t *testing.T) {
 func TestLockWhoseLeaseIsFoundLostWhenTheTurnComes(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	l := newLine(t, concurrency.WithTTL(6))
+	l := newLine(t)
 	l.faults.After(fault.Txn, 1, func(error) {
 		_, err := l.outside.Revoke(ctx, l.session.Lease())
 		assert.NoError(t, err)
-		<-l.session.Done()
+		// Another call hears of it first.
+		assert.Error(t, concurrency.NewMutex(l.session, l.name+"-other").Lock(ctx))
+		assert.Error(t, l.session.Ctx().Err())
 	})
 	require.Equal(t, concurrency.ErrSessionExpired, l.mutex.Lock(ctx))
 }
