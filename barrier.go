@@ -139,8 +139,9 @@ func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
 }
 
 // Enter waits until n participants have come, this one included. It returns [ErrHeld] if this
-// handle has come already, and no Leave has returned nil or [ErrSessionExpired] since. It blocks and fails as [Mutex.Lock] does, with the same
-// errors, and takes its key away then. The others don't count it any more.
+// handle has come already, and no Leave has returned nil or [ErrSessionExpired] since. It blocks and
+// fails as [Mutex.Lock] does, with the same errors, and takes its key away then. The others don't
+// count it any more.
 //
 // It costs three calls for the last one to come, and four calls and two watches for the others. It
 // costs more if the store is written to while the watches begin, or a round is under way.
