@@ -131,6 +131,9 @@ type round struct {
 
 // NewDoubleBarrier returns a handle of the double barrier that name names, for n participants. It
 // makes no call. It panics if s is nil or n is less than one.
+//
+// A commit compares 128 keys at most (the servers' flag --max-txn-ops). If n is greater than that
+// less two, a participant who gives up or dies in the moment in which the round begins may be counted.
 func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
 	if n < 1 {
 		panic("concurrency: a double barrier for less than one participant")
@@ -207,7 +210,7 @@ func (d *DoubleBarrier) obtain(ctx context.Context, txn joinTxn) (view, int64, e
 
 // await returns the newest ticket of the round when mine is inside.
 func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err error) {
-	for {
+	for many := false; ; {
 		var begins []v3.Cmp
 		err = d.transact(ctx, func(stm STM) (err error) {
 			last, begins, err = d.enter(stm, mine)
@@ -219,13 +222,19 @@ func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err
 		if begins == nil {
 			break
 		}
-		// The line may have more keys than a commit can check. Its commit need not check them. Nobody
-		// comes in ahead, and who has gone since the read counts as one who died inside.
-		begin := func(stm STM) error {
+		// Of more participants than a commit can compare, those who die while the round begins count as
+		// dead inside.
+		if many {
+			begins = begins[:2]
+		}
+		err = d.transact(ctx, func(stm STM) error {
 			stm.Put(d.ready(), strconv.FormatInt(mine.rev, 10))
 			return nil
-		}
-		if err = d.transact(ctx, begin, WithGuard(begins...)); err != ErrGuardFailed {
+		}, WithGuard(begins...))
+		switch {
+		case err == rpctypes.ErrTooManyOps && !many:
+			many = true
+		case err != ErrGuardFailed:
 			return mine.rev, err
 		}
 	}
@@ -242,25 +251,27 @@ func (d *DoubleBarrier) await(ctx context.Context, mine ticket) (last int64, err
 }
 
 // enter is the rule of the barrier. If nobody of the round before is inside any more, and n have
-// come, the n-th begins the next round. He alone does. begins are what must still be true then:
-// mine stands, and no other round has begun. For everybody else begins is nil.
+// come, the n-th begins the next round. He alone does. begins are what must still be true then: no
+// other round has begun, and all n stand, mine first. Who stands behind them is not compared, because
+// a long line would be more than a commit can compare. For everybody else begins is nil.
 //
 // enter returns the newest ticket of the latest round. It blocks until mine is inside, may begin a
 // round, or has fewer than n-1 ahead. Such a ticket can't come to be the n-th, because nobody comes in
 // ahead.
 func (d *DoubleBarrier) enter(stm STM, mine ticket) (last int64, begins []v3.Cmp, err error) {
 	line, last := d.read(stm)
-	ahead := slices.Index(line, mine.rev)
+	ahead := slices.Index(line, mine)
 	switch {
 	case ahead < 0:
 		return 0, nil, ErrSessionExpired
 	case mine.rev <= last || ahead < d.n-1:
 		return last, nil, nil
-	case ahead == d.n-1 && line[0] > last:
-		return last, []v3.Cmp{
-			v3.Compare(v3.CreateRevision(mine.key), "=", mine.rev),
-			v3.Compare(v3.ModRevision(d.ready()), "=", stm.Rev(d.ready())),
-		}, nil
+	case ahead == d.n-1 && line[0].rev > last:
+		begins = []v3.Cmp{v3.Compare(v3.ModRevision(d.ready()), "=", stm.Rev(d.ready()))}
+		for _, t := range slices.Backward(line[:d.n]) {
+			begins = append(begins, t.stands())
+		}
+		return last, begins, nil
 	}
 	stm.Retry()
 	return 0, nil, nil
@@ -295,7 +306,7 @@ func (d *DoubleBarrier) Leave(ctx context.Context) error {
 	}
 	err = d.transact(ctx, func(stm STM) error {
 		// Newer tickets are those of the next round, and hold nobody up.
-		if line, _ := d.read(stm); len(line) > 0 && line[0] <= r.last {
+		if line, _ := d.read(stm); len(line) > 0 && line[0].rev <= r.last {
 			stm.Retry()
 		}
 		return nil
@@ -352,19 +363,19 @@ func newestOf(ready *mvccpb.KeyValue) int64 {
 	return last
 }
 
-// read returns the create revisions of the tickets that stand, the oldest first, and that of
-// the newest ticket of the latest round. All of it is one range, so a wait costs one watch.
-func (d *DoubleBarrier) read(stm STM) (line []int64, last int64) {
+// read returns the tickets that stand, the oldest first, and the create revision of the newest
+// ticket of the latest round. All of it is one range, so a wait costs one watch.
+func (d *DoubleBarrier) read(stm STM) (line []ticket, last int64) {
 	for _, kv := range stm.Range(d.name, v3.GetPrefixRangeEnd(d.name)) {
 		switch key := string(kv.Key); {
 		case strings.HasPrefix(key, d.queue.prefix):
-			line = append(line, kv.CreateRevision)
+			line = append(line, ticketOf(kv))
 		case key == d.ready():
 			last = newestOf(kv)
 		}
 	}
 	// The range comes in the order of the keys, and those are the numbers of leases.
-	slices.SortFunc(line, cmp.Compare)
+	slices.SortFunc(line, func(a, b ticket) int { return cmp.Compare(a.rev, b.rev) })
 	return line, last
 }
 
