@@ -132,8 +132,8 @@ type round struct {
 // NewDoubleBarrier returns a handle of the double barrier that name names, for n participants. It
 // makes no call. It panics if s is nil or n is less than one.
 //
-// A commit compares 128 keys at most (the servers' flag --max-txn-ops). If n is greater than that
-// less two, a participant who gives up or dies in the moment in which the round begins may be counted.
+// The servers limit what a commit compares (--max-txn-ops, 128 by default). If n is not less than half of
+// that, a participant who gives up or dies in the moment in which a round begins may be counted.
 func NewDoubleBarrier(s *Session, name string, n int) *DoubleBarrier {
 	if n < 1 {
 		panic("concurrency: a double barrier for less than one participant")

@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"google.golang.org/grpc/codes"
 
 	"example.com/etcd/concurrency"
@@ -442,32 +443,34 @@ func TestDoubleBarrierForMany(t *testing.T) {
 }
 
 // The second of three is about to open the barrier for the first and itself. The first dies, so the
-// third opens it.
+// third opens it. The server compares fewer keys than there are participants.
 func TestDoubleBarrierBeginsARoundOnce(t *testing.T) {
-	inYard(t, 2, func(y *yard) {
-		all := y.participants(3)
-		ctx := y.t.Context()
-		dead := all[0].enter(ctx)
-		y.stand(all[0].client, 1)
-		opening := all[1].faults.Hold(fault.Txn, 2)
-		second := all[1].enter(ctx)
-		ended(y.t, opening.Reached(), "it is about to open the barrier")
-		third := all[2].enter(ctx)
-		y.stand(all[0].client, 3)
-		revoke(y.t, all[2].client, all[0].session)
-		require.Equal(y.t, concurrency.ErrSessionExpired, dead.Wait(y.t))
-		y.returned(third)
-		ready := func() int64 {
-			resp, err := all[2].client.Get(ctx, y.name+"/ready")
-			require.NoError(y.t, err)
-			return resp.Kvs[0].ModRevision
-		}
-		opened := ready()
-		opening.Open()
-		y.returned(second)
-		require.Equal(y.t, opened, ready())
-		y.returned(all[1].leave(ctx), all[2].leave(ctx))
-	})
+	t.Parallel()
+	own := etcdtest.New(t, etcdtest.Config(func(_ int, cfg *embed.Config) { cfg.MaxTxnOps = 4 }))
+	outside, c, name, ctx := own.Client(t), own.Client(t), prefix(t), t.Context()
+	f := counted(t, c)
+	enter := func(s *concurrency.Session) (*concurrency.DoubleBarrier, *etcdtest.Call) {
+		d := concurrency.NewDoubleBarrier(s, name, 2)
+		return d, etcdtest.Go(func() error { return d.Enter(ctx) })
+	}
+	dies := session(t, outside)
+	_, dead := enter(dies)
+	etcdtest.WaitKeys(t, outside, name+"/waiters/", 1)
+	opening := f.Hold(fault.Txn, 3) // after the join, and a commit that the server refuses
+	two, second := enter(session(t, c))
+	ended(t, opening.Reached(), "it is about to open the barrier")
+	three, third := enter(session(t, outside))
+	etcdtest.WaitKeys(t, outside, name+"/waiters/", 3)
+	revoke(t, outside, dies)
+	require.Equal(t, concurrency.ErrSessionExpired, dead.Wait(t))
+	require.NoError(t, third.Wait(t))
+	opened := etcdtest.WaitKeys(t, outside, name+"/ready", 1)[0].ModRevision
+	opening.Open()
+	require.NoError(t, second.Wait(t))
+	require.Equal(t, opened, etcdtest.WaitKeys(t, outside, name+"/ready", 1)[0].ModRevision)
+	left := etcdtest.Go(func() error { return two.Leave(ctx) })
+	require.NoError(t, three.Leave(ctx))
+	require.NoError(t, left.Wait(t))
 }
 
 // A commit of etcd's compares 128 keys at most.
