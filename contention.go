@@ -86,9 +86,9 @@ func (all *contention) newContender() *contender {
 // enter is called before a commit over the keys. If there is a contest over one of them, it
 // waits until the transaction may commit. It returns what the last answer in that contest said,
 // or nil if there was none. It also returns when ctx ends, or when the commit of another takes too
-// long. Then the transaction has no turn, and commits beside the contest. The caller leaves after the commit. A contender is in one contest at most, so contenders never wait for
-// each other in a circle. While a contender that returns is expected, whoever comes first commits, a
-// newcomer too.
+// long. Then the transaction has no turn, and commits beside the contest. The caller leaves after the
+// commit. A contender is in one contest at most, so contenders never wait for each other in a circle.
+// While a contender that returns is expected, whoever comes first commits, a newcomer too.
 func (c *contender) enter(ctx context.Context, keys []string) (news any) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -299,8 +299,7 @@ func (q queue) wait(ctx context.Context, v view) (_ view, err error) {
 		switch gone, stale := v.hear(news); {
 		case gone:
 			return v, ErrSessionExpired
-		// An orphaned session has no deadline. Its lease, and the ticket with it, may have ended before
-		// a member that lags tells that the turn has come.
+		// An orphaned session has no deadline. Its lease may have ended before a late watch tells.
 		case stale, v.turn() && l.ctx.Err() != nil:
 			if v, err = q.look(ctx, v.mine); err != nil {
 				return v, err

@@ -251,8 +251,7 @@ type holding struct {
 	mu    sync.Mutex // guards the fields below; never held while a function of the Trace runs
 	since time.Time  // the acquisition; zero: it is not known yet
 	begun bool       // Acquired has been called
-	over  bool       // released or lost
-	end   func()     // tells of the release or the loss; called after Acquired
+	end   func()     // tells of the release or the loss, after Acquired; nil: it is neither
 }
 
 // begin tells that the ownership was acquired, if nobody has told it. A loss that came meanwhile
@@ -294,10 +293,9 @@ func (h *holding) lose(cause error) {
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.over {
+	if h.end != nil {
 		return
 	}
-	h.over = true
 	h.end = h.loss(cause)
 	if h.begun {
 		h.end()
@@ -323,7 +321,7 @@ func (h *holding) release(err error) {
 		return
 	}
 	h.mu.Lock()
-	over, begun, released := h.over, h.begun, time.Now()
+	over, begun, released := h.end != nil, h.begun, time.Now()
 	end := func() {
 		if h.Released != nil {
 			e := h.event
@@ -331,7 +329,7 @@ func (h *holding) release(err error) {
 			h.Released(e)
 		}
 	}
-	if h.over = true; !over {
+	if !over {
 		h.end = end
 	}
 	h.mu.Unlock()

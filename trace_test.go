@@ -573,31 +573,34 @@ func TestATraceIsCopied(t *testing.T) {
 	require.Equal(t, []string{"Joined", "Acquired"}, r.names())
 }
 
-// stuck is a record whose first Acquired lasts until the gate is opened.
-func stuck() (r *record, reached <-chan struct{}, open func()) {
+// acquiring is a line whose trace is being told of its first acquisition. goOn returns when Lock has.
+func acquiring(t *testing.T) (r *record, l *line, goOn func()) {
 	first, gate := make(chan struct{}), make(chan struct{})
 	var begun atomic.Bool
-	return &record{during: func(what string) {
+	r = &record{during: func(what string) {
 		if what == "Acquired" && begun.CompareAndSwap(false, true) {
 			close(first)
 			<-gate
 		}
-	}}, first, func() { close(gate) }
+	}}
+	l = newLine(t, r.option())
+	slow := etcdtest.Go(func() error { return l.mutex.Lock(t.Context()) })
+	ended(t, first, "the first Acquired")
+	return r, l, func() {
+		close(gate)
+		require.NoError(t, slow.Wait(t))
+	}
 }
 
 func TestAnAcquiredThatTakesItsTimeHidesNoNewerOwnership(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	r, reached, open := stuck()
-	l := newLine(t, r.option())
-	slow := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-	ended(t, reached, "the first Acquired")
+	_, l, goOn := acquiring(t)
 	// Other goroutines use the same handle meanwhile.
 	require.NoError(t, l.mutex.Lock(ctx))
 	require.NoError(t, l.mutex.Unlock(ctx))
 	require.NoError(t, l.mutex.Lock(ctx))
-	open()
-	require.NoError(t, slow.Wait(t))
+	goOn()
 	require.True(t, l.owns(t, l.mutex))
 	require.NoError(t, l.mutex.Unlock(ctx))
 	l.stand(t, 0)
@@ -606,15 +609,11 @@ func TestAnAcquiredThatTakesItsTimeHidesNoNewerOwnership(t *testing.T) {
 func TestTraceOfAReleaseWhileAcquiredIsTold(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()
-	r, reached, open := stuck()
-	l := newLine(t, r.option())
-	slow := etcdtest.Go(func() error { return l.mutex.Lock(ctx) })
-	ended(t, reached, "the first Acquired")
+	r, l, goOn := acquiring(t)
 	sibling := l.handle()
 	require.NoError(t, sibling.Lock(ctx))
 	require.NoError(t, sibling.Unlock(ctx))
-	open()
-	require.NoError(t, slow.Wait(t))
+	goOn()
 	require.NoError(t, l.session.Close())
 	require.Equal(t, []string{"Joined", "Joined", "Acquired", "Released", "Ended"}, r.names())
 	require.NoError(t, r.of("Released")[0].line.Err)
