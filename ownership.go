@@ -57,9 +57,9 @@ func (o *ownership) acquireIn(ctx context.Context, q queue, txn joinTxn) (*grant
 	}
 	begun := q.lease().trace.now()
 	g, header, err := q.acquire(ctx, txn)
-	// Somebody else is in line or owns, or the session has lost its key, or owns by a newer ticket.
-	// The handle does not own by the earlier grant any more. Other errors tell nothing about it.
-	if err == ErrLocked || err == ErrSessionExpired || err == nil && g != before {
+	// Somebody else is in line or owns, or the session has lost its key. The handle does not own by the
+	// earlier grant any more. Other errors tell nothing about it. A newer grant has ended it, see seat.
+	if err == ErrLocked || err == ErrSessionExpired {
 		o.lose(before) // and not what another call has acquired meanwhile
 	}
 	if err == nil {
